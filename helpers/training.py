@@ -1,0 +1,423 @@
+"""The one training loop, for teacher, students and LoRA alike, and the teacher's outputs, computed once.
+
+Accelerate places the model, clips and scales gradients and writes the checkpoints. Batches hold comments of like
+length, so that little is computed on padding. Everything random follows from the seed, and a checkpoint keeps the
+random state, so that a run that was killed and goes on ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import average_precision_score
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from helpers.losses import distillation_loss, hard_loss
+from helpers.runs import fingerprint, new_directory, read_json, write_json
+
+BUCKET_BATCHES = 20  # comments are sorted by length within so many shuffled batches
+CHECKPOINT_SECONDS = 120.0
+LOSS_PARTS = ("total", "hard", "soft", "cosine")
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a training run depends on besides its data and its first weights. `learning_rate` is the peak."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup_share: float
+    max_gradient_norm: float
+    seed: int
+    temperature: float | None = None  # these three only where a teacher is distilled
+    alpha: float | None = None
+    beta: float | None = None
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """The teacher's outputs by row id: logits (N, C) and last-layer [CLS] states (N, H), float32."""
+
+    position: dict[str, int]
+    logits: torch.Tensor
+    states: torch.Tensor
+
+    def look_up(self, row_ids: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits, states) of these rows, in their order; the order in which the teacher saw them plays no part."""
+        missing = [row_id for row_id in row_ids if row_id not in self.position]
+        if missing:
+            raise KeyError(f"the teacher's targets lack {len(missing)} of these rows (first id {missing[0]})")
+        index = torch.tensor([self.position[row_id] for row_id in row_ids])
+        return self.logits[index], self.states[index]
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def bucketed_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The row numbers of an epoch's batches: shuffled, sorted by length within BUCKET_BATCHES batches, shuffled again.
+
+    Every row stands in exactly one batch. The same seed and epoch give the same batches, whatever ran before.
+    """
+    generator = np.random.default_rng((seed, epoch))
+    order = generator.permutation(len(lengths))
+    window = BUCKET_BATCHES * batch_size
+    batches = []
+    for start in range(0, len(order), window):
+        rows = order[start : start + window]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        batches += [rows[i : i + batch_size].tolist() for i in range(0, len(rows), batch_size)]
+    generator.shuffle(batches)
+    return batches
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes tensors of a list of rows, padded to the longest of them: ids and mask (B, T), labels (B,)."""
+
+    pad_token_id: int
+    targets: TeacherTargets | None = None
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(row["input_ids"]) for row in rows]
+        batch = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": torch.tensor([row["toxic"] for row in rows]),
+        }
+        if self.targets is not None:
+            batch["teacher_logits"], batch["teacher_states"] = self.targets.look_up([row["row_id"] for row in rows])
+        return batch
+
+
+def token_lengths(dataset: Dataset) -> np.ndarray:
+    """The number of tokens of each row as the model sees it, after cutting."""
+    return np.array([len(ids) for ids in dataset["input_ids"]])
+
+
+# --- predicting ------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def predict(
+    model: torch.nn.Module, dataset: Dataset, batch_size: int = 64, states: bool = False, label: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(logits (N, C), [CLS] states of the last layer (N, H) or None), in the dataset's order, in eval mode.
+
+    Rows are taken by length, which costs less padding; the mode the model was in is restored.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    collate = Collator(model.config.pad_token_id)
+    order = np.argsort(token_lengths(dataset), kind="stable")
+    batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+    logits, first_states = [], []
+    for rows in tqdm(batches, desc=label, unit="batch", disable=label is None, leave=False, mininterval=1.0):
+        batch = {name: tensor.to(device) for name, tensor in collate(dataset.__getitems__(rows)).items()}
+        batch.pop("labels")
+        output = model(**batch, output_hidden_states=states)
+        logits.append(output.logits.float().cpu())
+        if states:
+            first_states.append(output.hidden_states[-1][:, 0].float().cpu())
+    model.train(was_training)
+    back = torch.from_numpy(np.argsort(order))
+    return torch.cat(logits)[back], torch.cat(first_states)[back] if states else None
+
+
+def save_targets(teacher: torch.nn.Module, dataset: Dataset, directory: Path, made_from: str) -> None:
+    """Runs the teacher once over the rows, without gradients or dropout, and keeps its outputs by row id."""
+    logits, states = predict(teacher, dataset, states=True, label="teacher outputs")
+    with new_directory(directory) as temporary:
+        save_file({"logits": logits.contiguous(), "states": states.contiguous()}, temporary / "targets.safetensors")
+        write_json(temporary / "rows.json", {"fingerprint": made_from, "row_ids": list(dataset["row_id"])})
+
+
+def load_targets(directory: Path, made_from: str) -> TeacherTargets | None:
+    """The saved targets, memory-mapped; None if they are missing or were made from something else."""
+    rows = read_json(directory / "rows.json")
+    if rows is None or rows["fingerprint"] != made_from:
+        return None
+    tensors = load_file(directory / "targets.safetensors")
+    return TeacherTargets({row_id: i for i, row_id in enumerate(rows["row_ids"])}, tensors["logits"], tensors["states"])
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def mixed_precision() -> str:
+    """accelerate's name for the precision this device computes fast: bf16 from compute capability 8.0, else fp16.
+
+    A T4 (7.5) says that it supports bf16 and emulates it, so the capability is asked, not the feature. float32 on CPU.
+    """
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+
+
+def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
+    """Linear warm-up over the first `warmup_share` of the steps to the peak, then linear decay to zero."""
+    warmup = max(1, round(settings.warmup_share * steps))
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    return settings.learning_rate * (steps - step) / max(1, steps - warmup)
+
+
+def make_optimizer(model: torch.nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW on what is trainable; no weight decay on biases and layer norms, as usual with BERT."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)  # a fifth of the plain one's time on a CPU
+
+
+def batch_loss(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], settings: TrainingSettings
+) -> dict[str, torch.Tensor]:
+    """The loss of a batch by part: `total` is minimised. Without a teacher in the batch, total = hard."""
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if "teacher_logits" not in batch:
+        hard = hard_loss(model(**inputs).logits, batch["labels"])
+        return {"total": hard, "hard": hard}
+    output = model(**inputs, output_hidden_states=True)
+    loss = distillation_loss(
+        output.logits,
+        batch["teacher_logits"],
+        batch["labels"],
+        output.hidden_states[-1][:, 0],
+        batch["teacher_states"],
+        temperature=settings.temperature,
+        alpha=settings.alpha,
+        beta=settings.beta,
+    )
+    return loss._asdict()
+
+
+def train(
+    model: torch.nn.Module,
+    train_rows: Dataset,
+    validation_rows: Dataset,
+    settings: TrainingSettings,
+    checkpoint_dir: Path,
+    made_from: str,
+    targets: TeacherTargets | None = None,
+    label: str = "training",
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> dict:
+    """Trains `model` in place for a fixed number of epochs and leaves it with its best weights, in eval mode.
+
+    Best is the epoch with the largest validation average precision (the first of equals). Goes on from the newest
+    checkpoint in `checkpoint_dir` that carries the fingerprint `made_from`; others are removed.
+
+    Returns:
+        The history: `steps` (a list a loss part), `epochs` (training means by part, validation cross-entropy and
+        average precision), `best_epoch` (from 1), `seconds`, `peak_memory_bytes`.
+
+    Raises:
+        TrainingError: the loss became infinite or NaN; the last good checkpoint stays.
+    """
+    run = _TrainingRun(model, train_rows, validation_rows, settings, checkpoint_dir, made_from, targets)
+    run.restore()
+    with run.bar(label) as bar, measure_peak_memory() as memory:
+        while run.epoch < settings.epochs:
+            run.train_epoch(bar, memory, checkpoint_seconds)
+            run.finish_epoch(memory)
+    return run.finish()
+
+
+class _TrainingRun:
+    """The state of one `train` call: what a checkpoint has to bring back."""
+
+    def __init__(self, model, train_rows, validation_rows, settings, checkpoint_dir, made_from, targets) -> None:
+        set_seed(settings.seed)
+        self.settings = settings
+        self.accelerator = Accelerator(mixed_precision=mixed_precision())
+        self.plain_model = model
+        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, settings))
+        self.train_rows, self.validation_rows = train_rows, validation_rows
+        self.lengths = token_lengths(train_rows)
+        self.collate = Collator(model.config.pad_token_id, targets)
+        self.directory = checkpoint_dir
+        self.made_from = fingerprint({"stage": made_from, "settings": asdict(settings)})
+        self.steps_an_epoch = math.ceil(len(train_rows) / settings.batch_size)
+        self.parts = LOSS_PARTS if targets is not None else LOSS_PARTS[:2]
+        self.progress = {
+            "step": 0,
+            "steps": {part: [] for part in self.parts},
+            "epochs": [],
+            "best_epoch": None,
+            "seconds": 0.0,
+            "peak_memory_bytes": 0,
+        }
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in progress, from 0: the number of those that were validated."""
+        return len(self.progress["epochs"])
+
+    def bar(self, label: str) -> tqdm:
+        total = self.steps_an_epoch * self.settings.epochs
+        step = self.progress["step"]
+        return tqdm(total=total, initial=step, desc=label, unit="step", mininterval=1.0, dynamic_ncols=False, ncols=100)
+
+    def train_epoch(self, bar: tqdm, memory: dict, checkpoint_seconds: float) -> None:
+        """The batches of this epoch that have not been trained on yet."""
+        batches = bucketed_batches(self.lengths, self.settings.batch_size, self.settings.seed, self.epoch)
+        done = self.progress["step"] - self.epoch * self.steps_an_epoch
+        loader = DataLoader(
+            self.train_rows,
+            batch_sampler=batches[done:],
+            collate_fn=self.collate,
+            generator=torch.Generator().manual_seed(0),  # of its own: the loader must not draw from the dropout's
+        )
+        self.model.train()
+        started = last_saved = time.perf_counter()
+        for batch in self.accelerator.prepare_data_loader(loader):
+            losses = self.train_step(batch)
+            now = time.perf_counter()
+            self.progress["seconds"] += now - started
+            started = now
+            bar.update()
+            bar.set_postfix(epoch=self.epoch + 1, loss=f"{losses['total']:.4f}", refresh=False)
+            if now - last_saved >= checkpoint_seconds:
+                self.save(memory)
+                started = last_saved = time.perf_counter()  # writing checkpoints is not training
+
+    def train_step(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        """One optimizer step; the loss by part, logged."""
+        step, total_steps = self.progress["step"], self.steps_an_epoch * self.settings.epochs
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, total_steps, self.settings)
+        with self.accelerator.autocast():
+            losses = batch_loss(self.model, batch, self.settings)
+        values = {part: float(losses[part].detach()) for part in self.parts}
+        if not math.isfinite(values["total"]):
+            raise TrainingError(
+                f"the loss became {values['total']} at step {step + 1} of {total_steps}; lower the learning rate "
+                f"(now {self.settings.learning_rate:g}). The last good checkpoint is kept"
+            )
+        self.accelerator.backward(losses["total"])
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress["step"] += 1
+        for part, value in values.items():
+            self.progress["steps"][part].append(round(value, 5))
+        return values
+
+    def finish_epoch(self, memory: dict) -> None:
+        """Scores the validation rows; keeps the weights if they are the best so far; writes a checkpoint."""
+        logits, _ = predict(self.model, self.validation_rows)
+        labels = torch.tensor(self.validation_rows["toxic"][:])
+        of_epoch = slice(self.epoch * self.steps_an_epoch, None)
+        record = {
+            "epoch": self.epoch + 1,
+            "training": {part: float(np.mean(values[of_epoch])) for part, values in self.progress["steps"].items()},
+            "validation": {
+                "hard": float(hard_loss(logits, labels)),
+                "average_precision": float(average_precision_score(labels, logits[:, 1] - logits[:, 0])),
+            },
+        }
+        best = self.progress["best_epoch"]
+        score = record["validation"]["average_precision"]
+        if best is None or score > self.progress["epochs"][best - 1]["validation"]["average_precision"]:
+            self.progress["best_epoch"] = self.epoch + 1
+            with new_directory(self.directory / f"best-{self.epoch + 1}") as temporary:
+                save_file(self.trainable(), temporary / "weights.safetensors")
+        self.progress["epochs"].append(record)
+        self.save(memory)
+
+    def trainable(self) -> dict[str, torch.Tensor]:
+        """The trained tensors by name; frozen ones are where they were."""
+        named = self.accelerator.unwrap_model(self.model).named_parameters()
+        return {name: p.detach().contiguous() for name, p in named if p.requires_grad}
+
+    def save(self, memory: dict) -> None:
+        """Writes a checkpoint and removes the ones before it."""
+        self.progress["peak_memory_bytes"] = max(self.progress["peak_memory_bytes"], memory["peak"])
+        name = f"step-{self.progress['step']:07d}-{self.epoch}"
+        with new_directory(self.directory / name) as temporary:
+            self.accelerator.save_state(str(temporary))
+            write_json(temporary / "progress.json", self.progress | {"made_from": self.made_from})
+        best = f"best-{self.progress['best_epoch']}"
+        for other in self.directory.iterdir():
+            if other.name not in (name, best):
+                shutil.rmtree(other, ignore_errors=True)
+
+    def restore(self) -> None:
+        """Goes on from the newest checkpoint of these very settings; anything else in the folder is removed."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for checkpoint in sorted(self.directory.glob("step-*[0-9]"), reverse=True):
+            progress = read_json(checkpoint / "progress.json")
+            if progress and progress.pop("made_from") == self.made_from:
+                self.accelerator.load_state(str(checkpoint))
+                self.progress = progress
+                return
+        shutil.rmtree(self.directory)
+        self.directory.mkdir()
+
+    def finish(self) -> dict:
+        """Puts the best weights back and returns the history."""
+        best = load_file(self.directory / f"best-{self.progress['best_epoch']}" / "weights.safetensors")
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in best.items():
+                parameters[name].copy_(tensor)
+        self.plain_model.eval()
+        self.accelerator.free_memory()
+        return {key: value for key, value in self.progress.items() if key != "step"}
+
+
+@contextmanager
+def measure_peak_memory(interval: float = 0.05) -> Iterator[dict[str, int]]:
+    """Watches memory while the block runs; the dict's `peak` is in bytes.
+
+    On a GPU: what torch allocated at most. On a CPU: the largest resident set of this process, sampled every
+    `interval` seconds, so it includes Python and the libraries themselves (about 0.6 GB).
+    """
+    gc.collect()
+    memory = {"peak": 0}
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    process, stop = psutil.Process(), threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            now = torch.cuda.max_memory_allocated() if on_gpu else process.memory_info().rss
+            memory["peak"] = max(memory["peak"], now)
+            stop.wait(interval)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        stop.set()
+        thread.join()

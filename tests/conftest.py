@@ -1,0 +1,154 @@
+"""What the tests share: tiny random models and datasets, everything offline, and one finished run of `smoke`."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait must not burn the cores that others need
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+import helpers.runs
+from helpers import experiments
+from helpers.config import LABELS
+from helpers.data import prepare_data
+from helpers.models import find_pretrained, load_tokenizer
+from helpers.runs import open_run
+
+torch.set_num_threads(1)  # models as small as these only lose by sharing their work
+
+FAMILIES = {
+    "bert": (BertConfig, BertForSequenceClassification),
+    "roberta": (RobertaConfig, RobertaForSequenceClassification),
+    "mpnet": (MPNetConfig, MPNetForSequenceClassification),
+}
+
+
+def build_model(family: str = "bert", seed: int = 0, layers: int = 12, **settings) -> torch.nn.Module:
+    """A random classifier, 32 wide, with a vocabulary of 100 and dropout 0.1; in eval mode."""
+    config_type, model_type = FAMILIES[family]
+    config = config_type(
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=40,
+        **settings,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model_type(config).eval()
+
+
+def build_rows(count: int, seed: int = 0) -> Dataset:
+    """Rows of 3 to 16 tokens, every third toxic; a toxic one holds the token 7, a clean one does not."""
+    generator = np.random.default_rng(seed)
+    toxic = [int(i % 3 == 0) for i in range(count)]
+    ids = []
+    for label in toxic:
+        words = generator.integers(10, 100, size=generator.integers(1, 15)).tolist()
+        ids.append([5, *([7] if label else [8]), *words, 6])
+    columns = {
+        "row_id": [f"row-{seed}-{i:04d}" for i in range(count)],
+        "comment_text": [f"comment {i}" for i in range(count)],
+    }
+    labels = {label: toxic if label == "toxic" else [0] * count for label in LABELS}
+    return Dataset.from_dict(columns | labels | {"input_ids": ids, "tokens": [len(row) for row in ids]})
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """The function build_model(family, seed, layers, **config)."""
+    return build_model
+
+
+@pytest.fixture(scope="session")
+def tiny_rows():
+    """The function build_rows(count, seed)."""
+    return build_rows
+
+
+@pytest.fixture
+def tiny_bert() -> torch.nn.Module:
+    return build_model("bert")
+
+
+@pytest.fixture
+def tiny_roberta() -> torch.nn.Module:
+    return build_model("roberta")
+
+
+@pytest.fixture
+def tiny_mpnet() -> torch.nn.Module:
+    return build_model("mpnet")
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def teacher(request) -> torch.nn.Module:
+    """A tiny 12-layer model of each family in turn."""
+    return build_model(request.param)
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    """Four padded comments: ids and mask (4, 9), labels (4,)."""
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.ones(4, 9, dtype=torch.long)
+    mask[1, 5:] = 0
+    return {
+        "input_ids": torch.randint(10, 100, (4, 9), generator=generator),
+        "attention_mask": mask,
+        "labels": torch.tensor([0, 1, 1, 0]),
+    }
+
+
+def _open_smoke_run(directory: Path, monkeypatch: pytest.MonkeyPatch) -> helpers.runs.Run:
+    for name in ("PROFILE", "RUN", "JIGSAW_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(helpers.runs, "ROOT", directory)
+    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", directory / "results")
+    run = open_run("smoke")
+    pretrained = find_pretrained(run.profile.pretrained)
+    prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
+    return run
+
+
+@pytest.fixture
+def smoke_run(tmp_path, monkeypatch) -> helpers.runs.Run:
+    """A run of `smoke` in a folder of its own, its data prepared, nothing trained yet."""
+    return _open_smoke_run(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> helpers.runs.Run:
+    """A run of `smoke` with every experiment finished. Only read it; `copied_run` may be changed."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run = _open_smoke_run(tmp_path_factory.mktemp("finished"), monkeypatch)
+        for name in run.profile.experiments:
+            experiments.run_experiment(name, 1, run)
+    return run
+
+
+@pytest.fixture
+def copied_run(finished_run, tmp_path, monkeypatch) -> helpers.runs.Run:
+    """A copy of the finished run, for a test that removes or changes its files."""
+    shutil.copytree(finished_run.directory, tmp_path / "run")
+    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path / "results")
+    return replace(finished_run, directory=tmp_path / "run")

@@ -1,0 +1,348 @@
+"""Rules 11, 12 and 14: scores, thresholds, intervals and verdicts, against scikit-learn, SciPy and statsmodels."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from sklearn import metrics
+
+from helpers.evaluation import (
+    METRICS,
+    RESAMPLES,
+    average_precision_of,
+    best_threshold,
+    compare,
+    f1_of,
+    holm,
+    intervals,
+    latency,
+    mcnemar_p,
+    resampled_counts,
+    score,
+    teacher_gate,
+    toxic_probability,
+    with_holm,
+)
+
+
+def make_labels(rows: int, share: float = 0.2, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).random(rows) < share).astype(int)
+
+
+def make_scores(labels: np.ndarray, skill: float, seed: int = 0, digits: int | None = None) -> np.ndarray:
+    """Probabilities of toxic that are right more often with more skill; rounded to `digits` they have many ties."""
+    noise = np.random.default_rng(seed).normal(size=len(labels))
+    probabilities = 1 / (1 + np.exp(-(skill * (2 * labels - 1) + noise)))
+    return probabilities if digits is None else probabilities.round(digits)
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_scores_are_those_of_a_confusion_matrix_made_by_hand():
+    labels = np.array([1] * 5 + [0] * 15)
+    called = np.array([1, 1, 1, 0, 0] + [1] * 2 + [0] * 13)  # 3 hits, 2 misses, 2 false alarms, 13 rightly left alone
+    found = score(np.where(called, 0.9, 0.1), labels, 0.5)
+    expected = {"accuracy": 16 / 20, "precision": 3 / 5, "recall": 3 / 5, "f1": 3 / 5}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_the_scores_equal_scikit_learns():
+    labels = make_labels(300)
+    probabilities = make_scores(labels, 0.7, digits=2)
+    called = probabilities >= 0.4
+    assert score(probabilities, labels, 0.4) == pytest.approx(
+        {
+            "accuracy": metrics.accuracy_score(labels, called),
+            "f1": metrics.f1_score(labels, called),
+            "precision": metrics.precision_score(labels, called),
+            "recall": metrics.recall_score(labels, called),
+            "roc_auc": metrics.roc_auc_score(labels, probabilities),
+            "average_precision": metrics.average_precision_score(labels, probabilities),
+        }
+    )
+
+
+def test_a_comment_at_the_threshold_is_called_toxic():
+    assert score(np.array([0.5, 0.2]), np.array([1, 0]), 0.5)["recall"] == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_precision_recall_and_f1_are_0_where_nothing_is_called_toxic():
+    found = score(np.full(10, 0.1), np.array([1] + [0] * 9), 0.5)
+    assert (found["precision"], found["recall"], found["f1"], found["accuracy"]) == (0, 0, 0, 0.9)
+
+
+def test_the_scores_have_the_names_of_metrics_and_are_plain_numbers():
+    found = score(np.array([0.9, 0.1]), np.array([1, 0]), 0.5)
+    assert tuple(found) == METRICS
+    assert {type(value) for value in found.values()} == {float}
+
+
+def test_the_probability_of_toxic_is_the_softmaxs_second_column():
+    logits = np.random.default_rng(0).normal(scale=4, size=(3, 7, 2))
+    assert toxic_probability(logits) == pytest.approx(scipy.special.softmax(logits, axis=-1)[..., 1])
+
+
+def test_the_probability_of_toxic_neither_overflows_nor_ties_at_large_logits():
+    probabilities = toxic_probability(np.array([[20.0, -20.0], [300.0, -300.0]], dtype=np.float32))
+    assert 0 < probabilities[1] < probabilities[0] < 1e-15
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("digits", [None, 1, 2])
+def test_the_best_threshold_has_the_largest_f1_of_all_candidates_ties_upward(seed, digits):
+    labels = make_labels(60, 0.3, seed)
+    probabilities = make_scores(labels, 0.3, seed, digits)
+    f1 = {value: metrics.f1_score(labels, probabilities >= value) for value in np.unique(probabilities)}
+    largest = max(f1.values())
+    assert best_threshold(probabilities, labels) == max(v for v, reached in f1.items() if reached > largest - 1e-9)
+
+
+def test_of_two_thresholds_with_equal_f1_the_upper_is_taken():
+    labels, probabilities = np.array([1, 0, 1]), np.array([0.9, 0.6, 0.3])
+    # from 0.9: 1 hit of 2, F1 2/3; from 0.6: F1 1/2; from 0.3: 2 hits, 1 false alarm, F1 4/5
+    assert best_threshold(probabilities, labels) == 0.3
+    labels, probabilities = np.array([1, 0, 0, 1]), np.array([0.9, 0.6, 0.5, 0.3])  # from 0.9 and from 0.3: F1 2/3
+    assert best_threshold(probabilities, labels) == 0.9
+
+
+# --- many weightings at once -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("digits", [None, 1], ids=["no ties", "ties"])
+def test_average_precision_of_weightings_equals_scikit_learns_with_sample_weights(digits):
+    labels = make_labels(80, 0.3)
+    probabilities = make_scores(labels, 0.5, digits=digits)
+    counts = np.random.default_rng(1).integers(0, 4, size=(20, 80))
+    expected = [metrics.average_precision_score(labels, probabilities, sample_weight=weights) for weights in counts]
+    assert average_precision_of(labels, probabilities, counts) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("digits", [None, 1], ids=["no ties", "ties"])
+def test_f1_of_weightings_equals_scikit_learns_with_sample_weights(digits):
+    labels = make_labels(80, 0.3)
+    probabilities = make_scores(labels, 0.5, digits=digits)
+    counts = np.random.default_rng(1).integers(0, 4, size=(20, 80))
+    expected = [metrics.f1_score(labels, probabilities >= 0.4, sample_weight=weights) for weights in counts]
+    assert f1_of(labels, probabilities, 0.4, counts) == pytest.approx(expected)
+
+
+def test_a_resample_without_a_toxic_row_has_0_and_not_nan():
+    labels, probabilities, counts = np.array([1, 0]), np.array([0.1, 0.2]), np.array([[0, 2]])
+    assert average_precision_of(labels, probabilities, counts) == f1_of(labels, probabilities, 0.5, counts) == 0
+
+
+def test_every_resample_has_as_many_rows_as_the_test_set():
+    counts = np.concatenate(list(resampled_counts(37)))
+    assert counts.shape == (RESAMPLES, 37)
+    assert set(counts.sum(axis=1)) == {37}
+
+
+# --- intervals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged() -> tuple[np.ndarray, np.ndarray]:
+    """300 labels and a decent model's probabilities."""
+    labels = make_labels(300)
+    return labels, make_scores(labels, 0.8)
+
+
+def test_the_intervals_contain_the_scores(judged):
+    labels, probabilities = judged
+    point, found = score(probabilities, labels, 0.5), intervals(labels, probabilities, 0.5)
+    assert found.keys() == {"f1", "average_precision"}
+    assert all(low < point[name] < high for name, (low, high) in found.items())
+
+
+@pytest.mark.parametrize("name", ["f1", "average_precision"])
+def test_the_intervals_are_scipys_percentile_bootstrap(judged, name):
+    labels, probabilities = judged
+
+    def statistic(rows: np.ndarray) -> float:
+        return score_of[name](labels[rows], probabilities[rows])
+
+    score_of = {
+        "f1": lambda y, p: metrics.f1_score(y, p >= 0.5),
+        "average_precision": metrics.average_precision_score,
+    }
+    theirs = scipy.stats.bootstrap(
+        (np.arange(300),), statistic, n_resamples=600, method="percentile", vectorized=False, random_state=1
+    ).confidence_interval
+    assert intervals(labels, probabilities, 0.5)[name] == pytest.approx([theirs.low, theirs.high], abs=0.025)
+
+
+def test_the_intervals_are_the_same_each_time(judged):
+    assert intervals(*judged, 0.5) == intervals(*judged, 0.5)
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, np.ndarray]:
+    """Labels (400,), and the probabilities (2 seeds, 400) of a good and a poor model."""
+    labels = make_labels(400)
+    return {
+        "labels": labels,
+        "good": np.stack([make_scores(labels, 1.5, seed) for seed in (1, 2)]),
+        "poor": np.stack([make_scores(labels, 0.2, seed) for seed in (3, 4)]),
+    }
+
+
+def test_a_model_compared_with_itself_is_inconclusive_with_a_difference_of_0(models):
+    found = compare(models["labels"], models["good"], models["good"])
+    assert (found["verdict"], found["difference"], found["p_value"]) == ("inconclusive", 0, 1)
+
+
+def test_a_large_planted_difference_is_better(models):
+    assert compare(models["labels"], models["good"], models["poor"])["verdict"] == "better"
+
+
+def test_the_same_difference_the_other_way_is_worse(models):
+    assert compare(models["labels"], models["poor"], models["good"])["verdict"] == "worse"
+
+
+def test_swapping_the_models_mirrors_the_difference_and_its_interval(models):
+    here = compare(models["labels"], models["good"], models["poor"])
+    there = compare(models["labels"], models["poor"], models["good"])
+    assert (here["difference"], here["low"], here["high"]) == pytest.approx(
+        (-there["difference"], -there["high"], -there["low"])
+    )
+
+
+def test_the_difference_is_the_mean_over_seeds_of_the_difference_in_average_precision(models):
+    found = compare(models["labels"], models["good"], models["poor"])
+    by_seed = [
+        metrics.average_precision_score(models["labels"], a) - metrics.average_precision_score(models["labels"], b)
+        for a, b in zip(models["good"], models["poor"], strict=True)
+    ]
+    assert found["by_seed"] == pytest.approx(by_seed)
+    assert found["difference"] == pytest.approx(np.mean(by_seed))
+
+
+def test_seeds_that_disagree_in_sign_are_inconclusive_whatever_the_interval(models):
+    labels = models["labels"]
+    nearly = make_scores(labels, 1.0, seed=5)
+    a = np.stack([models["good"][0], nearly])
+    b = np.stack([models["poor"][0], np.where(labels == 1, nearly + 0.02, nearly)])
+    found = compare(labels, a, b)
+    assert found["low"] > 0 > min(found["by_seed"])
+    assert found["verdict"] == "inconclusive"
+
+
+def test_a_difference_within_chance_is_inconclusive(models):
+    labels = models["labels"]
+    a, b = (make_scores(labels, 1.0, seed)[None] for seed in (6, 7))
+    found = compare(labels, a, b)
+    assert found["low"] < 0 < found["high"]
+    assert found["verdict"] == "inconclusive"
+
+
+def test_rows_are_resampled_jointly_for_both_models(models):
+    good = models["good"]
+    nudged = np.clip(good + 1e-3 * np.sign(models["labels"] - 0.5), 0, 1)  # errs on the same rows, a shade better
+    paired = compare(models["labels"], nudged, good)
+    alone = intervals(models["labels"], good[0], 0.5)["average_precision"]
+    assert paired["high"] - paired["low"] < (alone[1] - alone[0]) / 5
+
+
+def test_the_detectable_difference_is_that_of_80_percent_power(models):
+    found = compare(models["labels"], models["good"], models["poor"])
+    standard_error = (found["high"] - found["low"]) / (2 * 1.96)  # nearly normal here
+    assert found["detectable"] == pytest.approx(2.80 * standard_error, rel=0.1)
+
+
+def test_another_statistic_can_be_compared(models):
+    labels = models["labels"]
+    found = compare(labels, models["good"], models["poor"], lambda p, counts: f1_of(labels, p, 0.5, counts))
+    f1 = [
+        metrics.f1_score(labels, a >= 0.5) - metrics.f1_score(labels, b >= 0.5)
+        for a, b in zip(models["good"], models["poor"], strict=True)
+    ]
+    assert found["difference"] == pytest.approx(np.mean(f1))
+
+
+def test_unequal_numbers_of_seeds_are_refused(models):
+    with pytest.raises(ValueError, match="shorter"):
+        compare(models["labels"], models["good"], models["poor"][:1])
+
+
+def test_holms_correction_as_worked_out_by_hand():
+    # in rising order 0.005·4, 0.01·3, 0.03·2, and 0.04·1, which may not be below the one before it
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_a_verdict_that_does_not_survive_holms_correction_becomes_inconclusive():
+    p_values = {"a": 0.001, "b": 0.03, "c": 0.04}
+    corrected = with_holm({name: {"p_value": p, "verdict": "better"} for name, p in p_values.items()})
+    assert {name: found["verdict"] for name, found in corrected.items()} == {
+        "a": "better",
+        "b": "inconclusive",
+        "c": "inconclusive",
+    }
+
+
+def test_holms_correction_makes_no_verdict_out_of_an_inconclusive_one():
+    assert with_holm({"a": {"p_value": 0.001, "verdict": "inconclusive"}})["a"]["verdict"] == "inconclusive"
+
+
+def test_mcnemars_p_value_is_the_binomial_tests_on_the_discordant_pairs():
+    labels = np.zeros(40, dtype=int)
+    called_a, called_b = labels.copy(), labels.copy()
+    called_a[:3] = 1  # wrong where b is right
+    called_b[3:14] = 1  # wrong where a is right
+    called_a[20:25] = called_b[20:25] = 1  # both wrong
+    assert mcnemar_p(labels, called_a, called_b) == pytest.approx(scipy.stats.binomtest(3, 14).pvalue)
+
+
+def test_mcnemars_p_value_is_1_for_equal_verdicts():
+    labels = make_labels(40)
+    assert mcnemar_p(labels, labels, labels) == 1
+
+
+# --- the gate --------------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_that_has_learned_passes_the_gate(models):
+    assert teacher_gate(models["labels"], models["poor"][0], models["good"][0])["passed"] is True
+
+
+def test_an_untrained_teacher_fails_the_gate(models):
+    untrained = make_scores(models["labels"], 0.0, seed=9)
+    assert teacher_gate(models["labels"], untrained, untrained)["passed"] is False
+
+
+def test_a_teacher_below_twice_the_prevalence_fails_the_gate_however_much_it_gained(models):
+    labels = models["labels"]
+    gate = teacher_gate(labels, make_scores(labels, -2.0, seed=1), make_scores(labels, 0.25, seed=3))
+    assert gate["gain_low"] > 0
+    assert gate["average_precision"] < gate["needed"] == pytest.approx(2 * labels.mean())
+    assert gate["passed"] is False
+
+
+def test_a_teacher_that_gained_nothing_fails_the_gate_however_good_it_is(models):
+    gate = teacher_gate(models["labels"], models["good"][0], models["good"][0])
+    assert gate["average_precision"] > gate["needed"]
+    assert gate["passed"] is False
+
+
+def test_where_half_is_toxic_the_gate_can_still_be_passed():
+    labels = make_labels(300, 0.5)
+    gate = teacher_gate(labels, make_scores(labels, 0.0), make_scores(labels, 2.0))
+    assert gate["needed"] == pytest.approx((1 + labels.mean()) / 2)
+    assert gate["passed"] is True
+
+
+# --- costs -----------------------------------------------------------------------------------------------------------
+
+
+def test_latency_times_every_batch_in_eval_mode_and_leaves_out_the_warm_up(tiny_bert, batch):
+    modes = []
+    tiny_bert.train().register_forward_hook(lambda module, *_: modes.append(module.training))
+    found = latency(tiny_bert, [batch] * 5, warm_up=2)
+    assert modes == [False] * 7
+    assert 0 < found["p50_ms"] <= found["p95_ms"]
+    assert found["comments_a_second"] == pytest.approx(4 * 1_000 / found["p50_ms"], rel=0.9)
+    assert not torch.is_grad_enabled() or all(p.grad is None for p in tiny_bert.parameters())

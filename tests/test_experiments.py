@@ -1,0 +1,436 @@
+"""The rows of the comparison: what each depends on, that it is made once, and what it leaves behind."""
+
+import json
+import shutil
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from helpers import experiments
+from helpers.config import load_profile
+from helpers.data import load_data
+from helpers.evaluation import METRICS, best_threshold, score
+from helpers.experiments import (
+    COMPARISONS,
+    EXPERIMENTS,
+    MissingStage,
+    experiment_fingerprint,
+    find_experiment,
+    load_results,
+    load_trained,
+    predictions_path,
+    result_path,
+    run_experiment,
+    start_model,
+    teacher_targets,
+)
+from helpers.layers import EVEN_LAYERS, ODD_LAYERS
+from helpers.lora import count_parameters
+from helpers.runs import read_json, write_json
+from helpers.training import TrainingError, predict
+
+SMOKE = load_profile("smoke")
+TRAINED = [name for name in SMOKE.experiments if EXPERIMENTS[name].start != "baseline"]
+FROM_THE_TEACHER = {"odd", "even", "lora_6", "odd_hard", "even_hard"}
+
+
+class Retrained(Exception):
+    """Raised in place of training."""
+
+
+@pytest.fixture
+def no_training(monkeypatch) -> None:
+    """Training raises Retrained, so that a test sees at once whether an experiment would be made again."""
+
+    def retrained(*_, **__):
+        raise Retrained
+
+    monkeypatch.setattr(experiments, "train", retrained)
+
+
+@pytest.fixture
+def fingerprints(monkeypatch):
+    """The function that gives all fingerprints of the smoke profile with some settings changed."""
+    monkeypatch.setattr(experiments, "find_pretrained", cache(experiments.find_pretrained))  # hashes 90 MB each time
+
+    def of(seed: int = 1, data: str = "data", **changes) -> dict[str, str]:
+        profile = replace(SMOKE, **changes)
+        return {n: experiment_fingerprint(EXPERIMENTS[n], seed, profile, data) for n in EXPERIMENTS}
+
+    return of
+
+
+def saved_logits(run, name: str, split: str) -> np.ndarray:
+    frame = pd.read_parquet(predictions_path(run.results_dir, name, 1))
+    return frame[frame["split"] == split][["logit_clean", "logit_toxic"]].to_numpy()
+
+
+# --- the rows as data ------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_experiment_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="no experiment 'lora6'.*Did you mean 'lora_6'"):
+        find_experiment("lora6")
+
+
+def test_the_students_keep_the_layers_they_are_named_after():
+    kept = {name: EXPERIMENTS[name].layers for name in FROM_THE_TEACHER}
+    assert kept == {
+        "odd": ODD_LAYERS,
+        "even": EVEN_LAYERS,
+        "lora_6": ODD_LAYERS,
+        "odd_hard": ODD_LAYERS,
+        "even_hard": EVEN_LAYERS,
+    }
+
+
+def test_only_odd_and_even_are_distilled():
+    assert {name for name, experiment in EXPERIMENTS.items() if experiment.distil} == {"odd", "even"}
+
+
+def test_the_comparisons_named_beforehand_are_these_four():
+    assert set(COMPARISONS.values()) == {("odd", "even"), ("lora", "odd"), ("lora", "even"), ("odd", "odd_hard")}
+
+
+# --- fingerprints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"temperature": 3.0}, {"odd", "even"}),
+        ({"alpha": 0.9}, {"odd", "even"}),
+        ({"beta": 0.0}, {"odd", "even"}),
+        ({"lora_rank": 4}, {"lora", "lora_6", "minilm_lora"}),
+        ({"lora_learning_rate": 1e-4}, {"lora", "lora_6", "minilm_lora"}),
+        ({"student_learning_rate": 1e-4}, FROM_THE_TEACHER - {"lora_6"}),
+        ({"teacher_learning_rate": 1e-4}, FROM_THE_TEACHER | {"teacher", "minilm"}),
+        ({"weight_decay": 0.1}, set(EXPERIMENTS) - {"majority", "tfidf"}),
+        ({"seed": 2}, set(EXPERIMENTS) - {"majority", "tfidf"}),
+        ({"data": "other data"}, set(EXPERIMENTS)),
+        ({"expected_time": "a year", "seeds": (1, 2, 3), "name": "other"}, set()),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_setting_changes_the_fingerprints_of_what_depends_on_it_and_no_other(fingerprints, changes, changed):
+    before, after = fingerprints(), fingerprints(**changes)
+    assert {name for name in EXPERIMENTS if before[name] != after[name]} == changed
+
+
+def test_another_pretrained_model_changes_every_fingerprint_that_starts_from_it(fingerprints):
+    experiments.find_pretrained.cache_clear()
+    before = fingerprints()
+    model = experiments.find_pretrained("tiny-random")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(experiments, "find_pretrained", lambda _: replace(model, sha256="f" * 64))
+        after = {n: experiment_fingerprint(EXPERIMENTS[n], 1, SMOKE, "data") for n in EXPERIMENTS}
+    assert {name for name in EXPERIMENTS if before[name] == after[name]} == {"majority", "tfidf"}
+
+
+def test_all_experiments_have_fingerprints_of_their_own(fingerprints):
+    assert len(set(fingerprints().values())) == len(EXPERIMENTS)
+
+
+# --- made once, in order ---------------------------------------------------------------------------------------------
+
+
+def test_an_experiment_is_trained_once(smoke_run, monkeypatch):
+    trained, original = [], experiments.train
+    monkeypatch.setattr(experiments, "train", lambda *args, **kw: trained.append(1) or original(*args, **kw))
+    first = run_experiment("teacher", 1, smoke_run)
+    assert run_experiment("teacher", 1, smoke_run) == first
+    assert len(trained) == 1
+
+
+@pytest.mark.parametrize("name", SMOKE.experiments)
+def test_a_finished_experiment_is_not_made_again(finished_run, no_training, name):
+    assert run_experiment(name, 1, finished_run)["experiment"] == name
+
+
+def test_changed_settings_make_a_finished_experiment_again(copied_run, no_training):
+    changed = replace(copied_run, profile=replace(copied_run.profile, temperature=3.0))
+    with pytest.raises(Retrained):
+        run_experiment("odd", 1, changed)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "results/lora-1.json",
+        "results/predictions/lora-1.parquet",
+        "models/lora-1",
+        "models/lora-1/adapter_model.safetensors",
+        "models/lora_base-1",
+        "models/lora_base-1/model.safetensors",
+    ],
+)
+def test_an_experiment_that_lost_a_file_is_made_again(copied_run, no_training, lost):
+    path = copied_run.directory / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(Retrained):
+        run_experiment("lora", 1, copied_run)
+
+
+def test_a_student_that_lost_its_weights_is_made_again(copied_run, no_training):
+    (copied_run.model_dir("odd", 1) / "model.safetensors").unlink()
+    with pytest.raises(Retrained):
+        run_experiment("odd", 1, copied_run)
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
+def test_a_broken_result_is_made_again(copied_run, no_training, content):
+    result_path(copied_run.results_dir, "odd", 1).write_text(content)
+    with pytest.raises(Retrained):
+        run_experiment("odd", 1, copied_run)
+
+
+def test_an_experiment_before_its_data_names_the_first_notebook(smoke_run):
+    shutil.rmtree(smoke_run.data_dir)
+    with pytest.raises(FileNotFoundError, match="run 01_data_preparation first"):
+        run_experiment("teacher", 1, smoke_run)
+
+
+@pytest.mark.parametrize("name", ["odd", "even", "odd_hard", "lora_6"])
+def test_a_student_before_its_teacher_names_the_notebook_that_trains_the_teacher(smoke_run, name):
+    with pytest.raises(MissingStage, match="no teacher with seed 1 yet: run 02_layer_distillation first"):
+        run_experiment(name, 1, smoke_run)
+
+
+def test_a_student_is_not_made_from_a_teacher_of_another_seed(copied_run):
+    with pytest.raises(MissingStage, match="no teacher with seed 2 yet"):
+        run_experiment("odd", 2, copied_run)
+
+
+@pytest.fixture
+def run_with_untrained_teacher(copied_run):
+    """The finished run, but its teacher failed the gate and no student is there."""
+    path = result_path(copied_run.results_dir, "teacher", 1)
+    result = read_json(path)
+    result["gate"] |= {"passed": False, "average_precision": 0.123}
+    write_json(path, result)
+    for name in ("odd", "odd_hard"):
+        result_path(copied_run.results_dir, name, 1).unlink()
+    return copied_run
+
+
+def test_distilling_a_teacher_that_failed_the_gate_is_refused_with_its_score(run_with_untrained_teacher, no_training):
+    with pytest.raises(TrainingError, match=r"average precision of 0\.123.*it has not learned"):
+        run_experiment("odd", 1, run_with_untrained_teacher)
+
+
+def test_labels_alone_need_no_teacher_that_passed_the_gate(run_with_untrained_teacher, no_training):
+    with pytest.raises(Retrained):
+        run_experiment("odd_hard", 1, run_with_untrained_teacher)
+
+
+def test_the_teachers_outputs_are_computed_once_a_run(finished_run, monkeypatch):
+    monkeypatch.setattr(experiments, "save_targets", lambda *_: pytest.fail("computed again"))
+    targets, seconds = teacher_targets(1, finished_run, load_data(finished_run))
+    assert set(targets.position) == set(load_data(finished_run).splits["train"]["row_id"])
+    assert seconds > 0
+
+
+def test_the_teacher_that_is_imitated_is_frozen_and_in_eval_mode(finished_run):
+    teacher, _ = experiments.load_teacher(1, finished_run)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
+
+
+def test_a_student_starts_as_a_copy_of_the_fine_tuned_teacher_that_can_be_trained(finished_run):
+    student, seconds = start_model(EXPERIMENTS["odd"], 1, finished_run)
+    teacher = load_trained("teacher", 1, finished_run)
+    assert torch.equal(student.classifier.weight, teacher.classifier.weight)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert seconds == read_json(result_path(finished_run.results_dir, "teacher", 1))["costs"]["training_seconds"]
+
+
+# --- what is left behind ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMOKE.experiments)
+def test_a_result_has_the_keys_that_the_comparison_reads(finished_run, name):
+    result = read_json(result_path(finished_run.results_dir, name, 1))
+    needed = {
+        "experiment",
+        "seed",
+        "profile",
+        "data",
+        "fingerprint",
+        "settings",
+        "inputs",
+        "versions",
+        "device",
+        "rows",
+    }
+    assert needed | {"threshold", "validation", "test", "intervals", "costs"} <= result.keys()
+    assert result["costs"].keys() >= {"training_seconds", "prerequisite_seconds"}
+    assert set(METRICS) == result["validation"].keys() == result["test"].keys()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_trained_models_result_has_parameters_losses_and_costs_too(finished_run, name):
+    result = read_json(result_path(finished_run.results_dir, name, 1))
+    assert {"parameters", "trainable_parameters", "training_loss", "training_loss_total", "history"} <= result.keys()
+    assert result["before_training"].keys() == {"average_precision"}
+    assert result["costs"].keys() >= {"peak_memory_bytes", "bytes", "latency"}
+    assert result["costs"]["latency"].keys() == {"batch_1", "batch_32"}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_loss_is_cross_entropy_at_the_epoch_whose_weights_are_kept(finished_run, name):
+    result = read_json(result_path(finished_run.results_dir, name, 1))
+    history = result["history"]
+    assert result["training_loss"] == history["epochs"][history["best_epoch"] - 1]["training"]["hard"]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_only_a_distilled_model_has_a_total_beside_its_cross_entropy(finished_run, name):
+    result = read_json(result_path(finished_run.results_dir, name, 1))
+    assert (result["training_loss_total"] is not None) == (name in ("odd", "even"))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_counted_parameters_are_those_of_the_saved_model(finished_run, name):
+    result = read_json(result_path(finished_run.results_dir, name, 1))
+    model = load_trained(name, 1, finished_run)
+    assert result["parameters"] == count_parameters(model)[0]
+
+
+def test_the_time_of_a_student_counts_its_teachers_as_prerequisite(finished_run):
+    results = {name: read_json(result_path(finished_run.results_dir, name, 1))["costs"] for name in TRAINED}
+    teacher = results["teacher"]["training_seconds"]
+    assert results["lora"]["prerequisite_seconds"] == results["teacher"]["prerequisite_seconds"] == 0
+    assert results["lora_6"]["prerequisite_seconds"] == results["odd_hard"]["prerequisite_seconds"] == teacher
+    assert results["odd"]["prerequisite_seconds"] > teacher  # and the teacher's outputs
+
+
+def test_an_adapters_bytes_count_its_base_but_shipping_it_does_not(finished_run):
+    sizes = read_json(result_path(finished_run.results_dir, "lora", 1))["costs"]["bytes"]
+    base = finished_run.model_dir("lora_base", 1) / "model.safetensors"
+    assert sizes["total"] - sizes["to_ship"] == base.stat().st_size > sizes["to_ship"] > 0
+
+
+def test_the_smoke_teacher_passes_the_gate(finished_run):
+    assert read_json(result_path(finished_run.results_dir, "teacher", 1))["gate"]["passed"] is True
+
+
+@pytest.mark.parametrize("name", SMOKE.experiments)
+def test_predictions_hold_ids_and_numbers_and_no_comment(finished_run, name):
+    frame = pd.read_parquet(predictions_path(finished_run.results_dir, name, 1))
+    assert list(frame.columns) == ["row_id", "split", "toxic", "logit_clean", "logit_toxic"]
+
+
+@pytest.mark.parametrize("name", SMOKE.experiments)
+def test_predictions_cover_validation_and_test_once_each(finished_run, name):
+    frame = pd.read_parquet(predictions_path(finished_run.results_dir, name, 1))
+    splits = load_data(finished_run).splits
+    for split in ("validation", "test"):
+        assert frame["row_id"][frame["split"] == split].tolist() == splits[split]["row_id"][:]
+    assert set(frame["split"]) == {"validation", "test"}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_saved_model_makes_the_saved_predictions(finished_run, name):
+    logits, _ = predict(load_trained(name, 1, finished_run), load_data(finished_run).splits["test"])
+    assert logits.numpy() == pytest.approx(saved_logits(finished_run, name, "test"), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["odd", "even", "odd_hard", "even_hard"])
+def test_a_saved_students_config_says_which_teacher_layers_it_has(finished_run, name):
+    config = read_json(finished_run.model_dir(name, 1) / "config.json")
+    assert config["teacher_layers"] == list(EXPERIMENTS[name].layers)
+
+
+def test_nothing_is_left_of_the_checkpoints(finished_run):
+    assert not list((finished_run.directory / "checkpoints").iterdir())
+
+
+def test_no_temporary_file_is_left(finished_run):
+    assert not list(finished_run.directory.rglob("*.tmp"))
+
+
+def test_no_result_names_a_path_of_this_machine(finished_run):
+    for path in finished_run.results_dir.glob("*.json"):
+        assert str(finished_run.directory.parent) not in path.read_text()
+
+
+# --- reading results -------------------------------------------------------------------------------------------------
+
+
+def test_the_test_scores_are_those_of_the_predictions_at_the_validation_threshold(finished_run):
+    results = load_results(finished_run)
+    for name in TRAINED:
+        result = results.by_name[name][1]
+        threshold = best_threshold(results.probabilities(name, "validation")[0], results.labels("validation"))
+        assert threshold == result["threshold"]
+        assert score(results.probabilities(name)[0], results.labels(), threshold) == pytest.approx(result["test"])
+
+
+def test_the_labels_are_those_of_the_data_in_the_order_of_the_ids(finished_run):
+    test = load_data(finished_run).splits["test"]
+    by_id = dict(zip(test["row_id"][:], test["toxic"][:], strict=True))
+    assert load_results(finished_run).labels().tolist() == [by_id[row_id] for row_id in sorted(by_id)]
+
+
+def test_probabilities_are_in_the_order_of_the_ids_however_the_file_is_ordered(copied_run):
+    before = load_results(copied_run).probabilities("odd")
+    path = predictions_path(copied_run.results_dir, "odd", 1)
+    pd.read_parquet(path).sample(frac=1, random_state=1).to_parquet(path, index=False)
+    assert np.array_equal(load_results(copied_run).probabilities("odd"), before)
+
+
+def test_the_majority_baseline_never_says_toxic(finished_run):
+    result = load_results(finished_run).by_name["majority"][1]
+    assert result["test"]["recall"] == result["test"]["f1"] == 0
+
+
+def test_a_result_that_is_missing_is_named_with_its_notebook(copied_run):
+    for name in ("lora", "tfidf"):
+        result_path(copied_run.results_dir, name, 1).unlink()
+    with pytest.raises(
+        MissingStage, match="no result of tfidf, lora: run 01_data_preparation, 03_lora_fine_tuning first"
+    ):
+        load_results(copied_run)
+
+
+def test_a_result_made_with_other_settings_counts_as_missing(copied_run):
+    path = result_path(copied_run.results_dir, "even", 1)
+    write_json(path, read_json(path) | {"fingerprint": "0" * 16})
+    with pytest.raises(MissingStage, match="no result of even"):
+        load_results(copied_run)
+
+
+def test_seeds_without_a_result_are_listed(copied_run):
+    two_seeds = replace(copied_run, profile=replace(copied_run.profile, seeds=(1, 2)))
+    results = load_results(two_seeds)
+    assert results.missing == [(name, 2) for name in two_seeds.profile.experiments]
+    assert all(list(seeds) == [1] for seeds in results.by_name.values())
+
+
+def test_published_results_are_accepted_by_their_fingerprint(copied_run):
+    published = experiments.PUBLISHED_RESULTS
+    shutil.move(copied_run.results_dir, published)
+    results = load_results(copied_run)
+    assert set(results.directories.values()) == {published}
+    assert set(results.by_name) == set(copied_run.profile.experiments)
+
+
+def test_published_results_are_accepted_without_the_data_at_hand(copied_run):
+    shutil.move(copied_run.results_dir, experiments.PUBLISHED_RESULTS)
+    shutil.rmtree(copied_run.data_dir)
+    assert set(load_results(copied_run).by_name) == set(copied_run.profile.experiments)
+
+
+def test_results_of_two_data_sets_are_never_mixed(copied_run):
+    path = result_path(copied_run.results_dir, "tfidf", 1)
+    result = json.loads(path.read_text())
+    result["inputs"]["data"] = "other data"
+    result["fingerprint"] = experiment_fingerprint(EXPERIMENTS["tfidf"], 1, copied_run.profile, "other data")
+    write_json(path, result)
+    shutil.rmtree(copied_run.data_dir)
+    with pytest.raises(ValueError, match="come from 2 different data sets"):
+        load_results(copied_run)

@@ -1,0 +1,211 @@
+"""Rules 1 to 3: which teacher layers a student gets, and that it gets copies."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig
+from transformers import DistilBertForSequenceClassification as DistilBert
+
+from helpers.layers import EVEN_LAYERS, LAYER_NAME, ODD_LAYERS, bert_parameters, copied_tensors, copy_layers
+from helpers.models import encoder_layers
+
+BOTH = pytest.mark.parametrize("layers", [ODD_LAYERS, EVEN_LAYERS], ids=["odd", "even"])
+
+
+def number_layers(model: torch.nn.Module) -> torch.nn.Module:
+    """Fills tensor t of layer k, counted from 1, with 100·k + t, so that each one says where it is from."""
+    for layer, module in enumerate(encoder_layers(model), start=1):
+        for place, tensor in enumerate(module.state_dict().values()):
+            tensor.fill_(100 * layer + place)
+    return model
+
+
+def layer_of_origin(model: torch.nn.Module) -> list[list[int]]:
+    """A list a layer: the teacher layers that its tensors come from, by the numbers of number_layers."""
+    return [
+        [
+            int(tensor.unique().item() - place) // 100 if tensor.unique().numel() == 1 else 0
+            for place, tensor in enumerate(module.state_dict().values())
+        ]
+        for module in encoder_layers(model)
+    ]
+
+
+def outside_layers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if not LAYER_NAME.match(name)}
+
+
+def storages(model: torch.nn.Module) -> set[int]:
+    return {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+
+
+def test_the_named_selections_are_counted_from_1():
+    assert (ODD_LAYERS, EVEN_LAYERS) == ((1, 3, 5, 7, 9, 11), (2, 4, 6, 8, 10, 12))
+
+
+@BOTH
+def test_every_tensor_of_a_student_layer_is_from_the_named_teacher_layer(teacher, layers):
+    student = copy_layers(number_layers(teacher), layers)
+    tensors = len(encoder_layers(teacher)[0].state_dict())
+    assert layer_of_origin(student) == [[layer] * tensors for layer in layers]
+
+
+def test_the_odd_students_first_layer_is_the_teachers_layer_of_index_0(teacher):
+    student = copy_layers(teacher, ODD_LAYERS)
+    mine, theirs = encoder_layers(student)[0].state_dict(), encoder_layers(teacher)[0].state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_reading_the_odd_layers_as_indices_would_give_the_even_student(teacher):
+    number_layers(teacher)
+    misread = [encoder_layers(teacher)[index].state_dict() for index in ODD_LAYERS]
+    even, odd = (
+        [layer.state_dict() for layer in encoder_layers(copy_layers(teacher, s))] for s in (EVEN_LAYERS, ODD_LAYERS)
+    )
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(misread, even, strict=True) for name in a)
+    assert not any(torch.equal(a[name], b[name]) for a, b in zip(misread, odd, strict=True) for name in a)
+
+
+@BOTH
+def test_embeddings_pooler_and_classifier_are_the_teachers(teacher, layers):
+    mine, theirs = outside_layers(copy_layers(teacher, layers)), outside_layers(teacher)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_mpnets_relative_position_bias_is_copied(tiny_mpnet):
+    name = "mpnet.encoder.relative_attention_bias.weight"
+    assert torch.equal(copy_layers(tiny_mpnet, ODD_LAYERS).state_dict()[name], tiny_mpnet.state_dict()[name])
+
+
+def test_a_student_with_all_layers_computes_what_the_teacher_computes(teacher, batch):
+    student = copy_layers(teacher, range(1, 13))
+    batch.pop("labels")
+    with torch.inference_mode():
+        assert torch.equal(student(**batch).logits, teacher(**batch).logits)
+
+
+def test_a_student_with_layer_1_has_the_teachers_first_hidden_state(teacher, batch):
+    batch.pop("labels")
+    with torch.inference_mode():
+        mine = copy_layers(teacher, [1])(**batch, output_hidden_states=True).hidden_states[1]
+        assert torch.equal(mine, teacher(**batch, output_hidden_states=True).hidden_states[1])
+
+
+@BOTH
+def test_student_and_teacher_share_no_tensor(teacher, layers):
+    assert not storages(copy_layers(teacher, layers)) & storages(teacher)
+
+
+def test_training_the_student_leaves_the_teacher_bit_equal(teacher, batch):
+    before = copy.deepcopy(teacher.state_dict())
+    student = copy_layers(teacher, ODD_LAYERS).train()
+    student(**batch).loss.backward()
+    torch.optim.SGD(student.parameters(), lr=1.0).step()
+    assert not torch.equal(student.classifier.state_dict().popitem()[1], teacher.classifier.state_dict().popitem()[1])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_the_teachers_config_is_untouched(teacher):
+    before = teacher.config.to_dict()
+    copy_layers(teacher, ODD_LAYERS)
+    assert teacher.config.to_dict() == before
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_teachers_mode_is_untouched(tiny_bert, training):
+    tiny_bert.train(training)
+    copy_layers(tiny_bert, ODD_LAYERS)
+    assert all(module.training is training for module in tiny_bert.modules())
+
+
+def test_the_global_random_state_is_untouched(tiny_bert):
+    before = torch.get_rng_state()
+    copy_layers(tiny_bert, ODD_LAYERS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_student_is_in_eval_mode(tiny_bert):
+    assert not any(module.training for module in copy_layers(tiny_bert.train(), ODD_LAYERS).modules())
+
+
+def test_the_student_of_a_frozen_teacher_can_be_trained(tiny_bert):
+    student = copy_layers(tiny_bert.requires_grad_(False), ODD_LAYERS)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([0, 2], "no layer 0; give layers from 1 to 12"),
+        ([1, 13], "no layer 13; give layers from 1 to 12"),
+        ([-1], "no layer -1; give layers from 1 to 12"),
+        ([1, 1, 3], r"repeat or are out of order.*got \[1, 1, 3\]"),
+        ([3, 1], r"repeat or are out of order.*got \[3, 1\]"),
+        ([], "at least one layer"),
+    ],
+    ids=["layer 0", "layer 13", "negative", "duplicate", "descending", "none"],
+)
+def test_a_selection_that_is_not_a_rising_list_of_existing_layers_is_refused(tiny_bert, layers, message):
+    with pytest.raises(ValueError, match=message):
+        copy_layers(tiny_bert, layers)
+
+
+def test_a_model_that_keeps_its_layers_elsewhere_is_refused_by_name():
+    model = DistilBert(DistilBertConfig(vocab_size=20, dim=8, n_layers=2, n_heads=2, hidden_dim=8))
+    with pytest.raises(TypeError, match="DistilBertForSequenceClassification has no base_model.encoder.layer"):
+        copy_layers(model, [1])
+
+
+@BOTH
+def test_the_students_config_records_the_teacher_layers(teacher, layers):
+    config = copy_layers(teacher, layers).config
+    assert (config.num_hidden_layers, config.teacher_layers) == (6, list(layers))
+
+
+def test_a_saved_student_is_reloaded_whole_and_knows_its_teacher_layers(teacher, tmp_path):
+    student = copy_layers(teacher, EVEN_LAYERS)
+    student.save_pretrained(tmp_path)
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
+    assert (reloaded.config.num_hidden_layers, reloaded.config.teacher_layers) == (6, list(EVEN_LAYERS))
+    assert all(torch.equal(tensor, reloaded.state_dict()[name]) for name, tensor in student.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_the_students_attention_modules_are_numbered_anew(tiny_model, family):
+    student = copy_layers(tiny_model(family), EVEN_LAYERS)
+    numbers = [module.layer_idx for module in student.modules() if hasattr(module, "layer_idx")]
+    assert numbers == list(range(6))
+
+
+@BOTH
+def test_the_proof_of_a_copy_shows_all_tensors_equal_and_none_shared(teacher, layers):
+    tensors = len(encoder_layers(teacher)[0].state_dict())
+    assert copied_tensors(copy_layers(teacher, layers), teacher, layers) == [
+        {"student layer": place, "teacher layer": layer, "tensors": tensors, "equal": tensors, "shared": 0}
+        for place, layer in enumerate(layers, start=1)
+    ]
+
+
+def test_the_proof_of_a_copy_fails_for_the_wrong_layers(teacher):
+    proof = copied_tensors(copy_layers(number_layers(teacher), EVEN_LAYERS), teacher, ODD_LAYERS)
+    assert [row["equal"] for row in proof] == [0] * 6
+
+
+def test_the_proof_of_a_copy_shows_a_module_that_is_shared_with_the_teacher(teacher):
+    student = copy_layers(teacher, ODD_LAYERS)
+    encoder_layers(student)[2] = encoder_layers(teacher)[4]
+    proof = copied_tensors(student, teacher, ODD_LAYERS)
+    assert [row["shared"] == row["tensors"] for row in proof] == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize(("layers", "parameters"), [(12, 109_483_778), (6, 66_956_546)])
+def test_the_formula_gives_bert_bases_number_of_parameters(layers, parameters):
+    assert bert_parameters(BertConfig(num_labels=2), layers) == parameters
+
+
+@pytest.mark.parametrize("layers", [range(1, 13), ODD_LAYERS], ids=["12 layers", "6 layers"])
+def test_the_formula_equals_the_counted_parameters(tiny_bert, layers):
+    model = copy_layers(tiny_bert, layers)
+    assert bert_parameters(model.config, len(layers)) == sum(p.numel() for p in model.parameters())

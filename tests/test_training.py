@@ -1,0 +1,476 @@
+"""The training loop: batches, schedule, resuming to the bit, the best epoch, the teacher's outputs."""
+
+import copy
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+import helpers.training
+from helpers.layers import ODD_LAYERS, copy_layers
+from helpers.lora import add_adapters
+from helpers.training import (
+    Collator,
+    TeacherTargets,
+    TrainingError,
+    TrainingSettings,
+    bucketed_batches,
+    learning_rate_at,
+    load_targets,
+    make_optimizer,
+    mixed_precision,
+    predict,
+    save_targets,
+    token_lengths,
+    train,
+)
+
+STEPS_AN_EPOCH = 5
+SETTINGS = TrainingSettings(
+    epochs=3,
+    batch_size=4,
+    learning_rate=3e-3,
+    weight_decay=0.01,
+    warmup_share=0.2,
+    max_gradient_norm=1.0,
+    seed=1,
+)
+STEPS = STEPS_AN_EPOCH * SETTINGS.epochs
+DISTILLING = {"temperature": 2.0, "alpha": 0.5, "beta": 0.1}
+NOT_COMPARED = ("seconds", "peak_memory_bytes")
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_rows) -> tuple[Dataset, Dataset]:
+    """18 training rows, so that the last of five batches is not full, and 12 validation rows."""
+    return tiny_rows(18), tiny_rows(12, seed=1)
+
+
+def lengths_like_comments(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(3, 65, size=count)
+
+
+def padding(lengths: np.ndarray, batches: list[list[int]]) -> int:
+    return sum(int(lengths[batch].max()) * len(batch) - int(lengths[batch].sum()) for batch in batches)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 1_000])
+def test_every_row_stands_in_exactly_one_batch(count):
+    batches = bucketed_batches(lengths_like_comments(count), 32, seed=1, epoch=0)
+    assert sorted(row for batch in batches for row in batch) == list(range(count))
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 1_000])
+def test_there_are_as_many_batches_as_the_schedule_counts_steps(count):
+    assert len(bucketed_batches(lengths_like_comments(count), 32, seed=1, epoch=0)) == -(-count // 32)
+
+
+def test_the_same_seed_and_epoch_give_the_same_batches():
+    lengths = lengths_like_comments(300)
+    assert bucketed_batches(lengths, 8, 1, 2) == bucketed_batches(lengths, 8, 1, 2)
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(1, 1), (2, 0)], ids=["other epoch", "other seed"])
+def test_another_seed_or_epoch_gives_other_batches(seed, epoch):
+    lengths = lengths_like_comments(300)
+    assert bucketed_batches(lengths, 8, seed, epoch) != bucketed_batches(lengths, 8, 1, 0)
+
+
+def test_the_batches_come_in_no_order_of_length():
+    lengths = lengths_like_comments(640)
+    longest = [lengths[batch].max() for batch in bucketed_batches(lengths, 32, 1, 0)]
+    assert longest not in (sorted(longest), sorted(longest, reverse=True))
+
+
+def test_bucketed_batches_need_less_than_half_the_padding_of_random_ones():
+    lengths = lengths_like_comments(2_000)
+    order = np.random.default_rng(1).permutation(2_000)
+    at_random = [order[i : i + 32].tolist() for i in range(0, 2_000, 32)]
+    assert padding(lengths, bucketed_batches(lengths, 32, 1, 0)) < padding(lengths, at_random) / 2
+
+
+def test_the_collator_pads_with_the_pad_token_and_masks_it():
+    rows = [{"input_ids": [5, 9, 6], "toxic": 1}, {"input_ids": [5, 6], "toxic": 0}]
+    batch = {name: tensor.tolist() for name, tensor in Collator(pad_token_id=1)(rows).items()}
+    assert batch == {
+        "input_ids": [[5, 9, 6], [5, 6, 1]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+        "labels": [1, 0],
+    }
+
+
+# --- the teacher's outputs -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def targets(tiny_bert, rows, tmp_path) -> TeacherTargets:
+    """The outputs of tiny_bert on the training rows, saved and loaded again."""
+    save_targets(tiny_bert, rows[0], tmp_path / "targets", "teacher 1")
+    return load_targets(tmp_path / "targets", "teacher 1")
+
+
+def test_the_teachers_outputs_are_computed_without_dropout(tiny_bert, rows):
+    tiny_bert.train()
+    first, second = predict(tiny_bert, rows[0], states=True), predict(tiny_bert, rows[0], states=True)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_the_teachers_outputs_are_found_by_row_id_under_shuffling(tiny_bert, rows, targets):
+    shuffled = rows[0].shuffle(seed=3)
+    batch = Collator(0, targets)(list(shuffled))
+    logits, states = predict(tiny_bert, shuffled, states=True)
+    assert torch.allclose(batch["teacher_logits"], logits, atol=1e-5)
+    assert torch.allclose(batch["teacher_states"], states, atol=1e-5)
+
+
+def test_the_kept_state_is_that_of_cls_after_the_last_layer(tiny_bert, rows, targets):
+    row = rows[0][4]
+    with torch.inference_mode():
+        hidden = tiny_bert(torch.tensor([row["input_ids"]]), output_hidden_states=True).hidden_states
+    assert torch.allclose(targets.look_up([row["row_id"]])[1], hidden[12][:, 0], atol=1e-5)
+
+
+def test_a_row_that_the_teacher_has_not_seen_is_an_error(targets):
+    with pytest.raises(KeyError, match="lack 1 of these rows .first id row-9-0000"):
+        targets.look_up(["row-0-0001", "row-9-0000"])
+
+
+def test_outputs_of_another_teacher_are_not_used(targets, tmp_path):
+    assert load_targets(tmp_path / "targets", "teacher 2") is None
+
+
+def test_outputs_that_were_never_made_are_none(tmp_path):
+    assert load_targets(tmp_path / "targets", "teacher 1") is None
+
+
+# --- predicting ------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_stand_in_the_datasets_order_whatever_the_lengths(tiny_bert, rows):
+    logits, _ = predict(tiny_bert, rows[0], batch_size=4)
+    with torch.inference_mode():
+        one_by_one = torch.cat([tiny_bert(torch.tensor([ids])).logits for ids in rows[0]["input_ids"]])
+    assert len(set(token_lengths(rows[0]))) > 5
+    assert torch.allclose(logits, one_by_one, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predicting_restores_the_models_mode(tiny_bert, rows, training):
+    tiny_bert.train(training)
+    predict(tiny_bert, rows[1])
+    assert all(module.training is training for module in tiny_bert.modules())
+
+
+def test_predicting_draws_no_random_numbers(tiny_bert, rows):
+    before = torch.get_rng_state()
+    predict(tiny_bert.train(), rows[1])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- precision, rates, weight decay ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [(None, "no"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")],
+    ids=["CPU", "T4", "A100", "H100"],
+)
+def test_bf16_only_from_compute_capability_8(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # as a T4 says
+    assert mixed_precision() == precision
+
+
+def rates(steps: int, **changes) -> list[float]:
+    return [learning_rate_at(step, steps, replace(SETTINGS, **changes)) for step in range(steps)]
+
+
+def test_the_rate_rises_evenly_over_the_warm_up():
+    assert rates(100)[:20] == pytest.approx(np.linspace(3e-3 / 20, 3e-3, 20))
+
+
+def test_the_peak_is_the_learning_rate_that_was_asked_for():
+    assert max(rates(100)) == 3e-3
+
+
+def test_the_rate_falls_evenly_to_almost_zero():
+    assert rates(100)[20:] == pytest.approx(3e-3 * np.arange(80, 0, -1) / 80)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_very_short_training_has_rates_above_zero_and_not_above_the_peak(steps):
+    assert all(0 < rate <= 3e-3 for rate in rates(steps, warmup_share=0.1))
+
+
+def test_biases_and_layer_norms_do_not_decay(tiny_bert):
+    optimizer = make_optimizer(tiny_bert, SETTINGS)
+    free = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
+    named = {name for name, p in tiny_bert.named_parameters() if id(p) in free}
+    assert named == {name for name, _ in tiny_bert.named_parameters() if name.endswith("bias") or "LayerNorm" in name}
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+class Killed(KeyboardInterrupt):
+    """Stands for a training run that is killed."""
+
+
+def make_training(kind: str, model_of, rows) -> tuple[torch.nn.Module, dict]:
+    """A fresh model and the other arguments of train: 'plain', 'distilled' or 'lora'."""
+    if kind == "plain":
+        return model_of("bert", layers=4), {"settings": SETTINGS}
+    if kind == "lora":
+        adapted = add_adapters(model_of("bert", layers=4), rank=4, alpha=8, dropout=0.1, seed=1)
+        return adapted, {"settings": replace(SETTINGS, learning_rate=1e-2)}
+    teacher = model_of("bert")
+    logits, states = predict(teacher, rows[0], states=True)
+    positions = {row_id: place for place, row_id in enumerate(rows[0]["row_id"])}
+    targets = TeacherTargets(positions, logits.clone(), states.clone())
+    return copy_layers(teacher, ODD_LAYERS), {"settings": replace(SETTINGS, **DISTILLING), "targets": targets}
+
+
+def run_training(kind: str, model_of, rows, directory: Path, **changes) -> tuple[torch.nn.Module, dict]:
+    model, arguments = make_training(kind, model_of, rows)
+    arguments = {"checkpoint_dir": directory, "made_from": "start", "checkpoint_seconds": 0} | arguments | changes
+    return model, train(model, *rows, **arguments)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, tiny_model, rows):
+    """Model and history of a training that nobody interrupted, by kind; each is trained once."""
+
+    @cache
+    def trained(kind: str) -> tuple[torch.nn.Module, dict]:
+        return run_training(kind, tiny_model, rows, tmp_path_factory.mktemp(kind), checkpoint_seconds=1e9)
+
+    return trained
+
+
+def kill_before_step(monkeypatch, step: int) -> None:
+    """The run dies when so many steps are done and the next one begins."""
+    original = helpers.training._TrainingRun.train_step
+
+    def train_step(self, batch):
+        if self.progress["step"] == step:
+            raise Killed
+        return original(self, batch)
+
+    monkeypatch.setattr(helpers.training._TrainingRun, "train_step", train_step)
+
+
+def kill_in(monkeypatch, method: str, when) -> None:
+    """The run dies on entering a method, when the condition holds of it."""
+    original = getattr(helpers.training._TrainingRun, method)
+
+    def dying(self, *arguments):
+        if when(self):
+            raise Killed
+        return original(self, *arguments)
+
+    monkeypatch.setattr(helpers.training._TrainingRun, method, dying)
+
+
+def assert_same_training(resumed: tuple, whole: tuple) -> None:
+    """Equal weights and equal history, to the bit."""
+    (model, history), (expected_model, expected_history) = resumed, whole
+    expected = expected_model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    for part in history.keys() - NOT_COMPARED:
+        assert history[part] == expected_history[part], part
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        ("plain", 0),
+        ("plain", 3),
+        ("plain", 5),
+        ("plain", 7),
+        ("plain", 14),
+        ("distilled", 2),
+        ("distilled", 7),
+        ("lora", 5),
+        ("lora", 8),
+    ],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, tiny_model, rows, tmp_path, kind, step):
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
+        kill_before_step(monkeypatch, step)
+        run_training(kind, tiny_model, rows, tmp_path / "checkpoints")
+    resumed = run_training(kind, tiny_model, rows, tmp_path / "checkpoints")
+    assert_same_training(resumed, uninterrupted(kind))
+
+
+@pytest.mark.parametrize(
+    ("method", "when"),
+    [
+        ("finish_epoch", lambda run: run.progress["step"] == 10),
+        ("save", lambda run: run.epoch == 2),
+        ("finish", lambda run: True),
+    ],
+    ids=["between the last step and validation", "between the best weights and the checkpoint", "after the last epoch"],
+)
+def test_a_run_killed_at_an_epochs_end_goes_on_as_if_it_was_not(
+    uninterrupted, tiny_model, rows, tmp_path, method, when
+):
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
+        kill_in(monkeypatch, method, when)
+        run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
+    resumed = run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
+    assert_same_training(resumed, uninterrupted("plain"))
+
+
+def test_a_run_killed_between_checkpoints_repeats_the_steps_after_the_last_one(
+    uninterrupted, tiny_model, rows, tmp_path
+):
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
+        kill_before_step(monkeypatch, 8)
+        run_training("plain", tiny_model, rows, tmp_path / "checkpoints", checkpoint_seconds=1e9)
+    resumed = run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
+    assert_same_training(resumed, uninterrupted("plain"))
+
+
+def test_a_resumed_run_does_not_repeat_steps_that_its_checkpoint_holds(tiny_model, rows, tmp_path, monkeypatch):
+    with pytest.MonkeyPatch.context() as killing, pytest.raises(Killed):
+        kill_before_step(killing, 7)
+        run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
+    done = []
+    original = helpers.training.batch_loss
+    monkeypatch.setattr(helpers.training, "batch_loss", lambda *args: done.append(1) or original(*args))
+    run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
+    assert len(done) == STEPS - 7
+
+
+@pytest.mark.parametrize(
+    "changes", [{"made_from": "another start"}, {"settings": replace(SETTINGS, learning_rate=1e-3)}]
+)
+def test_a_checkpoint_of_something_else_is_not_used(tiny_model, rows, tmp_path, changes):
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
+        kill_before_step(monkeypatch, 7)
+        run_training("plain", tiny_model, rows, tmp_path / "used")
+    afresh = run_training("plain", tiny_model, rows, tmp_path / "new", **changes)
+    assert_same_training(run_training("plain", tiny_model, rows, tmp_path / "used", **changes), afresh)
+
+
+def test_dropout_is_on_while_training(tiny_model, rows, tmp_path, monkeypatch):
+    modes = set()
+    original = helpers.training.batch_loss
+
+    def watching(model, *arguments):
+        modes.update(module.training for module in model.modules() if isinstance(module, torch.nn.Dropout))
+        return original(model, *arguments)
+
+    monkeypatch.setattr(helpers.training, "batch_loss", watching)
+    model, _ = run_training("plain", tiny_model, rows, tmp_path)
+    assert model.config.hidden_dropout_prob == 0.1
+    assert modes == {True}
+
+
+def test_the_trained_model_is_left_in_eval_mode(uninterrupted):
+    assert not any(module.training for module in uninterrupted("plain")[0].modules())
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [([0.5, 0.9, 0.7], 2), ([0.5, 0.9, 0.9], 2), ([0.9, 0.5, 0.7], 1), ([0.1, 0.2, 0.3], 3)]
+)
+def test_the_weights_of_the_best_epoch_are_restored_the_first_of_equals(
+    tiny_model, rows, tmp_path, monkeypatch, scores, best
+):
+    left, weights = iter(scores), {}
+    original = helpers.training._TrainingRun.finish_epoch
+
+    def finish_epoch(self, memory):
+        original(self, memory)
+        weights[self.epoch] = copy.deepcopy(self.plain_model.state_dict())
+
+    monkeypatch.setattr(helpers.training, "average_precision_score", lambda *_: next(left))
+    monkeypatch.setattr(helpers.training._TrainingRun, "finish_epoch", finish_epoch)
+    model, history = run_training("plain", tiny_model, rows, tmp_path)
+    assert history["best_epoch"] == best
+    assert all(torch.equal(tensor, weights[best][name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture
+def diverged(tiny_model, rows, tmp_path, monkeypatch) -> tuple[TrainingError, Path]:
+    """The error of a training whose loss is NaN at its 8th step, and its folder of checkpoints."""
+    original, calls = helpers.training.batch_loss, []
+
+    def sometimes_nan(*arguments):
+        calls.append(1)
+        losses = original(*arguments)
+        return {part: loss * float("nan") for part, loss in losses.items()} if len(calls) == 8 else losses
+
+    monkeypatch.setattr(helpers.training, "batch_loss", sometimes_nan)
+    with pytest.raises(TrainingError) as caught:
+        run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
+    return caught.value, tmp_path / "checkpoints"
+
+
+def test_a_loss_that_is_nan_ends_training_and_the_message_names_the_step_and_the_rate(diverged):
+    assert "became nan at step 8 of 15; lower the learning rate (now 0.003)" in str(diverged[0])
+
+
+def test_a_loss_that_is_nan_leaves_the_last_good_checkpoint(diverged):
+    assert sorted(path.name for path in diverged[1].iterdir()) == ["best-1", "step-0000007-1"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [("plain", {"total", "hard"}), ("lora", {"total", "hard"}), ("distilled", {"total", "hard", "soft", "cosine"})],
+)
+def test_every_part_of_the_loss_is_logged_at_every_step(uninterrupted, kind, parts):
+    _, history = uninterrupted(kind)
+    assert {part: len(values) for part, values in history["steps"].items()} == dict.fromkeys(parts, STEPS)
+
+
+def test_the_logged_total_is_the_weighted_sum_of_the_logged_parts(uninterrupted):
+    steps = {part: np.array(values) for part, values in uninterrupted("distilled")[1]["steps"].items()}
+    assert steps["total"] == pytest.approx(0.5 * steps["hard"] + 0.5 * steps["soft"] + 0.1 * steps["cosine"], abs=2e-5)
+
+
+def test_without_a_teacher_the_total_is_cross_entropy(uninterrupted):
+    steps = uninterrupted("plain")[1]["steps"]
+    assert steps["total"] == steps["hard"]
+
+
+def test_an_epochs_training_loss_is_the_mean_over_its_own_steps(uninterrupted):
+    _, history = uninterrupted("distilled")
+    for place, epoch in enumerate(history["epochs"]):
+        own = slice(place * STEPS_AN_EPOCH, (place + 1) * STEPS_AN_EPOCH)
+        means = {part: np.mean(values[own]) for part, values in history["steps"].items()}
+        assert epoch["training"] == pytest.approx(means)
+
+
+def test_every_epoch_is_validated(uninterrupted):
+    epochs = uninterrupted("plain")[1]["epochs"]
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3]
+    assert all(epoch["validation"].keys() == {"hard", "average_precision"} for epoch in epochs)
+
+
+def test_the_history_tells_time_and_memory(uninterrupted):
+    _, history = uninterrupted("plain")
+    assert history["seconds"] > 0
+    assert history["peak_memory_bytes"] > 50_000_000
+
+
+def test_the_loss_falls(tiny_model, rows, tmp_path):
+    settings = replace(SETTINGS, epochs=8)
+    _, history = run_training("plain", tiny_model, rows, tmp_path, settings=settings, checkpoint_seconds=1e9)
+    assert history["epochs"][-1]["training"]["hard"] < 0.8 * history["epochs"][0]["training"]["hard"]
+
+
+def test_training_with_lora_leaves_the_base_weights_bit_equal(uninterrupted, tiny_model):
+    trained = uninterrupted("lora")[0].state_dict()
+    fresh, _ = make_training("lora", tiny_model, None)
+    frozen = [name for name, parameter in fresh.named_parameters() if not parameter.requires_grad]
+    assert all(torch.equal(trained[name], fresh.state_dict()[name]) for name in frozen)
