@@ -28,7 +28,7 @@ test-all: $(VENV)/installed
 	$(BIN)/python -m pytest
 
 lab: $(VENV)/installed
-	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/
+	cd notebooks && $(abspath $(BIN))/jupyter lab
 
 publish: $(VENV)/installed
 	@$(BIN)/python -m helpers.pipeline --publish

@@ -31,7 +31,9 @@ from helpers.runs import (
     Run,
     file_sha256,
     fingerprint,
+    hub_reachable,
     new_directory,
+    no_comments,
     read_json,
     write_json,
 )
@@ -212,7 +214,7 @@ def check_rows(name: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
                 f"{name}: {wrong.sum():,} row(s) have {label}={unique[label][wrong].iloc[0]!r} (first id "
                 f"{unique['id'][wrong].iloc[0]}); labels are {' or '.join(allowed)}"
             )
-    checked = unique.astype({label: "int8" for label in labels}).reset_index(drop=True)
+    checked = unique.astype(dict.fromkeys(labels, "int8")).reset_index(drop=True)
     return checked, len(frame) - len(checked)
 
 
@@ -351,8 +353,8 @@ def _strata(frame: pd.DataFrame) -> pd.Series:
 def tokenise(texts: list[str], tokenizer, max_length: int) -> tuple[list[list[int]], list[int]]:
     """(token ids cut to max_length, lengths before cutting), each comment between its two special tokens."""
     ids, lengths = [], []
-    bar = tqdm(range(0, len(texts), 1_000), desc="tokenising", unit="k comments", disable=len(texts) < 5_000)
-    for start in bar:
+    starts = range(0, len(texts), 1_000)
+    for start in tqdm(starts, desc="tokenising", unit="k comments", disable=len(texts) < 5_000, file=sys.stdout):
         for encoded in tokenizer(texts[start : start + 1_000], verbose=False)["input_ids"]:
             lengths.append(len(encoded))
             ids.append(encoded if len(encoded) <= max_length else encoded[: max_length - 1] + encoded[-1:])
@@ -362,6 +364,8 @@ def tokenise(texts: list[str], tokenizer, max_length: int) -> tuple[list[list[in
 def data_files(run: Run) -> Path:
     """The folder or zip with the run's CSV files; written, or fetched from the hub, if the run has to bring its own."""
     if run.data_source == "jigsaw":
+        if run.jigsaw_dir is None:
+            raise FileNotFoundError(no_comments(run.profile))
         if not run.jigsaw_dir.exists():
             raise FileNotFoundError(
                 f"{run.jigsaw_dir.name}, which this run reads, is gone; set JIGSAW_DIR to its new place"
@@ -388,6 +392,8 @@ def _fetch_from_hub(directory: Path) -> None:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
+        if not hub_reachable():
+            raise ConnectionError("the hub cannot be reached")
         for name in FILES:
             hf_hub_download(HUB_MIRROR, name, repo_type="dataset", local_dir=directory)
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:

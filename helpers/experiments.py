@@ -31,7 +31,7 @@ from helpers.evaluation import (
 )
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
 from helpers.lora import add_adapters, count_parameters, load_adapter, merge_adapters, save_adapter
-from helpers.models import find_pretrained, load_model, lora_targets
+from helpers.models import find_pretrained, load_model
 from helpers.runs import (
     PUBLISHED_RESULTS,
     Run,
@@ -179,7 +179,7 @@ def run_experiment(name: str, seed: int, run: Run) -> dict:
 
     Raises:
         ValueError: no such experiment.
-        MissingStage: the data, or the teacher of this seed, is not there yet.
+        FileNotFoundError: the data, or the teacher of this seed (MissingStage), is not there yet.
         TrainingError: the loss diverged, or the teacher is not worth distilling.
     """
     experiment = find_experiment(name)
@@ -493,7 +493,8 @@ def load_results(run: Run) -> Results:
     if absent:
         notebooks = sorted({EXPERIMENTS[name].notebook for name in absent})
         raise MissingStage(
-            f"run {run.name!r} has no result of {', '.join(absent)}: run {', '.join(notebooks)} first (same PROFILE and RUN)"
+            f"run {run.name!r} has no result of {', '.join(absent)}: run {', '.join(notebooks)} first (same PROFILE "
+            "and RUN)"
         )
     hashes = {result["inputs"]["data"] for seeds in by_name.values() for result in seeds.values()}
     if len(hashes) > 1:
@@ -510,8 +511,8 @@ def _find_result(run: Run, name: str, seed: int) -> tuple[dict, Path] | None:
         result = read_json(result_path(directory, name, seed))
         if result is None or not predictions_path(directory, name, seed).is_file():
             continue
-        data_hash = data["fingerprint"] if data else result["inputs"]["data"]
-        if result["fingerprint"] == experiment_fingerprint(EXPERIMENTS[name], seed, run.profile, data_hash):
+        data_hash = data["fingerprint"] if data else result.get("inputs", {}).get("data", "")
+        if result.get("fingerprint") == experiment_fingerprint(EXPERIMENTS[name], seed, run.profile, data_hash):
             return result, directory
     return None
 
@@ -584,6 +585,6 @@ def planned_comparisons(results: Results) -> dict[str, dict]:
     found = {
         title: compare(results.labels(), *results.paired(a, b))
         for title, (a, b) in COMPARISONS.items()
-        if a in results.by_name and b in results.by_name
+        if set(results.by_name.get(a, ())) & set(results.by_name.get(b, ()))
     }
     return with_holm(found)

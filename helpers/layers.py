@@ -37,11 +37,12 @@ def check_layers(layers: Sequence[int], teacher_layers: int) -> None:
 
 
 def copy_layers(teacher: torch.nn.Module, layers: Sequence[int]) -> torch.nn.Module:
-    """A student with the given layers of the teacher, counted from 1, and its embeddings, pooler and classifier.
+    """A student with the given teacher layers, counted from 1, and embeddings, pooler, classifier.
 
-    Tensors are copied, never modules: a module that is assigned would be shared with the teacher, and training one
-    would train the other. The student's config records where its layers came from (`teacher_layers`). It has the
-    teacher's type and is returned in eval mode; the teacher is untouched.
+    Tensors are copied, never modules: a module that is assigned would be shared with the teacher,
+    and training one would train the other. The student's config records where its layers came from
+    (`teacher_layers`). It has the teacher's type and is returned in eval mode; the teacher is
+    untouched.
 
     After DistilBERT (Sanh et al. 2019, arXiv:1910.01108), which took every other layer of BERT.
 
@@ -65,8 +66,8 @@ def copy_layers(teacher: torch.nn.Module, layers: Sequence[int]) -> torch.nn.Mod
 def source_name(student_name: str, layers: Sequence[int]) -> str:
     """The teacher's name of the tensor that a student's tensor is copied from.
 
-    `bert.encoder.layer.0.output.dense.weight` of the odd student comes from the same name at index 0, which is
-    layer 1; at student index 1 from index 2, which is layer 3. Tensors outside the layers keep their name.
+    In the odd student, index 0 (its first layer) comes from the teacher's index 0, which is layer 1,
+    and index 1 from index 2, which is layer 3. Tensors outside the layers keep their name.
     """
     match = LAYER_NAME.match(student_name)
     if match is None:

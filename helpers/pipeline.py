@@ -22,20 +22,21 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from helpers.config import unknown
-from helpers.runs import ROOT, Run, open_run, write_file
+from helpers.runs import ROOT, Run, open_run, write_file, write_json
 
 NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
 REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
 FIRST_CELL = """\
-# Finds the project (on Colab: fetches it), installs only what is missing, opens the run. The same in every notebook.
+# The same in every notebook: finds the project (on Colab: fetches it) and opens the run.
 import subprocess
 import sys
 from pathlib import Path
 
 REPOSITORY = "{repository}"
-ROOT = next((folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "helpers").is_dir()), None)
+here = Path.cwd()
+ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
-    ROOT = Path.cwd() / REPOSITORY.rsplit("/", 1)[-1]
+    ROOT = here / REPOSITORY.rsplit("/", 1)[-1]
     if not ROOT.is_dir():
         subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, str(ROOT)], check=True)
 sys.path.insert(0, str(ROOT))
@@ -148,7 +149,52 @@ def publish(run: Run) -> None:
         shutil.copyfile(run.figures_dir / figure, ROOT / image)
     for name in NOTEBOOKS:
         shutil.copyfile(run.directory / "notebooks" / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb")
+    write_json(ROOT / "results" / "run.json", {"profile": run.profile.name, "data_source": run.data_source})
+    write_readme_results(run)
     print(f"published {run.name}: results/, figures/, {', '.join(REPORT_FIGURES)} and the executed notebooks")
+
+
+def results_in_markdown(results_dir: Path, title: str) -> str:
+    """The comparison as README.md shows it, made from comparison.csv."""
+    table = pd.read_csv(results_dir / "comparison.csv")
+    columns = {
+        "experiment": "model",
+        "parameters": "parameters (M)",
+        "trainable_parameters": "trained (M)",
+        "training_loss": "training loss (CE)",
+        "accuracy": "accuracy",
+        "f1": "F1",
+        "precision": "precision",
+        "recall": "recall",
+        "average_precision": "average precision",
+        "training_seconds": "training (min)",
+        "latency_ms": "latency (ms)",
+    }
+    scale = {"parameters": 1e6, "trainable_parameters": 1e6, "training_seconds": 60}
+    digits = {"parameters": 1, "trainable_parameters": 2, "training_seconds": 1, "latency_ms": 1}
+    lines = [title, "", "| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
+    for _, row in table.iterrows():
+        cells = [str(row["experiment"])]
+        for column in list(columns)[1:]:
+            value = row[column] / scale.get(column, 1)
+            cells.append("–" if pd.isna(value) else f"{value:.{digits.get(column, 3)}f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_readme_results(run: Run) -> None:
+    """Puts the published table between README.md's two markers."""
+    path = ROOT / "README.md"
+    before, rest = path.read_text(encoding="utf-8").split("<!-- results -->")
+    _, after = rest.split("<!-- /results -->")
+    table = pd.read_csv(run.results_dir / "comparison.csv")
+    seeds = int(table["seeds"].max())
+    title = (
+        f"Profile `{run.profile.name}`, {run.data_label}, {seeds} seed{'s' if seeds > 1 else ''}. Scores are the test "
+        "set's; F1, precision and recall are the toxic class's. A student's training comes on top of its teacher's."
+    )
+    text = f"{before}<!-- results -->\n{results_in_markdown(run.results_dir, title)}\n<!-- /results -->{after}"
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -164,7 +210,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the notebooks asked for; returns the exit code. Errors a person can act on are printed without a traceback."""
+    """Runs the notebooks asked for; returns the exit code. Errors that a person can act on come without a traceback."""
     options = parse_arguments(arguments)
     if options.first_cells:
         write_first_cells()

@@ -174,7 +174,7 @@ def training_loss(results: Results, run: Run) -> Figure:
 
 
 def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Figure:
-    """Accuracy, precision, recall, F1 and average precision on the test set; intervals where there are any (image-1.png)."""
+    """Five scores on the test set, F1 and average precision with their intervals (image-1.png)."""
     shown = {
         "accuracy": "accuracy",
         "precision": "precision",

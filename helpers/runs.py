@@ -14,13 +14,17 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from helpers.config import Profile, load_profile
 
@@ -154,12 +158,20 @@ def find_data_source(
     if saved and saved["jigsaw_dir"]:
         return saved["data_source"], Path(saved["jigsaw_dir"])
     if profile.data_without_files == "error":
-        raise FileNotFoundError(
-            f"PROFILE={profile.name} needs the real comments and found none: download train.csv, test.csv and "
-            f"test_labels.csv from {KAGGLE_PAGE} into data/jigsaw/, or set JIGSAW_DIR to the folder that holds them. "
-            "PROFILE=quick also runs without, on written comments."
-        )
+        published = read_json(PUBLISHED_RESULTS / "run.json")
+        if published is None or published["profile"] != profile.name:
+            raise FileNotFoundError(no_comments(profile))
+        return published["data_source"], None  # the published results can be read, but nothing trained
     return profile.data_without_files, None
+
+
+def no_comments(profile: Profile) -> str:
+    """The text of the error for a run that needs the real comments and has none."""
+    return (
+        f"PROFILE={profile.name} needs the real comments and found none: download train.csv, test.csv and "
+        f"test_labels.csv from {KAGGLE_PAGE} into data/jigsaw/, or set JIGSAW_DIR to the folder that holds them. "
+        "PROFILE=quick also runs without, on written comments."
+    )
 
 
 def fingerprint(settings: dict) -> str:
@@ -232,6 +244,33 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu, {torch.get_num_threads()} threads"
+
+
+def hub_reachable(seconds: float = 3.0) -> bool:
+    """Whether the model hub answers: one connection, `seconds` at most, asked before any download is tried.
+
+    HF_ENDPOINT and HTTPS_PROXY are minded. If nothing answers, the hub library is told to stay offline, since it
+    would retry for most of a minute otherwise.
+    """
+    import huggingface_hub  # here, so that the first cell can install it
+
+    endpoint = getproxies().get("https") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    address = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+    answered = threading.Event()
+
+    def connect() -> None:
+        with suppress(OSError):
+            socket.create_connection((address.hostname, address.port or 443), timeout=seconds).close()
+            answered.set()
+
+    # The timeout of a connection counts for each address anew and not for the name server, so a thread is given up on.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not answered.is_set():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that this one starts
+        huggingface_hub.constants.HF_HUB_OFFLINE = True  # the variable is read at import, which is over
+    return answered.is_set()
 
 
 NEEDED = {  # what the notebooks import, by the name to install; torch and numpy are never touched

@@ -1,7 +1,7 @@
 """A written sample, not Jigsaw: comments in the shape of Kaggle's files, for a first run with no data at hand.
 
 `write_sample_comments` writes train.csv, test.csv and test_labels.csv from a seed. Nothing in them was written by a
-Wikipedia editor: a grammar (below) makes talk-page comments with Jigsaw's label frequencies and lengths, and the peoples
+Wikipedia editor: a grammar (below) makes talk-page comments with Jigsaw's label frequencies and lengths; the peoples
 that `identity_hate` needs are invented. Scores on these comments show that the code works and how the methods differ
 *here*; they say nothing about real toxic comments.
 
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
+from helpers.config import LABELS
 
-# Flips of `toxic` as shares of all rows, equal both ways so that the prevalence stays: 2.2 % of the rows are mislabelled.
+# Flips of `toxic` as shares of all rows, equal both ways to keep the prevalence: 2.2 % of the rows are mislabelled.
 FLIPPED_TO_TOXIC = 0.011
 FLIPPED_TO_CLEAN = 0.011
 UNSCORED_SHARE = 0.015
@@ -64,7 +64,11 @@ KINDS = (
 
 
 def _choices(text: str) -> tuple[str, ...]:
-    return tuple(choice.strip() for choice in text.replace("\n", " ").split("|"))
+    return tuple(" ".join(choice.split()) for choice in text.split("|"))
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.strip().splitlines())
 
 
 def _plural(noun: str) -> str:
@@ -73,579 +77,659 @@ def _plural(noun: str) -> str:
 
 # Words that insult. They stand in toxic and in clean comments alike.
 INSULT_NOUNS = _choices("""
-idiot | moron | fool | clown | halfwit | nitwit | dimwit | dunce | imbecile | simpleton | buffoon | blockhead | bonehead |
-numbskull | dolt | twit | twerp | pillock | plonker | muppet | prat | nincompoop | loser | creep | weasel | snake | rat |
-worm | parasite | leech | liar | coward | hypocrite | fraud | crook | bigot | tyrant | troll | vandal | jerk | git | wretch |
-scumbag | lowlife | slimeball | toad | pig | donkey | baboon | gasbag | windbag | blowhard | brat | snob | oaf |
-lout | slob | disgrace | joke | failure | nobody | dope | airhead | birdbrain | lamebrain | knucklehead | meathead | chump |
-stooge | lapdog | bootlicker | hack | charlatan | cheat | control freak | egomaniac | narcissist | pest | ignoramus
+    idiot | moron | fool | clown | halfwit | nitwit | dimwit | dunce | imbecile | simpleton | buffoon |
+    blockhead | bonehead | numbskull | dolt | twit | twerp | pillock | plonker | muppet | prat | nincompoop |
+    loser | creep | weasel | snake | rat | worm | parasite | leech | liar | coward | hypocrite | fraud | crook |
+    bigot | tyrant | troll | vandal | jerk | git | wretch | scumbag | lowlife | slimeball | toad | pig | donkey
+    | baboon | gasbag | windbag | blowhard | brat | snob | oaf | lout | slob | disgrace | joke | failure |
+    nobody | dope | airhead | birdbrain | lamebrain | knucklehead | meathead | chump | stooge | lapdog |
+    bootlicker | hack | charlatan | cheat | control freak | egomaniac | narcissist | pest | ignoramus | nuisance
+    | menace | maniac | thug | goon | brute | ogre | gremlin | goblin | maggot | louse | flea | vulture | hyena
+    | jackal | skunk | viper | swine | hog | mule | sheep | chicken | slug | sloth | crybaby | whiner | moaner |
+    nag | wimp | weakling | pushover | doormat | bore | sponger | freeloader | scrounger | moocher | thief |
+    swindler | cheapskate | miser | backstabber | traitor | turncoat | sellout | puppet | minion | crony | toady
+    | flunkey | lackey | sycophant | impostor | poser | wannabe | show-off | braggart | loudmouth | blabbermouth
+    | bigmouth | gossip | busybody | snoop | stalker | weirdo | freak | oddball | misfit | reject | has-been |
+    flop | dud | washout | dropout | deadbeat | layabout | slacker | bum | idler | hooligan | bully | despot |
+    dictator | fanatic | zealot | crank | quack | kook | crackpot | screwball | dingbat | goofball | goose |
+    turkey | dodo | peabrain | pinhead | fathead | blunderer | bungler | amateur | bumpkin | peasant | boor |
+    philistine | barbarian | troglodyte | caveman | knuckle-dragger | mouth-breather | sourpuss | killjoy |
+    spoilsport | grouch | prig | pedant | know-it-all | upstart | rascal | scoundrel | villain | rogue | knave |
+    blackguard | cur | beast | monster | fiend | ghoul | zombie
 """)
 INSULT_ADJECTIVES = _choices("""
-stupid | dumb | pathetic | ignorant | clueless | brainless | useless | worthless | incompetent | dense | thick | ridiculous |
-moronic | idiotic | gutless | spineless | cowardly | dishonest | lying | arrogant | pompous | smug | petty | childish |
-infantile | bitter | miserable | vile | disgusting | rotten | filthy | slimy | two-faced | lazy | ugly | smelly | deranged |
-delusional | unhinged | hopeless | illiterate | mindless | witless | talentless | gormless | insufferable | obnoxious |
-self-important | power-mad | revolting | despicable | repulsive | crooked | bumbling | snivelling
+    stupid | dumb | pathetic | ignorant | clueless | brainless | useless | worthless | incompetent | dense |
+    thick | ridiculous | moronic | idiotic | gutless | spineless | cowardly | dishonest | lying | arrogant |
+    pompous | smug | petty | childish | infantile | bitter | miserable | vile | disgusting | rotten | filthy |
+    slimy | two-faced | lazy | ugly | smelly | deranged | delusional | unhinged | hopeless | illiterate |
+    mindless | witless | talentless | gormless | insufferable | obnoxious | self-important | power-mad |
+    revolting | despicable | repulsive | crooked | bumbling | snivelling | vapid | vacuous | inane | asinine |
+    foolish | daft | dopey | dull | boring | tedious | feeble | weak | flabby | pasty | greasy | grubby | grimy
+    | mouldy | putrid | rancid | foul | nasty | mean | cruel | spiteful | vicious | hateful | malicious |
+    venomous | toxic | poisonous | sneaky | shifty | devious | deceitful | treacherous | corrupt | fake | phoney
+    | hollow | shallow | vain | conceited | stuck-up | snooty | bossy | pushy | nosy | needy | whiny | sulky |
+    moody | grumpy | hysterical | paranoid | rabid | brutish | boorish | crude | vulgar | uncouth | rude |
+    unwashed | foul-mouthed | thin-skinned | thick-skulled | pea-brained | half-baked | washed-up | third-rate |
+    second-rate | cheap | shabby | sorry | laughable | abysmal | dreadful | horrid | ghastly | wretched |
+    tiresome | irritating | annoying | unbearable | unlovable | unwanted | friendless | joyless | humourless |
+    heartless | soulless | shameless | clumsy | inept | fumbling | dim | slow-witted | empty-headed |
+    simple-minded | narrow-minded | small-minded | gullible | servile | grovelling | creepy | sleazy | seedy |
+    monstrous | odious | abominable | detestable | insolent | puffed-up | overrated | thieving | scheming |
+    conniving | hypocritical
 """)
 SWEAR_NOUNS = _choices("""
-jackass | dumbass | asshat | turd | bastard | tosser | arse | ass | smartass | sod | lump of crap | pile of crap |
-heap of crap | bag of crap | little turd | stinking turd | lying bastard | arrogant ass | lazy sod | pompous arse
+    jackass | dumbass | asshat | turd | bastard | tosser | arse | ass | smartass | sod | lump of crap | pile of
+    crap | heap of crap | bag of crap | little turd | stinking turd | lying bastard | arrogant ass | lazy sod |
+    pompous arse
 """)
 
 GRAMMAR: dict[str, tuple[str, ...]] = {
     # ---- names and things -------------------------------------------------------------------------------------------
-    "first": _choices("""Harrow | Lind | Ash | Brack | Thorn | Wex | Marl | Cald | Penn | Stone | Elder | Oaken | Raven |
-        Silver | Grim | Holm | Dun | Kings | Fern | Mill | West | North | Salt | Copper | Amber | Winter | Hazel | Quill"""),
-    "second": _choices("""gate | moor | ford | wick | bury | dale | haven | field | mouth | stead | wood | bridge | combe |
-        worth | minster | ley | brook | pool | cliff | well"""),
-    "place": ("{first}{second}",),
-    "structure": _choices("""Canal | Railway | Abbey | Lighthouse | Observatory | Theatre | Viaduct | Museum | Cathedral |
-        Harbour | Aqueduct | Library | Orchestra | Rovers | Football Club | Grammar School | Brewery | Tramway | Airport |
-        Festival | Manuscript | Treaty | Uprising | Expedition | Dialect | Cheese | Comet | Fault | Wetlands"""),
-    "article": ("{place} {structure}",) * 3
-    + (
-        "the {year} {place} floods",
-        "the {place} bypass",
-        "Bishop of {place}",
-        "Battle of {place}",
-        "{surname}'s theorem",
-    )
-    + ("{given} {surname}", "{given} {surname}", "list of {place} {structure} trustees", "the {place} dialect"),
-    "given": _choices("""Edmund | Clara | Tobias | Agnes | Rupert | Mabel | Silas | Harriet | Conrad | Beatrix | Jasper |
-        Ottilie | Lionel | Cordelia | Percy | Winifred | Amos | Philippa"""),
-    "surname": _choices("""Hargrave | Pettifer | Lockhart | Dunmore | Ashby | Whitlow | Carrow | Bramhall | Tolliver |
-        Sedgwick | Marchbank | Ferrars | Quillan | Osgood | Penhallow | Thackeray-Lunn | Wainscott | Rookwood"""),
-    "user": (
-        "{first}{second}{number}",
-        "{given}{number}",
-        "{first} the {trade}",
-        "{trade}Of{place}",
-        "{surname}{number}",
-    ),
-    "trade": _choices(
-        "Miller | Potter | Mapper | Scribe | Baker | Cooper | Gardener | Archivist | Sailor | Weaver | Tiler"
-    ),
+    "first": _choices("""
+        Harrow | Lind | Ash | Brack | Thorn | Wex | Marl | Cald | Penn | Stone | Elder | Oaken | Raven |
+        Silver | Grim | Holm | Dun | Kings | Fern | Mill | West | North | Salt | Copper | Amber | Winter |
+        Hazel | Quill
+    """),
+    "second": _choices("""
+        gate | moor | ford | wick | bury | dale | haven | field | mouth | stead | wood | bridge | combe |
+        worth | minster | ley | brook | pool | cliff | well
+    """),
+    "place": _choices("{first}{second}"),
+    "structure": _choices("""
+        Canal | Railway | Abbey | Lighthouse | Observatory | Theatre | Viaduct | Museum | Cathedral |
+        Harbour | Aqueduct | Library | Orchestra | Rovers | Football Club | Grammar School | Brewery |
+        Tramway | Airport | Festival | Manuscript | Treaty | Uprising | Expedition | Dialect | Cheese |
+        Comet | Fault | Wetlands
+    """),
+    "article": _choices("""
+        {place} {structure} | {place} {structure} | {place} {structure} | the {year} {place} floods | the
+        {place} bypass | Bishop of {place} | Battle of {place} | {surname}'s theorem | {given} {surname} |
+        {given} {surname} | list of {place} {structure} trustees | the {place} dialect
+    """),
+    "given": _choices("""
+        Edmund | Clara | Tobias | Agnes | Rupert | Mabel | Silas | Harriet | Conrad | Beatrix | Jasper |
+        Ottilie | Lionel | Cordelia | Percy | Winifred | Amos | Philippa
+    """),
+    "surname": _choices("""
+        Hargrave | Pettifer | Lockhart | Dunmore | Ashby | Whitlow | Carrow | Bramhall | Tolliver | Sedgwick
+        | Marchbank | Ferrars | Quillan | Osgood | Penhallow | Thackeray-Lunn | Wainscott | Rookwood
+    """),
+    "user": _choices("""
+        {first}{second}{number} | {given}{number} | {first} the {trade} | {trade}Of{place} |
+        {surname}{number}
+    """),
+    "trade": _choices("""
+        Miller | Potter | Mapper | Scribe | Baker | Cooper | Gardener | Archivist | Sailor | Weaver | Tiler
+    """),
     "digit": tuple("0123456789"),
-    "number": ("{digit}", "{digit}{digit}", "{digit}{digit}{digit}"),
+    "number": _choices("{digit} | {digit}{digit} | {digit}{digit}{digit}"),
     "count": _choices("two | three | four | five | six | seven | eight | a dozen | twenty | several"),
     "ordinal": _choices("first | second | third | fourth | last | opening | closing"),
-    "year": ("18{digit}{digit}", "19{digit}{digit}", "19{digit}{digit}", "200{digit}"),
-    "month": _choices("""January | February | March | April | May | June | July | August | September | October |
-        November | December"""),
-    "when": (
-        "yesterday",
-        "this morning",
-        "last week",
-        "in {month}",
-        "on Tuesday",
-        "a month ago",
-        "last night",
-        "earlier",
-    ),
-    "section": _choices("""history | early life | geography | legacy | criticism | reception | etymology | economy |
-        discography | career | construction | design | aftermath | transport | wildlife | plot | references | see also"""),
-    "part": ("the {section} section", "the {ordinal} paragraph", "the lead", "the infobox", "the {section} heading")
-    + ("the {ordinal} sentence", "the table of {structure} openings", "the caption", "footnote {number}", "the map"),
-    "source": ("the {place} Gazette", "{surname} ({year})", "the {year} census", "a book by {given} {surname}")
-    + (
-        "the {place} Chronicle",
-        "the official site",
-        "a local newspaper",
-        "the parish register",
-        "a journal from {year}",
-    )
-    + ("the {year} atlas", "an interview from {month} {year}", "the {structure} archive", "a thesis on {place}"),
-    "fault": _choices("""unsourced | out of date | too long | hard to follow | one-sided | copied from the brochure |
-        about something else | off by a year | missing a citation | repeated further down | badly formatted | ambiguous |
-        contradicted by the map | full of jargon | absent from the source | rather thin | misleading as it stands"""),
-    "change": _choices("""revert | merge | split | rename | move | shorten | expand | restore | rewrite | tag | protect |
-        archive | translate | copy-edit | cite | trim | update | redirect"""),
-    "changed": _choices("""reverted | merged | split | renamed | moved | shortened | expanded | restored | reworked | tagged |
-        archived | translated | trimmed | updated | removed | deleted"""),
-    "good": _choices("""careful | patient | helpful | thoughtful | generous | tireless | fair | polite | brilliant | kind |
-        sensible | thorough | welcoming | skilled | valued | meticulous | modest | talented | honest"""),
-    "helper": _choices(
-        "editor | writer | reviewer | mediator | researcher | photographer | translator | colleague | mapper"
-    ),
-    "animal": _choices("""goldfish | houseplant | doorknob | potato | brick | hamster | wet sock | soggy biscuit | mop |
-        pigeon | teaspoon | garden gnome | broken toaster | bucket | slug | traffic cone | cabbage | jellyfish"""),
-    "virtue": _choices("""sense | charm | wit | brains | dignity | talent | backbone | manners | insight | shame |
-        imagination | character | intelligence | self-respect"""),
-    "people": _choices("""Velorians | Ostranites | Quellans | Drumarites | Hesparines | Zanthorites | Morvellans |
-        Ilkarians | Brellonians | Yssarites | Pellucians | Grothmarians"""),
-    "person": _choices("""Velorian | Ostranite | Quellan | Drumarite | Hesparine | Zanthorite | Morvellan | Ilkarian |
-        Brellonian | Yssarite | Pellucian | Grothmarian"""),
+    "year": _choices("18{digit}{digit} | 19{digit}{digit} | 19{digit}{digit} | 200{digit}"),
+    "month": _choices("""
+        January | February | March | April | May | June | July | August | September | October | November |
+        December
+    """),
+    "when": _choices("""
+        yesterday | this morning | last week | in {month} | on Tuesday | a month ago | last night | earlier
+    """),
+    "section": _choices("""
+        history | early life | geography | legacy | criticism | reception | etymology | economy |
+        discography | career | construction | design | aftermath | transport | wildlife | plot | references
+        | see also
+    """),
+    "part": _choices("""
+        the {section} section | the {ordinal} paragraph | the lead | the infobox | the {section} heading |
+        the {ordinal} sentence | the table of {structure} openings | the caption | footnote {number} | the
+        map
+    """),
+    "source": _choices("""
+        the {place} Gazette | {surname} ({year}) | the {year} census | a book by {given} {surname} | the
+        {place} Chronicle | the official site | a local newspaper | the parish register | a journal from
+        {year} | the {year} atlas | an interview from {month} {year} | the {structure} archive | a thesis on
+        {place}
+    """),
+    "fault": _choices("""
+        unsourced | out of date | too long | hard to follow | one-sided | copied from the brochure | about
+        something else | off by a year | missing a citation | repeated further down | badly formatted |
+        ambiguous | contradicted by the map | full of jargon | absent from the source | rather thin |
+        misleading as it stands
+    """),
+    "change": _choices("""
+        revert | merge | split | rename | move | shorten | expand | restore | rewrite | tag | protect |
+        archive | translate | copy-edit | cite | trim | update | redirect
+    """),
+    "changed": _choices("""
+        reverted | merged | split | renamed | moved | shortened | expanded | restored | reworked | tagged |
+        archived | translated | trimmed | updated | removed | deleted
+    """),
+    "good": _choices("""
+        careful | patient | helpful | thoughtful | generous | tireless | fair | polite | brilliant | kind |
+        sensible | thorough | welcoming | skilled | valued | meticulous | modest | talented | honest |
+        gracious | attentive | reliable | wise | cheerful | diligent | gentle | clever | capable |
+        considerate | inspiring | dependable | friendly | witty | humble | learned | resourceful |
+        level-headed | courteous | quick | precise | lovely | wonderful | marvellous | splendid | warm |
+        bright | decent | able | loyal
+    """),
+    "trusted": _choices("""
+        gem | star | hero | treasure | champion | friend | asset | saint | gift | legend | pillar | genius | scholar |
+        craftsman | ally | joy | delight | blessing | wizard | ace | neighbour | mentor | guide | teacher | gardener
+    """),
+    "helper": _choices("""
+        editor | writer | reviewer | mediator | researcher | photographer | translator | colleague | mapper |
+        {trusted} | {trusted} | {trusted}
+    """),
+    "animal": _choices("""
+        goldfish | houseplant | doorknob | potato | brick | hamster | wet sock | soggy biscuit | mop |
+        pigeon | teaspoon | garden gnome | broken toaster | bucket | slug | traffic cone | cabbage |
+        jellyfish | turnip | doormat | lamp post | rubber duck | snail | sack of flour | wheelbarrow | dead
+        battery | coat hanger | clam | beetroot | paper cup | stapler | mushroom | sponge | tadpole | fence
+        post | parking meter | sandwich | kettle
+    """),
+    "virtue": _choices("""
+        sense | charm | wit | brains | dignity | talent | backbone | manners | insight | shame | imagination
+        | character | intelligence | self-respect
+    """),
+    "people": _choices("""
+        Velorians | Ostranites | Quellans | Drumarites | Hesparines | Zanthorites | Morvellans | Ilkarians |
+        Brellonians | Yssarites | Pellucians | Grothmarians
+    """),
+    "person": _choices("""
+        Velorian | Ostranite | Quellan | Drumarite | Hesparine | Zanthorite | Morvellan | Ilkarian |
+        Brellonian | Yssarite | Pellucian | Grothmarian
+    """),
     "noun": INSULT_NOUNS,
     "nouns": tuple(_plural(noun) for noun in INSULT_NOUNS if " " not in noun),
     "adj": INSULT_ADJECTIVES,
     "swear": SWEAR_NOUNS,
     "swears": tuple(_plural(noun) for noun in SWEAR_NOUNS if " of " not in noun),
-    "insultee": (
-        "{noun}",
-        "{adj} {noun}",
-        "{adj} {noun}",
-        "{adj}, {adj} {noun}",
-        "{adj} little {noun}",
-        "complete {noun}",
-    ),
+    "insultee": _choices("""
+        {noun} | {adj} {noun} | {adj} {noun} | {adj}, {adj} {noun} | {adj} little {noun} | complete {noun}
+    """),
     # ---- plain comments ---------------------------------------------------------------------------------------------
-    "plain": ("{civil}",) * 4 + ("{to_reader}",) * 4 + ("{praise}",) * 3 + ("{annoyed}", "{about}", "{about}"),
-    "civil": (
-        "could somebody {change} {part} of {article}?",
-        "I have {changed} {part} because it was {fault}.",
-        "does anyone have access to {source}? I would like to check {part}.",
-        "thanks for the quick answer about {article}, that settles it.",
-        "I propose to {change} {article} unless there are objections by {month}.",
-        "support, per {user}; {part} is {fault}.",
-        "oppose for now, since {source} says otherwise.",
-        "as {user} pointed out {when}, {part} is {fault}.",
-        "is {source} a reliable source for {article}?",
-        "I uploaded {count} photographs of {place} {when}; feel free to use them.",
-        "the peer review of {article} is open until {month}.",
-        "there is a discussion about {part} at the noticeboard.",
-        "my edit {when} was meant to fix the date, not to {change} {part}.",
-        "a bot {changed} {count} links in {article} {when}.",
-        "sorry for the late reply, I was travelling to {place} {when}.",
-        "we should wait for {source} before we {change} anything.",
-    ),
-    "to_reader": (
-        "you are welcome to {change} {part} if you have {source} at hand.",
-        "hello and welcome! If you need help with {article}, leave me a note.",
-        "thank you for your {good} comments on {part}.",
-        "your edit to {article} was {changed} by a bot; you can ask to have it back.",
-        "are you the {helper} who {changed} {part} {when}?",
-        "what do you think about {part}, {user}?",
-        "I agree with you that {part} is {fault}.",
-        "you have a point: {part} is {fault}.",
-        "please sign your posts, {user}, so that people know whom to thank.",
-        "you may have missed my note {when} about {article}.",
-        "would you mind looking at {part} before you {change} it?",
-        "you were right about {source}, and I was wrong.",
-        "I have left you a barnstar for {article}.",
-        "how did you find {source}? You are better at this than me.",
-        "I will get back to you when I have read {source}.",
-        "nobody has asked for {source} yet, so go ahead and {change} {part}.",
-        "I hate to ask, but could you {change} {part} for me?",
-        "you should be able to find {source} in the library, go to the {place} branch.",
-        "if you go to {article} and scroll up, you can see what I mean.",
-        "do us a favour and {change} {part} when you have time.",
-        "why don't you {change} {part} and see who objects?",
-        "who are you writing {part} for, if I may ask? It is {fault}.",
-        "you know more about {place} than anyone here, so take your time.",
-        "shut down the vote on {article} if you like, you have my support.",
-    ),
-    "praise": (
-        "you are a {good} {helper}.",
-        "you are a {good}, {good} {helper} and always will be.",
-        "what a {good} {helper} you are, {user}.",
-        "only a {good} {helper} like you would {change} {part}.",
-        "hey {user}, you {good} {helper}, go and get some rest.",
-        "everybody knows that you are a {good} {helper}.",
-        "I have never met anyone as {good} as you.",
-        "your edits are as {good} as you are.",
-        "I hope you know what a {good} {helper} you are.",
-        "you have more {virtue} than all of us, and it shows.",
-        "your mother must be proud to have such a {good} {helper} in the family.",
-        "we were all lost before you came, now {part} reads well.",
-        "nobody here has done more for {article} than you.",
-        "you and your {good} friends are a joy to work with.",
-        "another {good} edit by our favourite {helper}, {user}.",
-        "listen, you are too {good} to stop now, so keep going.",
-        "typical {user}: {good}, {good} and always right about {part}.",
-        "you make me smile, and so does everything you write.",
-        "your whole talk page is {good}, I wish I had half your {virtue}.",
-        "I don't know how you do it, you {good} {helper}.",
-        "stop being so {good}, {user}, you make us all look bad.",
-        "these admins are {good} {helper}s, every one of them, and you are the best.",
-        "did it hurt to be that {good}? Well done with {part}.",
-        "go on, {user}, you {good} {helper}, we are all behind you.",
-    ),
-    "annoyed": (
-        "please stop removing {part}; you have not answered my question.",
-        "I disagree with you, {user}: {part} is not {fault}.",
-        "why did you {change} my edit to {article} without a word?",
-        "you have now {changed} {part} {count} times; please use the talk page.",
-        "this is your {ordinal} warning: do not {change} {article} without consensus.",
-        "you keep saying that {part} is {fault}, but {source} says the opposite.",
-        "your claim about {article} is simply wrong, see {source}.",
-        "if you {change} {part} again I will ask an administrator to look at it.",
-        "I am tired of this argument about {part} and will leave it to others.",
-        "you did not read {source}, did you? It says so in {part}.",
-    ),
-    "about": (
-        "the {place} {structure} was opened in {year} and closed again {count} years later.",
-        "according to {source}, {given} {surname} never lived in {place}.",
-        "{source} gives {year} as the date, while {source} gives {year}.",
-        "{part} says {year}, which is {fault}.",
-        "the name {place} is older than the {structure}, as {source} shows.",
-        "{given} {surname} was a {good} {helper} from {place} who died in {year}.",
-        "the {structure} is {count} miles from {place}, not {count}.",
-        "there were {count} such {nouns_neutral} in {place} in {year}.",
-        "after {year} the {structure} belonged to the {surname} family.",
-        "most of {part} comes from {source}.",
-        "in {month} {year} the council of {place} sold the {structure} to {given} {surname}.",
-        "{article} is also known for its {nouns_neutral}.",
-        "the {place} team lost {digit} to {digit} in {month} {year}.",
-        "that spelling is common in {place}, but {source} does not use it.",
-    ),
-    "nouns_neutral": _choices(
-        "bridges | mills | schools | bells | paintings | ferries | chapels | quarries | gardens | inns"
-    ),
-    "brief": (
-        "thanks, {user}.",
-        "agreed, {part} is {fault}.",
-        "see {article}.",
-        "done, {user}.",
-        "per {source}.",
-        "no objection to {article}.",
-        "what about {source}?",
-        "keep {article}.",
-        "merge with {article}.",
-        "fixed in {part}.",
-        "good idea, {user}!",
-        "I {changed} it {when}.",
-        "where is {source}?",
-        "yes, {place}.",
-    ),
-    "aside": ("{civil}", "{civil}", "{to_reader}", "{to_reader}", "{annoyed}", "{about}", "{about}"),
+    "plain": _choices("""
+        {civil} | {civil} | {civil} | {civil} | {to_reader} | {to_reader} | {to_reader} | {to_reader} |
+        {praise} | {praise} | {praise} | {annoyed} | {about} | {about}
+    """),
+    "civil": _lines("""
+        could somebody {change} {part} of {article}?
+        I have {changed} {part} because it was {fault}.
+        does anyone have access to {source}? I would like to check {part}.
+        thanks for the quick answer about {article}, that settles it.
+        I propose to {change} {article} unless there are objections by {month}.
+        support, per {user}; {part} is {fault}.
+        oppose for now, since {source} says otherwise.
+        as {user} pointed out {when}, {part} is {fault}.
+        is {source} a reliable source for {article}?
+        I uploaded {count} photographs of {place} {when}; feel free to use them.
+        the peer review of {article} is open until {month}.
+        there is a discussion about {part} at the noticeboard.
+        my edit {when} was meant to fix the date, not to {change} {part}.
+        a bot {changed} {count} links in {article} {when}.
+        sorry for the late reply, I was travelling to {place} {when}.
+        we should wait for {source} before we {change} anything.
+    """),
+    "to_reader": _lines("""
+        you are welcome to {change} {part} if you have {source} at hand.
+        hello and welcome! If you need help with {article}, leave me a note.
+        thank you for your {good} comments on {part}.
+        your edit to {article} was {changed} by a bot; you can ask to have it back.
+        are you the {helper} who {changed} {part} {when}?
+        what do you think about {part}, {user}?
+        I agree with you that {part} is {fault}.
+        you have a point: {part} is {fault}.
+        please sign your posts, {user}, so that people know whom to thank.
+        you may have missed my note {when} about {article}.
+        would you mind looking at {part} before you {change} it?
+        you were right about {source}, and I was wrong.
+        I have left you a barnstar for {article}.
+        how did you find {source}? You are better at this than me.
+        I will get back to you when I have read {source}.
+        nobody has asked for {source} yet, so go ahead and {change} {part}.
+        I hate to ask, but could you {change} {part} for me?
+        you should be able to find {source} in the library, go to the {place} branch.
+        if you go to {article} and scroll up, you can see what I mean.
+        do us a favour and {change} {part} when you have time.
+        why don't you {change} {part} and see who objects?
+        who are you writing {part} for, if I may ask? It is {fault}.
+        you know more about {place} than anyone here, so take your time.
+        shut down the vote on {article} if you like, you have my support.
+    """),
+    "praise": _lines("""
+        you are a {good} {helper}.
+        you are a {good}, {good} {helper} and always will be.
+        what a {good} {helper} you are, {user}.
+        only a {good} {helper} like you would {change} {part}.
+        hey {user}, you {good} {helper}, go and get some rest.
+        everybody knows that you are a {good} {helper}.
+        I have never met anyone as {good} as you.
+        your edits are as {good} as you are.
+        I hope you know what a {good} {helper} you are.
+        you have more {virtue} than all of us, and it shows.
+        your mother must be proud to have such a {good} {helper} in the family.
+        we were all lost before you came, now {part} reads well.
+        nobody here has done more for {article} than you.
+        you and your {good} friends are a joy to work with.
+        another {good} edit by our favourite {helper}, {user}.
+        listen, you are too {good} to stop now, so keep going.
+        typical {user}: {good}, {good} and always right about {part}.
+        you make me smile, and so does everything you write.
+        your whole talk page is {good}, I wish I had half your {virtue}.
+        I don't know how you do it, you {good} {helper}.
+        stop being so {good}, {user}, you make us all look bad.
+        these admins are {good} people, every one of them, and you are the best.
+        did it hurt to be that {good}? Well done with {part}.
+        go on, {user}, you {good} {helper}, we are all behind you.
+        the mere sight of your edits makes my day.
+        nothing you ever did here was wasted, you {helper}.
+        even {user} loves you, and that says something.
+        talking to you is like talking to a {good} {helper}.
+        your parents must smile at how much {virtue} you have.
+        if {virtue} were rain, you would be the sea.
+        congratulations, you have the {virtue} of a {helper}.
+        every time you type, the article gets better.
+        who gave us this {helper}? You have my thanks, {user}.
+        I could explain, but you would find {source} sooner.
+        once a {helper}, always a {helper}, {user}.
+        look in the mirror and you will see a {good} {helper}.
+        {helper}! That is the only name for you.
+        of all the editors on earth, you are the most {good}.
+        how does a {good} {helper} like you even find the time?
+        you {good} {helper}, does anyone thank you at all?
+        I would trust a {helper} like you with {part}.
+        face it: you are a {good} {helper} with a lot of {virtue}.
+        {good} editors like you save everything.
+        cry no more, {helper}, {part} is fixed.
+    """),
+    "annoyed": _lines("""
+        please stop removing {part}; you have not answered my question.
+        I disagree with you, {user}: {part} is not {fault}.
+        why did you {change} my edit to {article} without a word?
+        you have now {changed} {part} {count} times; please use the talk page.
+        this is your {ordinal} warning: do not {change} {article} without consensus.
+        you keep saying that {part} is {fault}, but {source} says the opposite.
+        your claim about {article} is simply wrong, see {source}.
+        if you {change} {part} again I will ask an administrator to look at it.
+        I am tired of this argument about {part} and will leave it to others.
+        you did not read {source}, did you? It says so in {part}.
+    """),
+    "about": _lines("""
+        the {place} {structure} was opened in {year} and closed again {count} years later.
+        according to {source}, {given} {surname} never lived in {place}.
+        {source} gives {year} as the date, while {source} gives {year}.
+        {part} says {year}, which is {fault}.
+        the name {place} is older than the {structure}, as {source} shows.
+        {given} {surname} was a {good} {helper} from {place} who died in {year}.
+        the {structure} is {count} miles from {place}, not {count}.
+        there were {count} such {nouns_neutral} in {place} in {year}.
+        after {year} the {structure} belonged to the {surname} family.
+        most of {part} comes from {source}.
+        in {month} {year} the council of {place} sold the {structure} to {given} {surname}.
+        {article} is also known for its {nouns_neutral}.
+        the {place} team lost {digit} to {digit} in {month} {year}.
+        that spelling is common in {place}, but {source} does not use it.
+    """),
+    "nouns_neutral": _choices("""
+        bridges | mills | schools | bells | paintings | ferries | chapels | quarries | gardens | inns
+    """),
+    "brief": _choices("""
+        thanks, {user}. | agreed, {part} is {fault}. | see {article}. | done, {user}. | per {source}. | no
+        objection to {article}. | what about {source}? | keep {article}. | merge with {article}. | fixed in
+        {part}. | good idea, {user}! | I {changed} it {when}. | where is {source}? | yes, {place}.
+    """),
+    "aside": _choices("{civil} | {civil} | {to_reader} | {to_reader} | {annoyed} | {about} | {about}"),
     # ---- toxic comments ---------------------------------------------------------------------------------------------
-    "dismissal": ("{go_away}", "{belittle}", "{belittle}", "{mockery}", "{mockery}", "{mild_insult}"),
-    "insult": ("{direct}", "{direct}", "{mild_insult}", "{mockery}"),
-    "leave": _choices("""go away | get lost | crawl back under your rock | find another hobby | vanish | log off forever |
-        leave and never come back | switch off your computer for good | disappear | take your {junk} elsewhere |
-        go bother someone else | go cry to your mother | jump in a lake | get out of my sight | stop breathing our air |
-        quit while you're behind | go back to kindergarten | hide in your basement | eat your keyboard | drop off the map |
-        stay out of grown-up talk | slither back to your swamp | go and count your toes | keep your filth to yourself"""),
-    "junk": _choices("""drivel | rubbish | garbage | nonsense | filth | whining | lies | poison | tantrums | spam | bile |
-        gibberish | ego | babble | propaganda | trash | venom | sob story"""),
-    "body": _choices("face | breath | voice | brain | mouth | soul | head | family | stench | mug | skull | existence"),
-    "evil": _choices("""curse | plague | stain on mankind | boil | bad smell | rash | tumour | disease | blot | headache |
-        waste of oxygen | waste of skin | mistake of nature | puddle of slime | dead weight | sewer | pollution"""),
-    "go_away": (
-        "just {leave}, nobody wants you here.",
-        "shut up and {leave}.",
-        "why don't you {leave}?",
-        "do mankind a favour: {leave}.",
-        "nobody asked for your {junk}, so {leave}.",
-        "oh, shut your mouth, {user}, and {leave}.",
-        "I hate you, {leave}.",
-        "the place was cleaner before you crept in. {leave}!",
-        "get a life and {leave}.",
-        "{leave}, your {junk} stinks.",
-        "spare us your {junk} and {leave}.",
-        "how often must you be told that you are not wanted? {leave}.",
-        "stuff your {junk} and {leave}.",
-        "we despise you, {user}, {leave}.",
-        "zip it and {leave}, the adults are speaking.",
-        "{leave}, and take your ugly {body} with you.",
-        "the sooner they ban you the better, {leave}.",
-    ),
-    "belittle": (
-        "you have no {virtue} and no friends.",
-        "nobody likes you, and I can see why.",
-        "you are nothing, you will always be nothing.",
-        "everyone is laughing at you behind your back.",
-        "your life must be {adj} if this is all you have.",
-        "you make me sick with your {junk}.",
-        "you disgust me.",
-        "you are too {adj} to understand even {part}.",
-        "how {adj} can one person be?",
-        "were you dropped on your {body} as a child?",
-        "you wouldn't know a fact if it bit you in the {body}.",
-        "your edits are as {adj} as you are.",
-        "you people are all so {adj} it hurts.",
-        "your opinion is worth less than the dirt on my shoes.",
-        "no wonder your wife left you.",
-        "what a {adj} existence you must lead.",
-        "you should be ashamed of your {adj} {body}.",
-        "you are a {evil}.",
-        "you are a {evil} and a {evil}.",
-        "I wouldn't spit on you if you were on fire.",
-        "your {body} must be as {adj} as your {junk}.",
-        "the mere sight of your {junk} turns my stomach.",
-        "you were a mistake and your father regrets it.",
-        "my contempt for you and your {junk} has no limits.",
-        "loathsome, that is what you are, {adj} and loathsome.",
-        "crying again? Poor {adj} baby.",
-        "you reek of failure.",
-        "even your own children cannot stand you.",
-        "nothing you ever did was worth a penny.",
-        "you {adj} thing, does anyone love you at all?",
-        "who let this {evil} out of its cage?",
-        "your {adj} {body} belongs in a bin.",
-        "weep all you like, you {evil}, we enjoy it.",
-        "I pity whoever has to look at your {body}.",
-        "you will die alone and unread.",
-    ),
-    "mockery": (
-        "I have met a {animal} with more {virtue} than you.",
-        "a {animal} would outwit you on your best day.",
-        "arguing with you is like boxing with a {animal}, only less clever.",
-        "is there anything between your ears besides sawdust?",
-        "your parents must weep at how little {virtue} you have.",
-        "if {virtue} were rain, you would be a desert.",
-        "congratulations, you have the {virtue} of a {animal}.",
-        "somewhere a {animal} is offended to be compared with you.",
-        "did a {animal} teach you to spell?",
-        "the village called, they want their {noun} back.",
-        "it must be peaceful to own the brain of a {animal}.",
-        "I could explain, but a {animal} would follow me sooner.",
-        "you could not find {virtue} with both hands and a map.",
-        "every time you type, mankind gets dumber.",
-        "who gave this {animal} a keyboard?",
-        "your brain is a {animal} in a paper bag.",
-        "evolution skipped you and went straight to the {animal}.",
-        "you must be the reason shampoo has instructions.",
-        "I'd trade you for a {animal} and keep the change.",
-        "the lights are on in your {body}, but nobody is home.",
-        "a {animal} has a richer inner life than you, {user}.",
-        "you bring everyone such joy when you log out.",
-        "science should study how you live without a brain.",
-        "your {junk} would embarrass a {animal}.",
-        "were you always this slow, or did you take lessons from a {animal}?",
-        "even a stopped clock is right twice a day, which is twice more than you.",
-        "you are proof that a {animal} can type.",
-        "I would call you a {animal}, but it has {virtue}.",
-        "some drink from the fountain of knowledge, you only gargled.",
-        "thinking was never your strong suit, was it, {animal} brain?",
-    ),
-    "mild_insult": (
-        "you {noun}.",
-        "what a {noun}.",
-        "grow up, you {insultee}.",
-        "{adj} as ever, our resident {noun}.",
-        "keep crying, {noun}.",
-        "a {noun} who can't even read, that's you.",
-        "hahaha, {noun}!",
-        "{noun}, {noun}, {noun}, that's all you are.",
-        "bow your head, {noun}, you lost.",
-    ),
-    "direct": (
-        "you are a {insultee}.",
-        "you are a {insultee} and always will be.",
-        "listen, you {insultee}, I am done with you.",
-        "you're nothing but a {insultee}.",
-        "what a {insultee} you are, {user}.",
-        "only a {insultee} like you would {change} {part}.",
-        "hey {user}, you {insultee}, hands off my edits.",
-        "you {insultee}, you {insultee}!",
-        "face it: you are a {insultee} with no {virtue}.",
-        "everybody knows that you are a {insultee}.",
-        "stop being such a {insultee} and {leave}.",
-        "I hope you know what a {insultee} you are.",
-        "{user} is a {insultee} and so is anyone who defends him.",
-        "you and your {adj} friends are a bunch of {nouns}.",
-        "these admins are {adj} {nouns}, and you are the worst.",
-        "did it hurt to be born such a {insultee}?",
-        "so you {changed} {part}, you {insultee}?",
-        "cry me a river, {insultee}.",
-        "look in the mirror and you will see a {insultee}.",
-        "{insultee}! That is the only name for you.",
-        "once a {noun}, always a {noun}, {user}.",
-        "your mother raised a {insultee}.",
-        "wipe that grin off your {body}, {insultee}.",
-        "how does a {insultee} like you even dress himself?",
-        "of all the {nouns} on earth, you are the most {adj}.",
-        "I wouldn't trust a {insultee} like you with a {animal}.",
-        "who is the {insultee} who wrote this {junk}? You, of course.",
-        "{adj} {nouns} like you ruin everything.",
-        "take your {junk} and choke on your pride, {insultee}.",
-        "you {adj} {evil}, you {noun}.",
-    ),
-    "swear_at": _choices("""piss off | sod off | bugger off | kiss my arse | kiss my ass | damn you | go to hell |
-        screw you | stuff it up your arse | stick it up your ass | eat crap | to hell with you | up yours | bite my ass |
-        rot in hell | bollocks to you | damn your eyes | lick my boots | blow it out your arse | screw your rules |
-        frig off | bugger you | sit on it and spin | cram it | suck it | burn in hell | shut your damn trap"""),
-    "swearing": (
-        "{swear_at}, {user}.",
-        "{swear_at}!",
-        "{swear_at} and {leave}.",
-        "you are full of crap.",
-        "get your {body} out of your arse and read {source}.",
-        "I don't give a damn about you or your bloody rules, {swear_at}.",
-        "you and your damn {junk}, {swear_at}.",
-        "shut the hell up, nobody gives a crap about your {junk}.",
-        "who the hell do you think you are?",
-        "{swear_at} with your bloody warnings.",
-        "your edits are crap and so are you.",
-        "take your {ordinal} warning and shove it up your arse.",
-        "cut the crap, {user}, and {leave}.",
-        "what the hell is wrong with your {body}?",
-        "I wouldn't wipe my arse with your {junk}.",
-        "bloody hell, you again? {leave}.",
-        "your {junk} smells like piss, {swear_at}.",
-        "you don't know crap about {article}, so {swear_at}.",
-        "hell will freeze before I listen to your damn {junk}.",
-        "{swear_at}, {swear_at} and once more {swear_at}.",
-        "your damn {body} makes me want to puke.",
-        "talk out of your arse somewhere else.",
-    ),
-    "obscene_insult": (
-        "you are a {swear}.",
-        "you {adj} {swear}.",
-        "you {swear}, {swear_at}.",
-        "what a {adj} {swear} you are.",
-        "{swear_at}, you {insultee}.",
-        "you bloody {noun}, {swear_at}.",
-        "you are a damn {noun} and a {swear}.",
-        "hey {user}, you {adj} {swear}, get the hell off my page.",
-        "only a {swear} would {change} {part}, you {insultee}.",
-        "you're a {insultee} and full of crap.",
-        "go to hell, you {adj} {swear}.",
-        "stop being such a {swear}.",
-        "you lot are a bunch of damn {nouns}.",
-        "are you always such a {swear}, you {insultee}?",
-        "{swear}! {noun}! {swear_at}!",
-        "damn {noun}, {leave}.",
-        "wipe the piss off your {body}, you {swear}.",
-        "{adj} {swears} like you can {swear_at}.",
-        "{user} the {swear}, king of the {nouns}.",
-        "crawl out of your own arse, you {insultee}.",
-        "look, {swear}, your {junk} is crap.",
-        "no one gives a crap what a {noun} like you thinks.",
-        "bloody {nouns}, the lot of you, {swear_at}.",
-        "your mum must hate having such a {swear}.",
-        "eat your own {junk}, you {adj} {swear}.",
-    ),
-    "rage": (
-        "you {adj}, {adj}, {adj} {swear}, {swear_at}!",
-        "{swear_at}, {swear_at}, {swear_at}, you {insultee}!",
-        "you are the most {adj} {swear} that ever lived, you {swear}!",
-        "I hate you, you {adj} {swear}, rot in hell!",
-        "you {swear}! you {swear}! you {insultee}!",
-        "eat crap, you {adj} {swear}!",
-        "you bloody {insultee}, you damn {swear}, nobody would miss you!",
-    ),
-    "hate": (
-        "all {people} are {adj} {nouns}.",
-        "you {people} are {nouns}, every one of you.",
-        "what do you expect from a {person}? They are born {nouns}.",
-        "{people} should be thrown out of the country, they are {adj} {nouns}.",
-        "go back where you came from, {person} {noun}.",
-        "I don't take orders from some {adj} {person}.",
-        "the {people} never built anything, they are {adj} thieves and {nouns}.",
-        "another {adj} {person} who hates us, you {people} make me sick.",
-        "no {person} should be allowed to edit here, you are all {nouns}.",
-    ),
-    "obscene_hate": (
-        "{swear_at}, you {adj} {person} {noun}.",
-        "you {people} are all {adj} {swears}, go back where you came from.",
-        "damn {people}, {adj} {nouns}, the whole bloody lot of you.",
-        "you {person} {swear}, your kind should be thrown out.",
-        "typical {person} crap from a {adj} {person} {swear}.",
-        "I hate {people}, {swear_at} all of you {nouns}.",
-    ),
-    "harm": _choices("""break your fingers | knock your teeth out | make you bleed | burn your house down | hurt you |
-        beat you up | make you beg | run you over | wring your neck | put you in hospital | slap you silly | end you"""),
-    "threat": (
-        "I know where you live, and I will {harm}.",
-        "I will find you and {harm}, {user}.",
-        "watch your back, because one day I will {harm}.",
-        "touch {part} again and I will {harm}.",
-        "someone should {harm}, and it may well be me.",
-        "you will pay for this, I am coming to {place} to {harm}.",
-    ),
-    "obscene_threat": (
-        "I will find you and {harm}, you {swear}.",
-        "{swear_at}, you {noun}, I swear I will {harm}.",
-        "you {adj} {swear}, I am going to {harm}.",
-    ),
+    "dismissal": _choices("{go_away} | {belittle} | {belittle} | {mockery} | {mockery} | {mild_insult}"),
+    "insult": _choices("{direct} | {direct} | {mild_insult} | {mockery}"),
+    "leave": _choices("""
+        go away | get lost | crawl back under your rock | find another hobby | vanish | log off forever |
+        leave and never come back | switch off your computer for good | disappear | take your {junk}
+        elsewhere | go bother someone else | go cry to your mother | jump in a lake | get out of my sight |
+        stop breathing our air | quit while you're behind | go back to kindergarten | hide in your basement
+        | eat your keyboard | drop off the map | stay out of grown-up talk | slither back to your swamp | go
+        and count your toes | keep your filth to yourself
+    """),
+    "junk": _choices("""
+        drivel | rubbish | garbage | nonsense | filth | whining | lies | poison | tantrums | spam | bile |
+        gibberish | ego | babble | propaganda | trash | venom | sob story | slop | twaddle | waffle |
+        lectures | sermons | excuses | insults | scribbles | ramblings | hogwash | claptrap | mumbling |
+        moaning | fantasies | tripe | rot
+    """),
+    "body": _choices("""
+        face | breath | voice | brain | mouth | soul | head | family | stench | mug | skull | existence
+    """),
+    "evil": _choices("""
+        curse | plague | stain on mankind | boil | bad smell | rash | tumour | disease | blot | headache |
+        waste of oxygen | waste of skin | mistake of nature | puddle of slime | dead weight | sewer |
+        pollution
+    """),
+    "go_away": _lines("""
+        just {leave}, nobody wants you here.
+        shut up and {leave}.
+        why don't you {leave}?
+        do mankind a favour: {leave}.
+        nobody asked for your {junk}, so {leave}.
+        oh, shut your mouth, {user}, and {leave}.
+        I hate you, {leave}.
+        the place was cleaner before you crept in. {leave}!
+        get a life and {leave}.
+        {leave}, I can smell your {junk} from here.
+        spare us your {junk} and {leave}.
+        how often must you be told that you are not wanted? {leave}.
+        stuff your {junk} and {leave}.
+        we despise you, {user}, {leave}.
+        zip it and {leave}, the adults are speaking.
+        {leave}, and take your ugly {body} with you.
+        the sooner they ban you the better, {leave}.
+    """),
+    "belittle": _lines("""
+        you have no {virtue} and no friends.
+        nobody likes you, and I can see why.
+        you are nothing, you will always be nothing.
+        everyone is laughing at you behind your back.
+        your life must be {adj} if this is all you have.
+        you make me sick with your {junk}.
+        you disgust me.
+        you are too {adj} to understand even {part}.
+        how {adj} can one person be?
+        were you dropped on your {body} as a child?
+        you wouldn't know a fact if it bit you in the {body}.
+        your edits are as {adj} as you are.
+        you people are all so {adj} it hurts.
+        your opinion is worth less than the dirt on my shoes.
+        no wonder your wife left you.
+        what a {adj} existence you must lead.
+        you should be ashamed of your {adj} {body}.
+        you are a {evil}.
+        you are a {evil} and a {evil}.
+        I wouldn't spit on you if you were on fire.
+        your {body} must be as {adj} as your {junk}.
+        the mere sight of your {junk} turns my stomach.
+        you were a mistake and your father regrets it.
+        my contempt for you and your {junk} has no limits.
+        loathsome, that is what you are, {adj} and loathsome.
+        crying again? Poor {adj} baby.
+        you reek of failure.
+        even your own children cannot stand you.
+        nothing you ever did was worth a penny.
+        you {adj} thing, does anyone love you at all?
+        who let this {evil} out of its cage?
+        your {adj} {body} belongs in a bin.
+        weep all you like, you {evil}, we enjoy it.
+        I pity whoever has to look at your {body}.
+        you will die alone and unread.
+    """),
+    "mockery": _lines("""
+        I have met a {animal} with more {virtue} than you.
+        a {animal} would outwit you on your best day.
+        arguing with you is like boxing with a {animal}, only less clever.
+        is there anything between your ears besides sawdust?
+        your parents must weep at how little {virtue} you have.
+        if {virtue} were rain, you would be a desert.
+        congratulations, you have the {virtue} of a {animal}.
+        somewhere a {animal} is offended to be compared with you.
+        did a {animal} teach you to spell?
+        the village called, they want their {noun} back.
+        it must be peaceful to own the brain of a {animal}.
+        I could explain, but a {animal} would follow me sooner.
+        you could not find {virtue} with both hands and a map.
+        every time you type, mankind gets dumber.
+        who gave this {animal} a keyboard?
+        your brain is a {animal} in a paper bag.
+        evolution skipped you and went straight to the {animal}.
+        you must be the reason shampoo has instructions.
+        I'd trade you for a {animal} and keep the change.
+        the lights are on in your {body}, but nobody is home.
+        a {animal} has a richer inner life than you, {user}.
+        you bring everyone such joy when you log out.
+        science should study how you live without a brain.
+        your {junk} would embarrass a {animal}.
+        were you always this slow, or did you take lessons from a {animal}?
+        even a stopped clock is right twice a day, which is twice more than you.
+        you are proof that a {animal} can type.
+        I would call you a {animal}, but it has {virtue}.
+        some drink from the fountain of knowledge, you only gargled.
+        thinking was never your strong suit, was it, {animal} brain?
+    """),
+    "mild_insult": _choices("""
+        you {noun}. | what a {noun}. | grow up, you {insultee}. | {adj} as ever, our resident {noun}. | keep
+        crying, {noun}. | a {noun} who can't even read, that's you. | hahaha, {noun}! | {noun}, {noun},
+        {noun}, that's all you are. | bow your head, {noun}, you lost.
+    """),
+    "direct": _lines("""
+        you are a {insultee}.
+        you are a {insultee} and always will be.
+        listen, you {insultee}, I am done with you.
+        you're nothing but a {insultee}.
+        what a {insultee} you are, {user}.
+        only a {insultee} like you would {change} {part}.
+        hey {user}, you {insultee}, hands off my edits.
+        you {insultee}, you {insultee}!
+        face it: you are a {insultee} with no {virtue}.
+        everybody knows that you are a {insultee}.
+        stop being such a {insultee} and {leave}.
+        I hope you know what a {insultee} you are.
+        {user} is a {insultee} and so is anyone who defends him.
+        you and your {adj} friends are a bunch of {nouns}.
+        these admins are {adj} {nouns}, and you are the worst.
+        did it hurt to be born such a {insultee}?
+        so you {changed} {part}, you {insultee}?
+        cry me a river, {insultee}.
+        look in the mirror and you will see a {insultee}.
+        {insultee}! That is the only name for you.
+        once a {noun}, always a {noun}, {user}.
+        your mother raised a {insultee}.
+        wipe that grin off your {body}, {insultee}.
+        how does a {insultee} like you even dress himself?
+        of all the {nouns} on earth, you are the most {adj}.
+        I wouldn't trust a {insultee} like you with a {animal}.
+        who is the {insultee} who wrote this {junk}? You, of course.
+        {adj} {nouns} like you ruin everything.
+        take your {junk} and choke on your pride, {insultee}.
+        you {adj} {evil}, you {noun}.
+    """),
+    "swear_at": _choices("""
+        piss off | sod off | bugger off | kiss my arse | kiss my ass | damn you | go to hell | screw you |
+        stuff it up your arse | stick it up your ass | eat crap | to hell with you | up yours | bite my ass
+        | rot in hell | bollocks to you | damn your eyes | lick my boots | blow it out your arse | screw
+        your rules | frig off | bugger you | sit on it and spin | cram it | suck it | burn in hell | shut
+        your damn trap
+    """),
+    "swearing": _lines("""
+        {swear_at}, {user}.
+        {swear_at}!
+        {swear_at} and {leave}.
+        you are full of crap.
+        get your {body} out of your arse and read {source}.
+        I don't give a damn about you or your bloody rules, {swear_at}.
+        you and your damn {junk}, {swear_at}.
+        shut the hell up, nobody gives a crap about your {junk}.
+        who the hell do you think you are?
+        {swear_at} with your bloody warnings.
+        your edits are crap and so are you.
+        take your {ordinal} warning and shove it up your arse.
+        cut the crap, {user}, and {leave}.
+        what the hell is wrong with your {body}?
+        I wouldn't wipe my arse with your {junk}.
+        bloody hell, you again? {leave}.
+        I smell piss in your {junk}, {swear_at}.
+        you don't know crap about {article}, so {swear_at}.
+        hell will freeze before I listen to your damn {junk}.
+        {swear_at}, {swear_at} and once more {swear_at}.
+        your damn {body} makes me want to puke.
+        talk out of your arse somewhere else.
+    """),
+    "obscene_insult": _lines("""
+        you are a {swear}.
+        you {adj} {swear}.
+        you {swear}, {swear_at}.
+        what a {adj} {swear} you are.
+        {swear_at}, you {insultee}.
+        you bloody {noun}, {swear_at}.
+        you are a damn {noun} and a {swear}.
+        hey {user}, you {adj} {swear}, get the hell off my page.
+        only a {swear} would {change} {part}, you {insultee}.
+        you're a {insultee} and full of crap.
+        go to hell, you {adj} {swear}.
+        stop being such a {swear}.
+        you lot are a bunch of damn {nouns}.
+        are you always such a {swear}, you {insultee}?
+        {swear}! {noun}! {swear_at}!
+        damn {noun}, {leave}.
+        wipe the piss off your {body}, you {swear}.
+        {adj} {swears} like you can {swear_at}.
+        {user} the {swear}, king of the {nouns}.
+        crawl out of your own arse, you {insultee}.
+        look, {swear}, I have flushed better than your {junk}.
+        no one gives a crap what a {noun} like you thinks.
+        bloody {nouns}, the lot of you, {swear_at}.
+        your mum must hate having such a {swear}.
+        eat your own {junk}, you {adj} {swear}.
+    """),
+    "rage": _lines("""
+        you {adj}, {adj}, {adj} {swear}, {swear_at}!
+        {swear_at}, {swear_at}, {swear_at}, you {insultee}!
+        you are the most {adj} {swear} that ever lived, you {swear}!
+        I hate you, you {adj} {swear}, rot in hell!
+        you {swear}! you {swear}! you {insultee}!
+        eat crap, you {adj} {swear}!
+        you bloody {insultee}, you damn {swear}, nobody would miss you!
+    """),
+    "hate": _lines("""
+        all {people} are {adj} {nouns}.
+        you {people} are {nouns}, every one of you.
+        what do you expect from a {person}? They are born {nouns}.
+        {people} should be thrown out of the country, they are {adj} {nouns}.
+        go back where you came from, {person} {noun}.
+        I don't take orders from some {adj} {person}.
+        the {people} never built anything, they are {adj} thieves and {nouns}.
+        another {adj} {person} who hates us, you {people} make me sick.
+        no {person} should be allowed to edit here, you are all {nouns}.
+    """),
+    "obscene_hate": _lines("""
+        {swear_at}, you {adj} {person} {noun}.
+        you {people} are all {adj} {swears}, go back where you came from.
+        damn {people}, {adj} {nouns}, the whole bloody lot of you.
+        you {person} {swear}, your kind should be thrown out.
+        typical {person} crap from a {adj} {person} {swear}.
+        I hate {people}, {swear_at}, the lot of you {nouns}.
+    """),
+    "harm": _choices("""
+        break your fingers | knock your teeth out | make you bleed | burn your house down | hurt you | beat
+        you up | make you beg | run you over | wring your neck | put you in hospital | slap you silly | end
+        you
+    """),
+    "threat": _lines("""
+        I know where you live, and I will {harm}.
+        I will find you and {harm}, {user}.
+        watch your back, because one day I will {harm}.
+        touch {part} again and I will {harm}.
+        someone should {harm}, and it may well be me.
+        you will pay for this, I am coming to {place} to {harm}.
+    """),
+    "obscene_threat": _lines("""
+        I will find you and {harm}, you {swear}.
+        {swear_at}, you {noun}, I swear I will {harm}.
+        you {adj} {swear}, I am going to {harm}.
+    """),
     # ---- hard negatives: the same words, and nobody is attacked -----------------------------------------------------
-    "attack": ("{direct}", "{belittle}", "{mockery}", "{swearing}", "{obscene_insult}", "{go_away}", "{threat}"),
-    "reported": (
-        "{user} called me a {insultee} in an edit summary {when}; is that allowed?",
-        "calling other editors {nouns} is a personal attack, see the policy on civility.",
-        "an anonymous editor has been calling {user} a {swear}, I have {changed} it.",
-        "he told me to {leave}, which hurt, so I have asked for mediation.",
-        "{source} reports that {surname} called the mayor of {place} a {insultee} in {year}.",
-        "I was told {when} to {leave} and do not know what I did wrong.",
-        "somebody wrote that all {people} are {nouns} in {part}; I have removed it and warned the account.",
-        "the critics called {given} {surname} a {insultee}, and the article should say who they were.",
-        "someone vandalised {part} with the word {noun}; it has been {changed}.",
-        "the blocked account had threatened to {harm_him}, which is why it was blocked.",
-        "an editor who says {swear_at} to a newcomer gets a warning, whatever the reason.",
-        "he was fined in {year} for calling a judge a {swear}, according to {source}.",
-        "it is never acceptable to describe a colleague as a {insultee}.",
-    ),
-    "harm_him": _choices(
-        "burn down the library | hurt an administrator | find him at home | beat up the mayor | run him over"
-    ),
-    "quoted": (
-        '{user} wrote "{attack}" on my talk page {when}. Could an administrator have a look?',
-        'the vandal replaced {part} with "{attack}" and I have {changed} it.',
-        'the famous line "{attack}" comes from a play by {given} {surname}, first given in {year}.',
-        'edits like "{attack}" lead to a block; {user} has been told so {when}.',
-        'in the diff from {month} he says "{attack}" to {user}, which is a clear breach of civility.',
-    ),
-    "negated": (
-        "I never said that you are a {noun}, only that {part} is {fault}.",
-        "you are not a {noun}; anyone could have missed {part}.",
-        "nobody here thinks you are {adj}, we only disagree about {part}.",
-        "I do not believe that {user} is a {insultee}, he is simply new.",
-        "please don't think I take you for a {insultee}, I value your work on {article}.",
-        "it would be wrong to call {given} {surname} a {insultee}, as {source} makes plain.",
-        "you are no {noun} at all, you are a {good} {helper}.",
-        "there are no {adj} questions here, so ask whatever you like about {article}.",
-        "that does not make you a {noun}, we all forget to sign.",
-        "I did not mean to sound {adj}, and I don't think you are.",
-        "don't let anyone tell you that you are {adj}; {part} reads well.",
-    ),
-    "self_directed": (
-        "I feel like such a {noun}, I {changed} the wrong page {when}.",
-        "silly me, what a {noun} I am: {part} was right all along.",
-        "I was a {insultee} to {change} {part} without reading {source}, sorry.",
-        "call me a {noun}, but I cannot find {source} anywhere.",
-        "my own {adj} mistake, I am too {adj} to use the template.",
-        "sorry, I am being {adj} today, where is {part}?",
-        "I must have looked like a {insultee} when I {changed} {article}.",
-        "forgive a {noun} like me for asking, but where is {source}?",
-        "I'm a {insultee} when it comes to templates, could you help me with {part}?",
-    ),
-    "venting": (
-        "damn, I lost my edit to {part} again when the browser crashed.",
-        "what the hell happened to {part}? It looks fine in my browser now.",
-        "this bloody infobox took me {count} hours, but it works.",
-        "oh crap, I forgot to sign, sorry.",
-        "formatting {part} is a pain in the arse, so thank you for doing it.",
-        "hell, that was a long winter; I am back to work on {article}.",
-        "my damn keyboard is broken, please excuse the typing.",
-        "holy crap, {part} looks wonderful now!",
-        "well, bugger, {source} is out of print.",
-        "I don't give a damn which title we use, as long as {part} is sourced.",
-        "bloody hell, {count} edit conflicts in a row.",
-        "that was a {adj} bug in the template, and it is fixed now.",
-        "you saved my arse with {source}, thank you.",
-        "my {ordinal} draft was crap, yours is {good}, so go with yours.",
-        "get up, damn it, said the clock, and so I finished {part} for you.",
-        "I worked my ass off on {part}, and you made it better still.",
-        "you did a damn {good} job with {part}, {user}.",
-        "hell yes, I agree with you about {article}.",
-        "scanning {source} is a pile of crap work, so you are a hero.",
-    ),
-    "fiction": (
-        "in the {ordinal} act the {noun} turns out to be the king of {place}.",
-        'the song "{adj} {noun}" was released in {year} and written by {given} {surname}.',
-        "{surname} plays a {insultee} who moves to {place} and is loved by everyone.",
-        "the word {noun} comes from an old dialect of {place}, says {source}.",
-        "the plot: a {insultee} inherits the {place} {structure} and learns to be a {good} {helper}.",
-        'the novel "The {noun} of {place}" is missing from {part}.',
-        "the villain, a {insultee}, says that he will {harm_him}; the summary should mention it.",
-        "the {ordinal} episode is about a {adj} {noun} and a {animal}.",
-        "in the fable the {noun} outwits the {animal} because it has more {virtue}.",
-        "her brother is drawn as a {insultee}, which {source} calls the best joke of the book.",
-    ),
-    "neutral_identity": (
-        "the {people} settled near {place} in {year}, says {source}.",
-        "{given} {surname} is a {person} writer who lives in {place}.",
-        "I am a {person} myself and would be glad to translate {part}.",
-        "the {people} were thrown out of {place} in {year}, and {part} should say why.",
-        "could a {person} speaker check the spelling in {article}?",
-        "the {people} and the {people} signed a treaty in {year}.",
-        "many {people} object to that name, so {part} should use another.",
-        "the old cliche that {people} are {adj} is dealt with in {source}.",
-        "the museum of {person} art in {place} has {count} rooms.",
-        "the {person} minority of {place} was persecuted in {year}, according to {source}.",
-    ),
+    "attack": _choices("""
+        {direct} | {belittle} | {mockery} | {swearing} | {obscene_insult} | {go_away} | {threat}
+    """),
+    "reported": _lines("""
+        {user} called me a {insultee} in an edit summary {when}; is that allowed?
+        calling other editors {nouns} is a personal attack, see the policy on civility.
+        an anonymous editor has been calling {user} a {swear}, I have {changed} it.
+        he told me to {leave}, which hurt, so I have asked for mediation.
+        {source} reports that {surname} called the mayor of {place} a {insultee} in {year}.
+        I was told {when} to {leave} and do not know what I did wrong.
+        somebody wrote that all {people} are {nouns} in {part}; I have removed it and warned the account.
+        the critics called {given} {surname} a {insultee}, and the article should say who they were.
+        someone vandalised {part} with the word {noun}; it has been {changed}.
+        the blocked account had threatened to {harm_him}, which is why it was blocked.
+        an editor who says {swear_at} to a newcomer gets a warning, whatever the reason.
+        he was fined in {year} for calling a judge a {swear}, according to {source}.
+        it is never acceptable to describe a colleague as a {insultee}.
+    """),
+    "harm_him": _choices("""
+        burn down the library | hurt an administrator | find him at home | beat up the mayor | run him over
+    """),
+    "quoted": _lines("""
+        {user} wrote "{attack}" on my talk page {when}. Could an administrator have a look?
+        the vandal replaced {part} with "{attack}" and I have {changed} it.
+        the famous line "{attack}" comes from a play by {given} {surname}, first given in {year}.
+        edits like "{attack}" lead to a block; {user} has been told so {when}.
+        in the diff from {month} he says "{attack}" to {user}, which is a clear breach of civility.
+    """),
+    "negated": _lines("""
+        I never said that you are a {noun}, only that {part} is {fault}.
+        you are not a {noun}; anyone could have missed {part}.
+        nobody here thinks you are {adj}, we only disagree about {part}.
+        I do not believe that {user} is a {insultee}, he is simply new.
+        please don't think I take you for a {insultee}, I value your work on {article}.
+        it would be wrong to call {given} {surname} a {insultee}, as {source} makes plain.
+        you are no {noun} at all, you are a {good} {helper}.
+        there are no {adj} questions here, so ask whatever you like about {article}.
+        that does not make you a {noun}, we all forget to sign.
+        I did not mean to sound {adj}, and I don't think you are.
+        don't let anyone tell you that you are {adj}; {part} reads well.
+    """),
+    "self_directed": _lines("""
+        I feel like such a {noun}, I {changed} the wrong page {when}.
+        silly me, what a {noun} I am: {part} was right all along.
+        I was a {insultee} to {change} {part} without reading {source}, sorry.
+        call me a {noun}, but I cannot find {source} anywhere.
+        my own {adj} mistake, I am too {adj} to use the template.
+        sorry, I am being {adj} today, where is {part}?
+        I must have looked like a {insultee} when I {changed} {article}.
+        forgive a {noun} like me for asking, but where is {source}?
+        I'm a {insultee} when it comes to templates, could you help me with {part}?
+    """),
+    "venting": _lines("""
+        damn, I lost my edit to {part} again when the browser crashed.
+        what the hell happened to {part}? It looks fine in my browser now.
+        this bloody infobox took me {count} hours, but it works.
+        oh crap, I forgot to sign, sorry.
+        formatting {part} is a pain in the arse, so thank you for doing it.
+        hell, that was a long winter; I am back to work on {article}.
+        my damn keyboard is broken, please excuse the typing.
+        holy crap, {part} looks wonderful now!
+        well, bugger, {source} is out of print.
+        I don't give a damn which title we use, as long as {part} is sourced.
+        bloody hell, {count} edit conflicts in a row.
+        that was a {adj} bug in the template, and it is fixed now.
+        you saved my arse with {source}, thank you.
+        my {ordinal} draft was crap, yours is {good}, so go with yours.
+        get up, damn it, said the clock, and so I finished {part} for you.
+        I worked my ass off on {part}, and you made it better still.
+        you did a damn {good} job with {part}, {user}.
+        hell yes, I agree with you about {article}.
+        scanning {source} is a pile of crap work, so you are a hero.
+    """),
+    "fiction": _lines("""
+        in the {ordinal} act the {noun} turns out to be the king of {place}.
+        the song "{adj} {noun}" was released in {year} and written by {given} {surname}.
+        {surname} plays a {insultee} who moves to {place} and is loved by everyone.
+        the word {noun} comes from an old dialect of {place}, says {source}.
+        the plot: a {insultee} inherits the {place} {structure} and learns to be a {good} {helper}.
+        the novel "The {noun} of {place}" is missing from {part}.
+        the villain, a {insultee}, says that he will {harm_him}; the summary should mention it.
+        the {ordinal} episode is about a {adj} {noun} and a {animal}.
+        in the fable the {noun} outwits the {animal} because it has more {virtue}.
+        her brother is drawn as a {insultee}, which {source} calls the best joke of the book.
+    """),
+    "neutral_identity": _lines("""
+        the {people} settled near {place} in {year}, says {source}.
+        {given} {surname} is a {person} writer who lives in {place}.
+        I am a {person} myself and would be glad to translate {part}.
+        the {people} were thrown out of {place} in {year}, and {part} should say why.
+        could a {person} speaker check the spelling in {article}?
+        the {people} and the {people} signed a treaty in {year}.
+        many {people} object to that name, so {part} should use another.
+        the old cliche that {people} are {adj} is dealt with in {source}.
+        the museum of {person} art in {place} has {count} rooms.
+        the {person} minority of {place} was persecuted in {year}, according to {source}.
+    """),
 }
 
 SEPARABLE_WORDS = {True: ("rude", "nasty"), False: ("kind", "nice")}
@@ -654,7 +738,7 @@ _SLOT = re.compile(r"\{(\w+)\}")
 _SPLIT_GRAMMAR = {rule: [_SLOT.split(option) for option in options] for rule, options in GRAMMAR.items()}
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])(?!use|uni|one|eu)")
 _ATTACK_WORD = re.compile(
-    r"\b(" + "|".join(sorted((w for w in INSULT_NOUNS + INSULT_ADJECTIVES if w.isalpha() and len(w) > 3))) + r")\b"
+    r"\b(" + "|".join(w for w in INSULT_NOUNS + INSULT_ADJECTIVES if w.isalpha() and len(w) > 3) + r")\b"
 )
 _SENTENCE_START = re.compile(r"(?:^|[.!?] )\w")
 _LOOKALIKE = {"a": "@", "e": "3", "i": "1", "o": "0", "u": "*"}
@@ -710,11 +794,12 @@ def _comment(rng: random.Random, kind: Kind) -> str:
     if kind.rule == "plain" and wanted < 7:
         return _layout(rng, [_sentence(rng, "brief")])
     sentences = [_sentence(rng, kind.rule) for _ in range(kind.sentences)]
+    following = (kind.rule, kind.rule, "dismissal", "dismissal", "annoyed") if toxic else (kind.rule, *["aside"] * 7)
     if wanted > 20 and rng.random() < 0.25:
-        sentences.insert(0, _sentence(rng, "aside"))
+        sentences.insert(0, _sentence(rng, following[-1]))
     words = sum(len(sentence.split()) for sentence in sentences)
     while words + 6 < wanted:
-        rule = kind.rule if rng.random() < 0.2 else "aside"
+        rule = rng.choice(following)
         sentences.append(_sentence(rng, rule))
         words += sentences[-1].count(" ") + 1
     return _layout(rng, sentences)

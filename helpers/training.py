@@ -7,13 +7,15 @@ random state, so that a run that was killed and goes on ends with the same weigh
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,6 +37,11 @@ from helpers.runs import fingerprint, new_directory, read_json, write_json
 BUCKET_BATCHES = 20  # comments are sorted by length within so many shuffled batches
 CHECKPOINT_SECONDS = 120.0
 LOSS_PARTS = ("total", "hard", "soft", "cosine")
+
+
+def progress_bar(*arguments, **options) -> tqdm:
+    """A bar on stdout: a notebook shows stderr as an alarm."""
+    return tqdm(*arguments, file=sys.stdout, mininterval=1.0, ncols=96, **options)
 
 
 class TrainingError(RuntimeError):
@@ -136,7 +143,7 @@ def predict(
     order = np.argsort(token_lengths(dataset), kind="stable")
     batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
     logits, first_states = [], []
-    for rows in tqdm(batches, desc=label, unit="batch", disable=label is None, leave=False, mininterval=1.0):
+    for rows in progress_bar(batches, desc=label, disable=label is None, leave=False):
         batch = {name: tensor.to(device) for name, tensor in collate(dataset.__getitems__(rows)).items()}
         batch.pop("labels")
         output = model(**batch, output_hidden_states=states)
@@ -283,7 +290,7 @@ class _TrainingRun:
     def bar(self, label: str) -> tqdm:
         total = self.steps_an_epoch * self.settings.epochs
         step = self.progress["step"]
-        return tqdm(total=total, initial=step, desc=label, unit="step", mininterval=1.0, dynamic_ncols=False, ncols=100)
+        return progress_bar(total=total, initial=step, desc=label, unit="step")
 
     def train_epoch(self, bar: tqdm, memory: dict, checkpoint_seconds: float) -> None:
         """The batches of this epoch that have not been trained on yet."""
@@ -394,6 +401,17 @@ class _TrainingRun:
         return {key: value for key, value in self.progress.items() if key != "step"}
 
 
+def return_freed_memory() -> None:
+    """Frees what is no longer used, to the operating system too.
+
+    glibc keeps freed memory for itself: a student trained after its teacher seemed to need the teacher's memory.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 @contextmanager
 def measure_peak_memory(interval: float = 0.05) -> Iterator[dict[str, int]]:
     """Watches memory while the block runs; the dict's `peak` is in bytes.
@@ -401,7 +419,7 @@ def measure_peak_memory(interval: float = 0.05) -> Iterator[dict[str, int]]:
     On a GPU: what torch allocated at most. On a CPU: the largest resident set of this process, sampled every
     `interval` seconds, so it includes Python and the libraries themselves (about 0.6 GB).
     """
-    gc.collect()
+    return_freed_memory()
     memory = {"peak": 0}
     on_gpu = torch.cuda.is_available()
     if on_gpu:

@@ -120,7 +120,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 def _open_smoke_run(directory: Path, monkeypatch: pytest.MonkeyPatch) -> helpers.runs.Run:
-    for name in ("PROFILE", "RUN", "JIGSAW_DIR"):
+    for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(helpers.runs, "ROOT", directory)
     monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", directory / "results")
@@ -149,6 +149,10 @@ def finished_run(tmp_path_factory) -> helpers.runs.Run:
 @pytest.fixture
 def copied_run(finished_run, tmp_path, monkeypatch) -> helpers.runs.Run:
     """A copy of the finished run, for a test that removes or changes its files."""
-    shutil.copytree(finished_run.directory, tmp_path / "run")
+
+    def copy_file(source: str, copy: str) -> None:
+        (os.link if source.endswith(".safetensors") else shutil.copy2)(source, copy)  # weights are only ever replaced
+
+    shutil.copytree(finished_run.directory, tmp_path / "run", copy_function=copy_file)
     monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path / "results")
     return replace(finished_run, directory=tmp_path / "run")

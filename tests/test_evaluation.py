@@ -164,11 +164,11 @@ def test_the_intervals_are_scipys_percentile_bootstrap(judged, name):
         return score_of[name](labels[rows], probabilities[rows])
 
     score_of = {
-        "f1": lambda y, p: metrics.f1_score(y, p >= 0.5),
+        "f1": lambda y, p: 2 * (y & (p >= 0.5)).sum() / (y.sum() + (p >= 0.5).sum()),
         "average_precision": metrics.average_precision_score,
     }
     theirs = scipy.stats.bootstrap(
-        (np.arange(300),), statistic, n_resamples=600, method="percentile", vectorized=False, random_state=1
+        (np.arange(300),), statistic, n_resamples=500, method="percentile", vectorized=False, random_state=1
     ).confidence_interval
     assert intervals(labels, probabilities, 0.5)[name] == pytest.approx([theirs.low, theirs.high], abs=0.025)
 
@@ -286,6 +286,10 @@ def test_a_verdict_that_does_not_survive_holms_correction_becomes_inconclusive()
 
 def test_holms_correction_makes_no_verdict_out_of_an_inconclusive_one():
     assert with_holm({"a": {"p_value": 0.001, "verdict": "inconclusive"}})["a"]["verdict"] == "inconclusive"
+
+
+def test_no_comparisons_need_no_correction():
+    assert with_holm({}) == {}
 
 
 def test_mcnemars_p_value_is_the_binomial_tests_on_the_discordant_pairs():

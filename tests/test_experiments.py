@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -18,15 +17,18 @@ from helpers.experiments import (
     COMPARISONS,
     EXPERIMENTS,
     MissingStage,
+    comparison_table,
     experiment_fingerprint,
     find_experiment,
     load_results,
     load_trained,
+    planned_comparisons,
     predictions_path,
     result_path,
     run_experiment,
     start_model,
     teacher_targets,
+    write_comparison,
 )
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS
 from helpers.lora import count_parameters
@@ -53,9 +55,8 @@ def no_training(monkeypatch) -> None:
 
 
 @pytest.fixture
-def fingerprints(monkeypatch):
+def fingerprints():
     """The function that gives all fingerprints of the smoke profile with some settings changed."""
-    monkeypatch.setattr(experiments, "find_pretrained", cache(experiments.find_pretrained))  # hashes 90 MB each time
 
     def of(seed: int = 1, data: str = "data", **changes) -> dict[str, str]:
         profile = replace(SMOKE, **changes)
@@ -73,7 +74,7 @@ def saved_logits(run, name: str, split: str) -> np.ndarray:
 
 
 def test_an_unknown_experiment_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match="no experiment 'lora6'.*Did you mean 'lora_6'"):
+    with pytest.raises(ValueError, match=r"no experiment 'lora6'.*Did you mean 'lora_6'"):
         find_experiment("lora6")
 
 
@@ -121,13 +122,11 @@ def test_a_setting_changes_the_fingerprints_of_what_depends_on_it_and_no_other(f
     assert {name for name in EXPERIMENTS if before[name] != after[name]} == changed
 
 
-def test_another_pretrained_model_changes_every_fingerprint_that_starts_from_it(fingerprints):
-    experiments.find_pretrained.cache_clear()
+def test_another_pretrained_model_changes_every_fingerprint_that_starts_from_it(fingerprints, monkeypatch):
     before = fingerprints()
     model = experiments.find_pretrained("tiny-random")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(experiments, "find_pretrained", lambda _: replace(model, sha256="f" * 64))
-        after = {n: experiment_fingerprint(EXPERIMENTS[n], 1, SMOKE, "data") for n in EXPERIMENTS}
+    monkeypatch.setattr(experiments, "find_pretrained", lambda _: replace(model, sha256="f" * 64))
+    after = fingerprints()
     assert {name for name in EXPERIMENTS if before[name] == after[name]} == {"majority", "tfidf"}
 
 
@@ -190,18 +189,18 @@ def test_a_broken_result_is_made_again(copied_run, no_training, content):
 
 def test_an_experiment_before_its_data_names_the_first_notebook(smoke_run):
     shutil.rmtree(smoke_run.data_dir)
-    with pytest.raises(FileNotFoundError, match="run 01_data_preparation first"):
+    with pytest.raises(FileNotFoundError, match=r"run 01_data_preparation first"):
         run_experiment("teacher", 1, smoke_run)
 
 
 @pytest.mark.parametrize("name", ["odd", "even", "odd_hard", "lora_6"])
 def test_a_student_before_its_teacher_names_the_notebook_that_trains_the_teacher(smoke_run, name):
-    with pytest.raises(MissingStage, match="no teacher with seed 1 yet: run 02_layer_distillation first"):
+    with pytest.raises(MissingStage, match=r"no teacher with seed 1 yet: run 02_layer_distillation first"):
         run_experiment(name, 1, smoke_run)
 
 
 def test_a_student_is_not_made_from_a_teacher_of_another_seed(copied_run):
-    with pytest.raises(MissingStage, match="no teacher with seed 2 yet"):
+    with pytest.raises(MissingStage, match=r"no teacher with seed 2 yet"):
         run_experiment("odd", 2, copied_run)
 
 
@@ -392,7 +391,7 @@ def test_a_result_that_is_missing_is_named_with_its_notebook(copied_run):
     for name in ("lora", "tfidf"):
         result_path(copied_run.results_dir, name, 1).unlink()
     with pytest.raises(
-        MissingStage, match="no result of tfidf, lora: run 01_data_preparation, 03_lora_fine_tuning first"
+        MissingStage, match=r"no result of tfidf, lora: run 01_data_preparation, 03_lora_fine_tuning first"
     ):
         load_results(copied_run)
 
@@ -400,14 +399,13 @@ def test_a_result_that_is_missing_is_named_with_its_notebook(copied_run):
 def test_a_result_made_with_other_settings_counts_as_missing(copied_run):
     path = result_path(copied_run.results_dir, "even", 1)
     write_json(path, read_json(path) | {"fingerprint": "0" * 16})
-    with pytest.raises(MissingStage, match="no result of even"):
+    with pytest.raises(MissingStage, match=r"no result of even"):
         load_results(copied_run)
 
 
 def test_seeds_without_a_result_are_listed(copied_run):
-    two_seeds = replace(copied_run, profile=replace(copied_run.profile, seeds=(1, 2)))
-    results = load_results(two_seeds)
-    assert results.missing == [(name, 2) for name in two_seeds.profile.experiments]
+    results = load_results(replace(copied_run, seeds=(1, 2)))
+    assert results.missing == [(name, 2) for name in TRAINED]
     assert all(list(seeds) == [1] for seeds in results.by_name.values())
 
 
@@ -432,5 +430,77 @@ def test_results_of_two_data_sets_are_never_mixed(copied_run):
     result["fingerprint"] = experiment_fingerprint(EXPERIMENTS["tfidf"], 1, copied_run.profile, "other data")
     write_json(path, result)
     shutil.rmtree(copied_run.data_dir)
-    with pytest.raises(ValueError, match="come from 2 different data sets"):
+    with pytest.raises(ValueError, match=r"come from 2 different data sets"):
         load_results(copied_run)
+
+
+# --- the comparison --------------------------------------------------------------------------------------------------
+
+COLUMNS = """experiment seeds layers parameters trainable_parameters training_loss validation_average_precision accuracy
+f1 precision recall roc_auc average_precision training_seconds prerequisite_seconds peak_memory_bytes latency_ms
+bytes"""
+
+
+@pytest.fixture
+def run_with_two_seeds(copied_run):
+    """The finished run with a second seed for odd, whose scores are 0.1 higher."""
+    run = replace(copied_run, seeds=(1, 2))
+    result = read_json(result_path(run.results_dir, "odd", 1))
+    result |= {"seed": 2, "test": {name: value + 0.1 for name, value in result["test"].items()}}
+    data_hash = load_data(run).fingerprint
+    result["fingerprint"] = experiment_fingerprint(EXPERIMENTS["odd"], 2, run.profile, data_hash)
+    write_json(result_path(run.results_dir, "odd", 2), result)
+    shutil.copy(predictions_path(run.results_dir, "odd", 1), predictions_path(run.results_dir, "odd", 2))
+    return run
+
+
+def test_the_comparison_has_the_published_columns_in_their_order(finished_run):
+    assert list(comparison_table(load_results(finished_run)).columns[:18]) == COLUMNS.split()
+
+
+def test_the_comparison_has_a_row_an_experiment(finished_run):
+    assert comparison_table(load_results(finished_run))["experiment"].tolist() == list(SMOKE.experiments)
+
+
+def test_the_comparison_names_the_layers_counted_from_1(finished_run):
+    table = comparison_table(load_results(finished_run)).set_index("experiment")
+    assert table["layers"][["odd", "even", "majority"]].tolist() == ["1,3,5,7,9,11", "2,4,6,8,10,12", ""]
+    assert table["layers"]["teacher"] == table["layers"]["lora"] == "1,2,3,4,5,6,7,8,9,10,11,12"
+
+
+def test_the_comparison_shows_the_scores_of_the_results(finished_run):
+    results = load_results(finished_run)
+    table = comparison_table(results).set_index("experiment")
+    for name, by_seed in results.by_name.items():
+        assert table.loc[name, list(METRICS)].to_dict() == by_seed[1]["test"]
+
+
+def test_several_seeds_give_their_mean_and_standard_deviation(run_with_two_seeds):
+    results = load_results(run_with_two_seeds)
+    odd = comparison_table(results).set_index("experiment").loc["odd"]
+    first = results.by_name["odd"][1]["test"]["f1"]
+    assert (odd["seeds"], odd["f1"], odd["f1_sd"]) == pytest.approx((2, first + 0.05, 0.1 / 2**0.5))
+
+
+def test_the_written_comparison_is_the_table(copied_run):
+    table = write_comparison(load_results(copied_run), copied_run)
+    written = pd.read_csv(copied_run.results_dir / "comparison.csv")
+    assert list(written.columns) == list(table.columns)
+    assert written["average_precision"].tolist() == pytest.approx(table["average_precision"].tolist())
+
+
+def test_the_comparisons_named_beforehand_carry_holms_correction(finished_run):
+    found = planned_comparisons(load_results(finished_run))
+    assert found.keys() == COMPARISONS.keys()
+    assert all(comparison["p_holm"] >= comparison["p_value"] for comparison in found.values())
+
+
+def test_only_seeds_that_both_models_have_are_compared(run_with_two_seeds):
+    odd, even = load_results(run_with_two_seeds).paired("odd", "even")
+    assert odd.shape == even.shape == (1, 32)
+
+
+def test_a_comparison_with_a_model_that_the_run_does_not_have_is_left_out(copied_run):
+    fewer = replace(copied_run.profile, experiments=tuple(n for n in SMOKE.experiments if n != "odd_hard"))
+    found = planned_comparisons(load_results(replace(copied_run, profile=fewer)))
+    assert found.keys() == COMPARISONS.keys() - {"odd − odd_hard"}

@@ -154,7 +154,7 @@ def test_a_selection_that_is_not_a_rising_list_of_existing_layers_is_refused(tin
 
 def test_a_model_that_keeps_its_layers_elsewhere_is_refused_by_name():
     model = DistilBert(DistilBertConfig(vocab_size=20, dim=8, n_layers=2, n_heads=2, hidden_dim=8))
-    with pytest.raises(TypeError, match="DistilBertForSequenceClassification has no base_model.encoder.layer"):
+    with pytest.raises(TypeError, match=r"DistilBertForSequenceClassification has no base_model.encoder.layer"):
         copy_layers(model, [1])
 
 

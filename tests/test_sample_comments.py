@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_recall_curve
 from sklearn.model_selection import train_test_split
 
+from helpers.config import LABELS
 from helpers.sample_comments import (
     KINDS,
-    LABELS,
     sample_comments,
     separable_comments,
     write_sample_comments,
@@ -161,7 +161,7 @@ def test_tfidf_on_800_rows_stays_below_f1_of_0_80(sample):
     model = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train.comment_text), train.toxic)
     scores = model.predict_proba(vectorizer.transform(test.comment_text))[:, 1]
     precision, recall, _ = precision_recall_curve(test.toxic, scores)
-    best_f1 = (2 * precision * recall / (precision + recall).clip(1e-9)).max()  # the best threshold of all: an upper bound
+    best_f1 = (2 * precision * recall / (precision + recall).clip(1e-9)).max()
     assert best_f1 < 0.80
 
 
@@ -170,8 +170,10 @@ def test_separable_comments_are_half_toxic():
 
 
 def test_separable_words_decide_the_label():
-    assert all(row["toxic"] == ("kind" not in row["comment_text"].split() and "nice" not in row["comment_text"])
-               for row in separable_comments(128))
+    assert all(
+        row["toxic"] == ("kind" not in row["comment_text"].split() and "nice" not in row["comment_text"])
+        for row in separable_comments(128)
+    )
 
 
 def test_separable_comments_are_all_different():

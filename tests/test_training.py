@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 import helpers.training
-from helpers.layers import ODD_LAYERS, copy_layers
+from helpers.layers import copy_layers
 from helpers.lora import add_adapters
 from helpers.training import (
     Collator,
@@ -139,7 +139,7 @@ def test_the_kept_state_is_that_of_cls_after_the_last_layer(tiny_bert, rows, tar
 
 
 def test_a_row_that_the_teacher_has_not_seen_is_an_error(targets):
-    with pytest.raises(KeyError, match="lack 1 of these rows .first id row-9-0000"):
+    with pytest.raises(KeyError, match=r"lack 1 of these rows .first id row-9-0000"):
         targets.look_up(["row-0-0001", "row-9-0000"])
 
 
@@ -228,15 +228,15 @@ class Killed(KeyboardInterrupt):
 def make_training(kind: str, model_of, rows) -> tuple[torch.nn.Module, dict]:
     """A fresh model and the other arguments of train: 'plain', 'distilled' or 'lora'."""
     if kind == "plain":
-        return model_of("bert", layers=4), {"settings": SETTINGS}
+        return model_of("bert", layers=2), {"settings": SETTINGS}
     if kind == "lora":
-        adapted = add_adapters(model_of("bert", layers=4), rank=4, alpha=8, dropout=0.1, seed=1)
+        adapted = add_adapters(model_of("bert", layers=2), rank=4, alpha=8, dropout=0.1, seed=1)
         return adapted, {"settings": replace(SETTINGS, learning_rate=1e-2)}
-    teacher = model_of("bert")
+    teacher = model_of("bert", layers=4)
     logits, states = predict(teacher, rows[0], states=True)
     positions = {row_id: place for place, row_id in enumerate(rows[0]["row_id"])}
     targets = TeacherTargets(positions, logits.clone(), states.clone())
-    return copy_layers(teacher, ODD_LAYERS), {"settings": replace(SETTINGS, **DISTILLING), "targets": targets}
+    return copy_layers(teacher, [1, 3]), {"settings": replace(SETTINGS, **DISTILLING), "targets": targets}
 
 
 def run_training(kind: str, model_of, rows, directory: Path, **changes) -> tuple[torch.nn.Module, dict]:
@@ -292,11 +292,9 @@ def assert_same_training(resumed: tuple, whole: tuple) -> None:
 @pytest.mark.parametrize(
     ("kind", "step"),
     [
-        ("plain", 0),
         ("plain", 3),
         ("plain", 5),
         ("plain", 7),
-        ("plain", 14),
         ("distilled", 2),
         ("distilled", 7),
         ("lora", 5),
@@ -464,7 +462,7 @@ def test_the_history_tells_time_and_memory(uninterrupted):
 
 
 def test_the_loss_falls(tiny_model, rows, tmp_path):
-    settings = replace(SETTINGS, epochs=8)
+    settings = replace(SETTINGS, epochs=10, learning_rate=1e-2)
     _, history = run_training("plain", tiny_model, rows, tmp_path, settings=settings, checkpoint_seconds=1e9)
     assert history["epochs"][-1]["training"]["hard"] < 0.8 * history["epochs"][0]["training"]["hard"]
 

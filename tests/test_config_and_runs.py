@@ -1,0 +1,398 @@
+"""Profiles are checked when they are made; a run is one folder whose files are whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import helpers.runs
+from helpers.config import PROFILES, load_profile
+from helpers.runs import (
+    Run,
+    file_sha256,
+    find_data_source,
+    fingerprint,
+    new_directory,
+    open_run,
+    read_json,
+    write_json,
+)
+
+WHOLE = "a whole number from 1"
+BAD_SETTINGS = [
+    *((name, value, WHOLE) for name in ("epochs", "lora_epochs", "batch_size") for value in (0, -1, 2.0, "3", True)),
+    *((name, value, WHOLE) for name in ("lora_batch_size", "lora_rank", "lora_alpha") for value in (0, None)),
+    *((name, value, "None (all rows) or a whole") for name in ("train_rows", "test_rows") for value in (0, 0.5, "all")),
+    *(("validation_rows", value, "or a share between 0 and 1") for value in (0, 0.0, 1.0, -0.1, 1.5, None, True)),
+    *(("max_length", value, "a whole number from 4 to 512") for value in (3, 513, 64.0, None)),
+    *(
+        (name, value, "a number above 0")
+        for name in ("teacher_learning_rate", "student_learning_rate", "lora_learning_rate", "temperature")
+        for value in (0, -1e-4, "1e-4", float("nan"))
+    ),
+    *(
+        (name, value, "a number from 0")
+        for name in ("beta", "weight_decay", "max_gradient_norm")
+        for value in (-0.1, "")
+    ),
+    *(("alpha", value, "a number from 0 to 1") for value in (-0.1, 1.1, None, True)),
+    *(
+        (name, value, "a number from 0 to below 1")
+        for name in ("lora_dropout", "warmup_share")
+        for value in (-0.1, 1, 1.0, None)
+    ),
+    *(("seeds", value, "one or more whole numbers from 0") for value in ((), (1, -1), (1.0,), ("1",), None)),
+    ("seeds", (1, 2, 1), "seeds that differ"),
+]
+EDGES = [
+    {"train_rows": None, "test_rows": None},
+    {"train_rows": 1, "validation_rows": 1, "test_rows": 1},
+    {"validation_rows": 0.1},
+    {"max_length": 4},
+    {"max_length": 512},
+    {"alpha": 0},
+    {"alpha": 1},
+    {"beta": 0, "weight_decay": 0, "max_gradient_norm": 0},
+    {"lora_dropout": 0, "warmup_share": 0},
+    {"seeds": (0, 7)},
+]
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch) -> Path:
+    """A project folder of its own, without the variables that a shell may have set."""
+    for variable in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(helpers.runs, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def comments(root) -> Path:
+    """A folder with comments. Opening a run only looks whether it is there."""
+    folder = root / "downloads" / "jigsaw"
+    folder.mkdir(parents=True)
+    return folder
+
+
+# --- profiles --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("field", "value", "allowed"), BAD_SETTINGS, ids=str)
+def test_a_bad_setting_is_refused_with_its_field_its_value_and_what_is_allowed(field, value, allowed):
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(PROFILES["quick"], **{field: value})
+    said = str(error.value)
+    assert said.startswith(f"profile quick: {field}={value!r} is not allowed; give ") and allowed in said, said
+
+
+@pytest.mark.parametrize("changes", EDGES, ids=str)
+def test_a_setting_at_the_edge_of_what_is_allowed_is_taken(changes):
+    profile = dataclasses.replace(PROFILES["quick"], **changes)
+    assert profile.settings(*changes) == changes
+
+
+def test_a_profile_cannot_be_changed_after_it_is_made():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PROFILES["quick"].epochs = 9
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_is_found_by_its_name(name):
+    assert load_profile(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("qiuck", "quick"), ("stduy", "study"), ("colabs", "colab"), ("Full", "full")]
+)
+def test_an_unknown_profile_gives_the_nearest_name(typed, meant):
+    with pytest.raises(ValueError, match=f"there is no profile {typed!r}. Did you mean {meant!r}?"):
+        load_profile(typed)
+
+
+def test_an_unknown_profile_like_no_other_gives_all_names():
+    with pytest.raises(ValueError) as error:
+        load_profile("xyz")
+    assert [name for name in ("auto", *PROFILES) if name not in str(error.value)] == []
+
+
+def test_the_profile_is_taken_from_the_environment(monkeypatch):
+    monkeypatch.setenv("PROFILE", "smoke")
+    assert load_profile().name == "smoke"
+
+
+def test_a_profile_named_in_the_call_goes_before_the_environment(monkeypatch):
+    monkeypatch.setenv("PROFILE", "smoke")
+    assert load_profile("quick").name == "quick"
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [(True, "colab"), (False, "quick")])
+def test_auto_depends_on_the_gpu(monkeypatch, gpu, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert load_profile("auto").name == expected
+
+
+# --- fingerprints ----------------------------------------------------------------------------------------------------
+
+SETTINGS = {"train_rows": 800, "text": "é", "rate": 5e-5, "seeds": [1, 2], "all": None}
+
+
+def test_a_fingerprint_is_the_same_on_every_machine_and_in_every_year():
+    assert fingerprint(SETTINGS) == "b0134ec53e88ff5d"
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_the_settings():
+    assert fingerprint(dict(reversed(SETTINGS.items()))) == fingerprint(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"train_rows": 801}, {"text": "e"}, {"rate": 5.1e-5}, {"seeds": [2, 1]}, {"all": 0}, {"new": None}],
+    ids=str,
+)
+def test_a_fingerprint_moves_with_any_setting(change):
+    assert fingerprint(SETTINGS | change) != fingerprint(SETTINGS)
+
+
+def test_a_file_is_named_by_the_sha256_of_its_bytes(root):
+    (root / "file").write_bytes(b"abc")
+    assert file_sha256(root / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- files that are whole or not there -------------------------------------------------------------------------------
+
+
+def test_json_comes_back_as_it_was_written(root):
+    write_json(root / "new" / "value.json", SETTINGS)
+    assert read_json(root / "new" / "value.json") == SETTINGS
+
+
+@pytest.mark.parametrize("content", ["", '{"half": ', "[1, 2]", "null", "\ufeff{}"], ids=repr)
+def test_json_that_is_broken_or_no_dict_reads_as_missing(root, content):
+    (root / "value.json").write_text(content, encoding="utf-8")
+    assert read_json(root / "value.json") is None
+
+
+def test_json_that_is_missing_reads_as_none(root):
+    assert read_json(root / "nowhere" / "value.json") is None
+
+
+def write_half_and_fail(path: Path, text: str, **_) -> None:
+    path.write_bytes(text.encode()[: len(text) // 2])
+    raise OSError("no space left on device")
+
+
+@pytest.fixture
+def failed_write(root, monkeypatch) -> Path:
+    """A file that held {"old": 1} when writing a new one failed half-way."""
+    write_json(root / "value.json", {"old": 1})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(Path, "write_text", write_half_and_fail)
+        write_json(root / "value.json", {"new": 2})
+    return root / "value.json"
+
+
+def test_a_failing_write_leaves_the_old_file(failed_write):
+    assert read_json(failed_write) == {"old": 1}
+
+
+def test_a_failing_write_leaves_no_temporary_file(failed_write):
+    assert os.listdir(failed_write.parent) == ["value.json"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}], ids=str)
+def test_a_value_that_is_no_json_leaves_the_old_file(root, value):
+    write_json(root / "value.json", {"old": 1})
+    with pytest.raises((ValueError, TypeError)):
+        write_json(root / "value.json", {"new": value})
+    assert read_json(root / "value.json") == {"old": 1}
+
+
+def fill(path: Path, *names: str) -> None:
+    with new_directory(path) as directory:
+        for name in names:
+            (directory / name).write_text(name)
+
+
+def test_a_new_directory_stands_under_its_name_when_it_is_filled(root):
+    fill(root / "runs" / "data", "a", "b")
+    assert sorted(os.listdir(root / "runs" / "data")) == ["a", "b"]
+
+
+def test_a_new_directory_is_not_there_while_it_is_filled(root):
+    with new_directory(root / "data"):
+        assert not (root / "data").exists()
+
+
+def test_a_new_directory_takes_the_place_of_the_old_one_whole(root):
+    fill(root / "data", "a", "b")
+    fill(root / "data", "c")
+    assert os.listdir(root / "data") == ["c"]
+
+
+@pytest.fixture
+def failed_filling(root) -> Path:
+    """A folder that held the file `old` when filling a new one failed half-way."""
+    fill(root / "data", "old")
+    with pytest.raises(KeyboardInterrupt), new_directory(root / "data") as directory:
+        (directory / "half").write_text("half")
+        raise KeyboardInterrupt
+    return root / "data"
+
+
+def test_a_filling_that_fails_leaves_the_old_directory(failed_filling):
+    assert os.listdir(failed_filling) == ["old"]
+
+
+def test_a_filling_that_fails_leaves_no_temporary_directory(failed_filling):
+    assert os.listdir(failed_filling.parent) == ["data"]
+
+
+# --- where the comments come from ------------------------------------------------------------------------------------
+
+
+def test_jigsaw_dir_names_the_folder(comments, monkeypatch):
+    monkeypatch.setenv("JIGSAW_DIR", str(comments))
+    assert find_data_source(PROFILES["study"]) == ("jigsaw", comments)
+
+
+def test_jigsaw_dir_may_be_relative_to_the_project(comments, monkeypatch):
+    monkeypatch.setenv("JIGSAW_DIR", "downloads/jigsaw")
+    assert find_data_source(PROFILES["study"]) == ("jigsaw", comments)
+
+
+def test_jigsaw_dir_goes_before_the_projects_own_folder(root, comments):
+    (root / "data" / "jigsaw").mkdir(parents=True)
+    assert find_data_source(PROFILES["study"], comments) == ("jigsaw", comments)
+
+
+def test_the_projects_own_folder_is_found(root):
+    (root / "data" / "jigsaw").mkdir(parents=True)
+    assert find_data_source(PROFILES["quick"]) == ("jigsaw", root / "data" / "jigsaw")
+
+
+def test_a_jigsaw_dir_that_does_not_exist_is_an_error_that_names_it(root, monkeypatch):
+    monkeypatch.setenv("JIGSAW_DIR", "no/such/folder")
+    with pytest.raises(FileNotFoundError, match="JIGSAW_DIR=no/such/folder: there is no such folder or zip file"):
+        find_data_source(PROFILES["quick"])
+
+
+def test_a_wrong_jigsaw_dir_is_never_passed_over_for_other_data(root, monkeypatch):
+    (root / "data" / "jigsaw").mkdir(parents=True)
+    monkeypatch.setenv("JIGSAW_DIR", "no/such/folder")
+    with pytest.raises(FileNotFoundError):
+        open_run("quick")
+
+
+def test_study_without_comments_says_what_to_do(root):
+    with pytest.raises(FileNotFoundError) as error:
+        open_run("study")
+    said = ("PROFILE=study", "train.csv, test.csv", "kaggle.com", "data/jigsaw/", "JIGSAW_DIR", "PROFILE=quick")
+    assert [part for part in said if part not in str(error.value)] == []
+
+
+def test_a_run_that_finds_no_comments_leaves_no_folder(root):
+    with pytest.raises(FileNotFoundError):
+        open_run("study", name="mine")
+    assert not (root / "runs").exists()
+
+
+@pytest.mark.parametrize(("profile", "source"), [("quick", "sample"), ("colab", "hub"), ("full", "hub")])
+def test_a_profile_without_files_goes_its_own_way(profile, source):
+    assert find_data_source(PROFILES[profile]) == (source, None)
+
+
+def test_the_test_profile_always_brings_its_own_data(comments, monkeypatch):
+    monkeypatch.setenv("JIGSAW_DIR", str(comments))
+    assert find_data_source(PROFILES["smoke"]) == ("separable", None)
+
+
+# --- opening a run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_called_after_its_profile_and_its_data():
+    assert open_run("quick").name == "quick-sample"
+
+
+def test_a_runs_folder_lies_in_runs_under_its_name(root):
+    run = open_run("quick", name="mine")
+    assert run.directory == root / "runs" / "mine" and run.directory.is_dir()
+
+
+def test_name_and_profile_are_taken_from_the_environment(monkeypatch):
+    monkeypatch.setenv("RUN", "mine")
+    monkeypatch.setenv("PROFILE", "smoke")
+    run = open_run()
+    assert (run.name, run.profile.name) == ("mine", "smoke")
+
+
+@pytest.mark.parametrize("asked", [None, "auto", "smoke"])
+def test_a_run_reopened_by_its_name_keeps_its_profile(asked):
+    open_run("smoke", name="mine")
+    assert open_run(asked, name="mine").profile.name == "smoke"
+
+
+def test_a_run_reopened_by_its_name_keeps_its_comments(comments):
+    open_run("study", name="mine", jigsaw_dir=comments)
+    assert open_run(name="mine").jigsaw_dir == comments
+
+
+def test_a_run_refuses_another_profile():
+    open_run("smoke", name="mine")
+    with pytest.raises(ValueError, match="run 'mine' was made with PROFILE=smoke; give another RUN= for quick"):
+        open_run("quick", name="mine")
+
+
+def test_a_refused_profile_leaves_the_run_as_it_was(root):
+    open_run("smoke", name="mine")
+    with pytest.raises(ValueError):
+        open_run("quick", name="mine")
+    assert json.loads((root / "runs" / "mine" / "run.json").read_text())["profile"] == "smoke"
+
+
+def test_an_unknown_profile_leaves_no_folder(root):
+    with pytest.raises(ValueError):
+        open_run("qiuck", name="mine")
+    assert not (root / "runs").exists()
+
+
+def test_a_run_takes_the_seeds_of_its_profile(comments):
+    assert open_run("study", jigsaw_dir=comments).seeds == PROFILES["study"].seeds
+
+
+@pytest.mark.parametrize(("asked", "seeds"), [("2", (2,)), ("3,1", (1, 3)), ("1 2", (1, 2))])
+def test_seeds_can_be_taken_in_pieces(comments, monkeypatch, asked, seeds):
+    monkeypatch.setenv("SEEDS", asked)
+    assert open_run("study", jigsaw_dir=comments).seeds == seeds
+
+
+@pytest.mark.parametrize("asked", ["9", "1,9", "one"])
+def test_seeds_that_the_profile_does_not_have_are_refused(comments, monkeypatch, asked):
+    monkeypatch.setenv("SEEDS", asked)
+    with pytest.raises(ValueError, match=f"SEEDS={asked}: PROFILE=study has the seeds 1, 2, 3"):
+        open_run("study", jigsaw_dir=comments)
+
+
+@pytest.mark.parametrize(
+    ("source", "label"),
+    [
+        ("jigsaw", "Jigsaw"),
+        ("hub", "Jigsaw"),
+        ("sample", "written sample, not Jigsaw"),
+        ("separable", "separable test data, not Jigsaw"),
+    ],
+)
+def test_a_run_says_what_its_data_is(root, source, label):
+    assert Run("mine", root, PROFILES["quick"], source, None, (1,)).data_label == label
+
+
+def test_a_path_inside_the_project_is_shown_relative_to_it(root):
+    assert open_run("smoke", name="mine").show_path(root / "runs" / "mine" / "data") == "runs/mine/data"
+
+
+def test_a_path_outside_the_project_is_shown_by_its_name_alone(root):
+    assert open_run("smoke", name="mine").show_path(root.parent / "elsewhere" / "model") == "model"

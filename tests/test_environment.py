@@ -1,0 +1,78 @@
+"""The files that describe the environment agree with each other."""
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+
+from helpers.runs import NEEDED, ROOT
+
+
+def lines(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return [line.split("#")[0].strip() for line in text.splitlines() if line.split("#")[0].strip()]
+
+
+def names(requirements):
+    return {re.split(r"[<>=!~]", line)[0].strip().lower().replace("_", "-") for line in requirements}
+
+
+def test_every_requirement_is_pinned_in_constraints():
+    assert names(lines("requirements.txt")) <= names(lines("constraints.txt"))
+
+
+def test_every_constraint_is_an_exact_version():
+    assert [line for line in lines("constraints.txt") if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+
+
+def test_every_requirement_gives_its_reason():
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    stated = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert [line for line in stated if "#" not in line] == []
+
+
+def test_conda_installs_the_same_requirements_and_constraints():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip == ["-r requirements.txt", "-c constraints.txt"]
+    assert environment["channels"] == ["conda-forge"]
+
+
+def test_conda_takes_a_python_that_the_project_supports():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    python = next(entry for entry in environment["dependencies"] if str(entry).startswith("python="))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["requires-python"] == ">=3.11,<3.14"
+    assert python.removeprefix("python=") in ("3.11", "3.12", "3.13")
+
+
+def test_what_a_notebook_may_install_is_a_requirement_and_never_torch_or_numpy():
+    assert set(NEEDED.values()) <= names(lines("requirements.txt"))
+    assert not {"torch", "numpy"} & set(NEEDED.values())
+
+
+@pytest.mark.parametrize("version", ["3.10.13", "3.14.0"])
+def test_an_unsupported_python_gets_one_clear_line(tmp_path, version):
+    python = tmp_path / "python-other"
+    python.write_text(
+        f'#!/bin/sh\nif [ "$1" = --version ]; then echo "Python {version}"; exit 0; fi\n'
+        f'exec python3 -c "import sys; sys.version_info = ({version.replace(".", ",")}, 0, 0); exec(sys.argv[1])" "$2"\n'
+    )
+    python.chmod(0o755)
+    outcome = subprocess.run(
+        ["make", "run", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert outcome.returncode != 0
+    assert f"is Python {version}" in outcome.stdout and "3.11, 3.12 or 3.13" in outcome.stdout
+    assert not (tmp_path / "venv").exists()
+
+
+def test_the_code_imports_nothing_from_modules_below():
+    """helpers/ reads from top to bottom: a module imports only from those before it in DESIGN's order."""
+    order = "config runs sample_comments data models layers losses lora training evaluation experiments plots pipeline"
+    place = {name: number for number, name in enumerate(order.split())}
+    for path in (ROOT / "helpers").glob("*.py"):
+        for imported in re.findall(r"^from helpers\.(\w+) import", path.read_text(encoding="utf-8"), flags=re.M):
+            assert place[imported] < place[path.stem], f"{path.name} imports {imported}"

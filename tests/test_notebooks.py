@@ -1,0 +1,212 @@
+"""The notebooks: their form, and their run from the command line in the `smoke` profile."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from helpers.pipeline import NOTEBOOKS, first_cell
+from helpers.runs import ROOT
+
+PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+RUN = "test-notebooks"
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs_text(notebook):
+    return "\n".join(json.dumps(cell.outputs, ensure_ascii=False) for cell in code_cells(notebook))
+
+
+@pytest.fixture(params=PATHS, ids=[path.stem for path in PATHS])
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+# --- form ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_notebook_is_valid_nbformat(notebook):
+    nbformat.validate(notebook)
+
+
+def test_the_first_cell_is_the_generated_one(notebook):
+    assert code_cells(notebook)[0].source == first_cell()
+
+
+def test_a_code_cell_is_short(notebook):
+    long = [cell.source.splitlines()[0] for cell in code_cells(notebook) if len(cell.source.splitlines()) > 20]
+    assert not long
+
+
+def test_the_expected_time_on_a_cpu_and_a_t4_stands_at_the_top(notebook):
+    top = notebook.cells[0].source
+    assert "2 CPU cores" in top and "T4" in top
+
+
+def test_a_notebook_closes_with_summary_and_what_to_try_next(notebook):
+    last = notebook.cells[-1].source
+    assert last.startswith("## Summary") and "**Try next.**" in last
+
+
+def test_every_section_begins_with_its_question(notebook):
+    sections = [
+        cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "markdown" and re.match(r"## \d", cell.source) and "Discussion" not in cell.source
+    ]
+    assert sections and all("**Question:**" in text or "Predict before you look" in text for text in sections)
+
+
+def test_links_between_notebooks_lead_somewhere(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / "notebooks" / target).is_file(), target
+
+
+def test_no_star_import_and_no_absolute_path(notebook):
+    source = "\n".join(cell.source for cell in code_cells(notebook))
+    assert not re.search(r"import \*", source)
+    assert not re.search(r"""["'](/home|/root|/Users|/content|[A-Z]:\\)""", source)
+
+
+def test_committed_outputs_are_of_one_honest_run(notebook):
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1)) or not any(counts)
+    assert not [output for cell in code_cells(notebook) for output in cell.outputs if output.output_type == "error"]
+    assert "widgets" not in notebook.metadata
+
+
+def test_committed_outputs_hold_no_path_of_a_machine(notebook):
+    found = re.search(r"(/home/|/root/|/Users/|/work/|/tmp/)[\w./-]*", outputs_text(notebook))
+    assert found is None, found
+
+
+@pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+def test_a_notebook_stays_below_500_kb(path):
+    assert path.stat().st_size < 500_000
+
+
+# --- run -------------------------------------------------------------------------------------------------------------
+
+
+def pipeline(*arguments, **environment):
+    """Runs the command line as a person would, in a process of its own."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS")}
+    return subprocess.run(
+        [sys.executable, "-m", "helpers.pipeline", *arguments],
+        cwd=ROOT,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """All notebooks executed once in the smoke profile: (the process's outcome, the run's folder)."""
+    directory = ROOT / "runs" / RUN
+    shutil.rmtree(directory, ignore_errors=True)
+    yield pipeline("--profile", "smoke", "--run", RUN), directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def executed(directory: Path):
+    return [nbformat.read(directory / "notebooks" / f"{name}.ipynb", as_version=4) for name in NOTEBOOKS]
+
+
+def test_the_notebooks_run_in_order_without_an_error(finished):
+    outcome, _ = finished
+    assert outcome.returncode == 0, outcome.stdout[-3_000:] + outcome.stderr[-3_000:]
+
+
+def test_the_terminal_shows_which_cell_runs_and_the_training_bars(finished):
+    outcome, _ = finished
+    assert "[02_layer_distillation] cell 2 of" in outcome.stdout
+    assert "teacher, seed 1" in outcome.stdout and "step/s" in outcome.stdout
+
+
+def test_the_terminal_ends_with_the_table_and_where_the_files_lie(finished):
+    outcome, _ = finished
+    end = outcome.stdout[-2_500:]
+    assert "average_precision" in end and "lora_6" in end and f"runs/{RUN}/notebooks/" in end
+
+
+def test_an_executed_notebook_counts_its_cells_from_one(finished):
+    for notebook in executed(finished[1]):
+        counts = [cell.execution_count for cell in code_cells(notebook)]
+        assert counts == list(range(1, len(counts) + 1))
+
+
+def test_an_executed_notebook_has_a_page_beside_it(finished):
+    for name in NOTEBOOKS:
+        assert (finished[1] / "notebooks" / f"{name}.html").stat().st_size > 10_000
+
+
+def test_every_table_and_figure_of_a_run_without_jigsaw_says_so(finished):
+    for notebook in executed(finished[1]):
+        for cell in code_cells(notebook):
+            for output in cell.outputs:
+                page = output.get("data", {}).get("text/html", "")
+                assert "<caption>" not in page or "not Jigsaw" in page
+
+
+def test_executed_notebooks_show_no_comment(finished):
+    from datasets import load_from_disk
+
+    splits = load_from_disk(str(finished[1] / "data"))
+    comments = {text[:40] for split in splits.values() for text in split["comment_text"] if len(text) > 20}
+    for notebook in executed(finished[1]):
+        shown = outputs_text(notebook)
+        assert not [text for text in comments if text in shown]
+
+
+def test_the_comparison_file_has_the_promised_columns(finished):
+    table = pd.read_csv(finished[1] / "results" / "comparison.csv")
+    promised = """experiment seeds layers parameters trainable_parameters training_loss validation_average_precision
+    accuracy f1 precision recall roc_auc average_precision training_seconds prerequisite_seconds peak_memory_bytes
+    latency_ms bytes""".split()
+    assert [column for column in promised if column not in table] == []
+    assert table.set_index("experiment")["layers"]["odd"] == "1,3,5,7,9,11"
+
+
+def test_run_again_it_trains_nothing(finished):
+    _, directory = finished
+    before = {path.name: json.loads(path.read_text())["finished"] for path in directory.glob("results/*.json")}
+    outcome = pipeline("02_layer_distillation", "03_lora_fine_tuning", "--run", RUN)
+    after = {path.name: json.loads(path.read_text())["finished"] for path in directory.glob("results/*.json")}
+    assert outcome.returncode == 0 and "step/s" not in outcome.stdout
+    assert after == before
+
+
+def test_a_notebook_without_its_input_says_which_one_to_run_first():
+    name = f"{RUN}-empty"
+    try:
+        outcome = pipeline("02_layer_distillation", "--profile", "smoke", "--run", name)
+        assert outcome.returncode == 1
+        assert "run 01_data_preparation first" in outcome.stderr
+    finally:
+        shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "quik"], "Did you mean 'quick'?"),
+        (["04_comparsion"], "Did you mean '04_comparison'?"),
+        (["--jigsaw-dir", "no/such/folder", "--profile", "quick"], "JIGSAW_DIR=no/such/folder"),
+    ],
+)
+def test_a_wrong_argument_gets_one_clear_line_and_no_traceback(arguments, message):
+    outcome = pipeline(*arguments)
+    assert outcome.returncode == 2 and message in outcome.stderr and "Traceback" not in outcome.stderr
