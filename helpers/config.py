@@ -7,6 +7,7 @@ line only ever pick one by name (`PROFILE=study`); `auto` means `colab` where th
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from dataclasses import asdict, dataclass
 
@@ -62,18 +63,24 @@ class Profile:
         for name in ("epochs", "lora_epochs", "batch_size", "lora_batch_size", "lora_rank", "lora_alpha"):
             self._check(name, _whole(getattr(self, name), 1), "a whole number from 1")
         self._check("max_length", _whole(self.max_length, 4) and self.max_length <= 512, "a whole number from 4 to 512")
-        for name in ("teacher_learning_rate", "student_learning_rate", "lora_learning_rate", "temperature"):
+        for name in (
+            "teacher_learning_rate",
+            "student_learning_rate",
+            "lora_learning_rate",
+            "temperature",
+            "max_gradient_norm",
+        ):
             self._check(name, _number(getattr(self, name)) and getattr(self, name) > 0, "a number above 0")
-        for name in ("beta", "weight_decay", "max_gradient_norm"):
+        for name in ("beta", "weight_decay"):
             self._check(name, _number(getattr(self, name)) and getattr(self, name) >= 0, "a number from 0")
         self._check("alpha", _number(self.alpha) and 0 <= self.alpha <= 1, "a number from 0 to 1")
         for name in ("lora_dropout", "warmup_share"):
             self._check(
                 name, _number(getattr(self, name)) and 0 <= getattr(self, name) < 1, "a number from 0 to below 1"
             )
-        self._check(
-            "seeds", self.seeds and all(_whole(seed, 0) for seed in self.seeds), "one or more whole numbers from 0"
-        )
+        whole_seeds = isinstance(self.seeds, tuple) and self.seeds and all(_whole(seed, 0) for seed in self.seeds)
+        self._check("seeds", whole_seeds, "a tuple of one or more whole numbers from 0")
+        self._check("split_seed", _whole(self.split_seed, 0), "a whole number from 0")
         self._check("seeds", len(set(self.seeds)) == len(self.seeds), "seeds that differ")
 
     def _check(self, field: str, allowed: bool, what: str) -> None:
@@ -91,7 +98,7 @@ def _whole(value: object, smallest: int) -> bool:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 PROFILES = {

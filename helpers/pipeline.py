@@ -22,10 +22,23 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from helpers.config import unknown
-from helpers.runs import ROOT, Run, open_run, write_file, write_json
+from helpers.runs import ROOT, Run, open_run, read_json, write_file, write_json
 
 NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
 REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
+README_COLUMNS = {  # column of comparison.csv: title, unit, digits
+    "experiment": ("model", 1, None),
+    "parameters": ("parameters (M)", 1e6, 1),
+    "trainable_parameters": ("trained (M)", 1e6, 2),
+    "training_loss": ("training loss (CE)", 1, 3),
+    "accuracy": ("accuracy", 1, 3),
+    "f1": ("F1", 1, 3),
+    "precision": ("precision", 1, 3),
+    "recall": ("recall", 1, 3),
+    "average_precision": ("average precision", 1, 3),
+    "training_seconds": ("training (min)", 60, 1),
+    "latency_ms": ("latency (ms)", 1, 1),
+}
 FIRST_CELL = """\
 # The same in every notebook: finds the project (on Colab: fetches it) and opens the run.
 import subprocess
@@ -149,51 +162,38 @@ def publish(run: Run) -> None:
         shutil.copyfile(run.figures_dir / figure, ROOT / image)
     for name in NOTEBOOKS:
         shutil.copyfile(run.directory / "notebooks" / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb")
-    write_json(ROOT / "results" / "run.json", {"profile": run.profile.name, "data_source": run.data_source})
-    write_readme_results(run)
+    published = {"profile": run.profile.name, "data_source": run.data_source, "data": run.data_label}
+    write_json(ROOT / "results" / "run.json", published)
+    write_readme_results()
     print(f"published {run.name}: results/, figures/, {', '.join(REPORT_FIGURES)} and the executed notebooks")
 
 
-def results_in_markdown(results_dir: Path, title: str) -> str:
-    """The comparison as README.md shows it, made from comparison.csv."""
-    table = pd.read_csv(results_dir / "comparison.csv")
-    columns = {
-        "experiment": "model",
-        "parameters": "parameters (M)",
-        "trainable_parameters": "trained (M)",
-        "training_loss": "training loss (CE)",
-        "accuracy": "accuracy",
-        "f1": "F1",
-        "precision": "precision",
-        "recall": "recall",
-        "average_precision": "average precision",
-        "training_seconds": "training (min)",
-        "latency_ms": "latency (ms)",
-    }
-    scale = {"parameters": 1e6, "trainable_parameters": 1e6, "training_seconds": 60}
-    digits = {"parameters": 1, "trainable_parameters": 2, "training_seconds": 1, "latency_ms": 1}
-    lines = [title, "", "| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
+def results_in_markdown(directory: Path) -> str:
+    """The published comparison as README.md shows it, made from comparison.csv and run.json."""
+    table, run = pd.read_csv(directory / "comparison.csv"), read_json(directory / "run.json")
+    seeds = int(table["seeds"].max())
+    lines = [
+        f"Profile `{run['profile']}`, {run['data']}, {seeds} seed{'s' if seeds > 1 else ''}. Scores are the test set's; "
+        "F1, precision and recall are the toxic class's. A student's training comes on top of its teacher's.",
+        "",
+        "| " + " | ".join(title for title, _, _ in README_COLUMNS.values()) + " |",
+        "|" + "---|" * len(README_COLUMNS),
+    ]
     for _, row in table.iterrows():
-        cells = [str(row["experiment"])]
-        for column in list(columns)[1:]:
-            value = row[column] / scale.get(column, 1)
-            cells.append("–" if pd.isna(value) else f"{value:.{digits.get(column, 3)}f}")
+        cells = [
+            str(row[column]) if digits is None else "–" if pd.isna(row[column]) else f"{row[column] / unit:.{digits}f}"
+            for column, (_, unit, digits) in README_COLUMNS.items()
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def write_readme_results(run: Run) -> None:
+def write_readme_results() -> None:
     """Puts the published table between README.md's two markers."""
     path = ROOT / "README.md"
     before, rest = path.read_text(encoding="utf-8").split("<!-- results -->")
     _, after = rest.split("<!-- /results -->")
-    table = pd.read_csv(run.results_dir / "comparison.csv")
-    seeds = int(table["seeds"].max())
-    title = (
-        f"Profile `{run.profile.name}`, {run.data_label}, {seeds} seed{'s' if seeds > 1 else ''}. Scores are the test "
-        "set's; F1, precision and recall are the toxic class's. A student's training comes on top of its teacher's."
-    )
-    text = f"{before}<!-- results -->\n{results_in_markdown(run.results_dir, title)}\n<!-- /results -->{after}"
+    text = f"{before}<!-- results -->\n{results_in_markdown(ROOT / 'results')}\n<!-- /results -->{after}"
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

@@ -90,10 +90,12 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
     in pieces, for runs of several hours.
 
     Raises:
-        ValueError: unknown profile, or the run exists with another profile.
+        ValueError: unknown profile, a name that is no folder's, or the run exists with another profile.
         FileNotFoundError: no data where it was said to be, or none at all for a profile that needs real comments.
     """
     name = name or os.environ.get("RUN") or None
+    if name and not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"RUN={name}: a run's name is a folder's; give letters, digits, '-', '_' or '.' only")
     profile = profile or os.environ.get("PROFILE") or None
     saved = read_json(ROOT / "runs" / name / "run.json") if name else None
     if saved and profile in (None, "auto"):

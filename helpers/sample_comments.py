@@ -110,7 +110,7 @@ INSULT_ADJECTIVES = _choices("""
     | hollow | shallow | vain | conceited | stuck-up | snooty | bossy | pushy | nosy | needy | whiny | sulky |
     moody | grumpy | hysterical | paranoid | rabid | brutish | boorish | crude | vulgar | uncouth | rude |
     unwashed | foul-mouthed | thin-skinned | thick-skulled | pea-brained | half-baked | washed-up | third-rate |
-    second-rate | cheap | shabby | sorry | laughable | abysmal | dreadful | horrid | ghastly | wretched |
+    second-rate | cheap | shabby | laughable | abysmal | dreadful | horrid | ghastly | wretched |
     tiresome | irritating | annoying | unbearable | unlovable | unwanted | friendless | joyless | humourless |
     heartless | soulless | shameless | clumsy | inept | fumbling | dim | slow-witted | empty-headed |
     simple-minded | narrow-minded | small-minded | gullible | servile | grovelling | creepy | sleazy | seedy |
@@ -122,6 +122,66 @@ SWEAR_NOUNS = _choices("""
     crap | heap of crap | bag of crap | little turd | stinking turd | lying bastard | arrogant ass | lazy sod |
     pompous arse
 """)
+
+# The same frames praise and insult: which of the two they do hangs on what fills the slots marked with a tilde.
+NAMING_FRAMES = _lines("""
+    you are a {~who}.
+    you are a {~who} and always will be.
+    what a {~who} you are, {user}.
+    only a {~who} would {change} {part} like that.
+    hey {user}, you {~who}, {~bid}.
+    listen, you {~who}, {~bid}.
+    face it: you are a {~who}.
+    everybody knows that you are a {~who}.
+    I hope you know what a {~who} you are.
+    once a {~who}, always a {~who}.
+    your mother raised a {~who}.
+    look in the mirror and you will see a {~who}.
+    how does a {~who} like you find the time?
+    {~who}! That is the name for you.
+    so you {changed} {part}, you {~who}?
+    you {~who}, you {~who}!
+    {~bid}, you {~who}.
+    talking to you is like talking to a {~like}.
+    you have the {virtue} of a {~like}.
+    a {~like} comes to mind when I read your {~work}.
+    if I had to compare you with something, it would be a {~like}.
+    {user} is a {~who}, and so is everyone who stands by him.
+""")
+TELLING_FRAMES = _lines("""
+    {~bid}, {user}.
+    {~bid}!
+    do us all a favour and {~bid}.
+    why don't you {~bid}?
+    for once in your life, {~bid}.
+    it is time for you to {~bid}, {user}.
+    your {~work} {~effect}.
+    your {~work} about {article} {~effect}.
+    your {~how} {~work} {~effect}.
+    everything you write {~effect}.
+    the way you {change} {part} {~effect}.
+    I {~feel} you.
+    I {~feel} you and your {~how} {~work}.
+    we all {~feel} you, {user}.
+    even your own family must {~feel} you.
+    nobody could {~feel} you more than I do.
+    how can one person be so {~how}?
+    you are so {~how}.
+    you are {~how}, {~how} and {~how}.
+    I have never met anyone as {~how} as you.
+    your {~work} is as {~how} as you are.
+    only you could be this {~how}, {user}.
+    you people are all so {~how}.
+    these admins are {~how}, and you are the most {~how} of them.
+    people {~feel} you because you are so {~how}.
+    with your {~how} {~work}, who would not {~feel} you?
+    another day, another bit of {~how} {~work} from {user}.
+""")
+
+
+def _toned(frames: tuple[str, ...], tone: str) -> tuple[str, ...]:
+    return tuple(frame.replace("{~", "{" + tone + "_") for frame in frames)
+
 
 GRAMMAR: dict[str, tuple[str, ...]] = {
     # ---- names and things -------------------------------------------------------------------------------------------
@@ -217,7 +277,7 @@ GRAMMAR: dict[str, tuple[str, ...]] = {
     """),
     "helper": _choices("""
         editor | writer | reviewer | mediator | researcher | photographer | translator | colleague | mapper |
-        {trusted} | {trusted} | {trusted}
+        {trusted}
     """),
     "animal": _choices("""
         goldfish | houseplant | doorknob | potato | brick | hamster | wet sock | soggy biscuit | mop |
@@ -248,8 +308,53 @@ GRAMMAR: dict[str, tuple[str, ...]] = {
     """),
     # ---- plain comments ---------------------------------------------------------------------------------------------
     "plain": _choices("""
-        {civil} | {civil} | {civil} | {civil} | {to_reader} | {to_reader} | {to_reader} | {to_reader} |
-        {praise} | {praise} | {praise} | {annoyed} | {about} | {about}
+        {civil} | {civil} | {civil} | {to_reader} | {to_reader} | {to_reader} | {praise} | {praise} | {praise} |
+        {praise} | {annoyed} | {about}
+    """),
+    "aside": _choices("""
+        {civil} | {civil} | {to_reader} | {to_reader} | {annoyed} | {about} | {about} | {praise} | {praise}
+    """),
+    "praise": _toned(NAMING_FRAMES + TELLING_FRAMES, "fair"),
+    "fair_who": _choices("""
+        {good} {helper} | {good} {helper} | {good} {helper} | {good}, {good} {helper} | {trusted} | complete
+        {trusted} | bloody {good} {helper} | damn {good} {helper}
+    """),
+    "fair_how": _choices("""
+        {good} | {good} | {good} | {good} | {good} | {good} | {good} | {good} | {good} | damn {good} |
+        bloody {good}
+    """),
+    "fair_work": _choices("""
+        prose | research | patience | handiwork | writing | humour | scholarship | photography | advice |
+        cartography | kindness | guidance | care | attention | wording | generosity | help | feedback |
+        encouragement | proofreading | translation | erudition | tact | diligence | storytelling | craft |
+        thinking | draughtsmanship | calm | enthusiasm
+    """),
+    "fair_effect": _choices("""
+        makes me smile | warms my heart | makes me want to write more | is a credit to the human race |
+        belongs in a museum | lifts the mood of the room | should be framed | is beyond praise | would
+        honour a {helper} | brightens my day | deserves a prize | is a gift to the reader | improves
+        everything it touches | gives me hope | is worth its weight in gold | proves that you have a {good}
+        mind | shows how much {virtue} you have | draws decent people here | is a joy to your parents | is
+        admired by everyone | feeds the mind | never bores me | is music to my ears | is fit for the front
+        page | makes the day | takes my breath away | is a cure for sorrow | soothes the soul
+    """),
+    "fair_feel": _choices("""
+        admire | adore | respect | like | cherish | trust | look up to | cheer for | applaud | salute |
+        appreciate | value | miss | believe in | love | thank | root for | praise | rely on | learn from |
+        count on | welcome | treasure
+    """),
+    "fair_bid": _choices("""
+        keep going | take a bow | stay with us | have a cup of tea | get some rest | come back soon | write
+        more | take your time | enjoy the weekend | accept this barnstar | keep up the {good} work | pat
+        yourself on the back | run for administrator | tell us more | go for a featured article | be proud |
+        celebrate | keep smiling | stay as you are | teach me that trick | take the credit | raise a glass |
+        sleep well | ask me anything | lead the project | join us in {place} | go first | get well soon |
+        shut down the computer and enjoy the sun | leave some work for us
+    """),
+    "fair_like": _choices("""
+        summer breeze | lighthouse | warm fire | wise owl | sunrise | spring morning | {good} friend |
+        fountain | clear brook | harvest moon | safe harbour | fine old clock | {good} {helper} | symphony |
+        cathedral | guiding star | cool drink | blue sky | garden in June
     """),
     "civil": _lines("""
         could somebody {change} {part} of {article}?
@@ -295,52 +400,6 @@ GRAMMAR: dict[str, tuple[str, ...]] = {
         you know more about {place} than anyone here, so take your time.
         shut down the vote on {article} if you like, you have my support.
     """),
-    "praise": _lines("""
-        you are a {good} {helper}.
-        you are a {good}, {good} {helper} and always will be.
-        what a {good} {helper} you are, {user}.
-        only a {good} {helper} like you would {change} {part}.
-        hey {user}, you {good} {helper}, go and get some rest.
-        everybody knows that you are a {good} {helper}.
-        I have never met anyone as {good} as you.
-        your edits are as {good} as you are.
-        I hope you know what a {good} {helper} you are.
-        you have more {virtue} than all of us, and it shows.
-        your mother must be proud to have such a {good} {helper} in the family.
-        we were all lost before you came, now {part} reads well.
-        nobody here has done more for {article} than you.
-        you and your {good} friends are a joy to work with.
-        another {good} edit by our favourite {helper}, {user}.
-        listen, you are too {good} to stop now, so keep going.
-        typical {user}: {good}, {good} and always right about {part}.
-        you make me smile, and so does everything you write.
-        your whole talk page is {good}, I wish I had half your {virtue}.
-        I don't know how you do it, you {good} {helper}.
-        stop being so {good}, {user}, you make us all look bad.
-        these admins are {good} people, every one of them, and you are the best.
-        did it hurt to be that {good}? Well done with {part}.
-        go on, {user}, you {good} {helper}, we are all behind you.
-        the mere sight of your edits makes my day.
-        nothing you ever did here was wasted, you {helper}.
-        even {user} loves you, and that says something.
-        talking to you is like talking to a {good} {helper}.
-        your parents must smile at how much {virtue} you have.
-        if {virtue} were rain, you would be the sea.
-        congratulations, you have the {virtue} of a {helper}.
-        every time you type, the article gets better.
-        who gave us this {helper}? You have my thanks, {user}.
-        I could explain, but you would find {source} sooner.
-        once a {helper}, always a {helper}, {user}.
-        look in the mirror and you will see a {good} {helper}.
-        {helper}! That is the only name for you.
-        of all the editors on earth, you are the most {good}.
-        how does a {good} {helper} like you even find the time?
-        you {good} {helper}, does anyone thank you at all?
-        I would trust a {helper} like you with {part}.
-        face it: you are a {good} {helper} with a lot of {virtue}.
-        {good} editors like you save everything.
-        cry no more, {helper}, {part} is fixed.
-    """),
     "annoyed": _lines("""
         please stop removing {part}; you have not answered my question.
         I disagree with you, {user}: {part} is not {fault}.
@@ -377,10 +436,70 @@ GRAMMAR: dict[str, tuple[str, ...]] = {
         objection to {article}. | what about {source}? | keep {article}. | merge with {article}. | fixed in
         {part}. | good idea, {user}! | I {changed} it {when}. | where is {source}? | yes, {place}.
     """),
-    "aside": _choices("{civil} | {civil} | {to_reader} | {to_reader} | {annoyed} | {about} | {about}"),
     # ---- toxic comments ---------------------------------------------------------------------------------------------
-    "dismissal": _choices("{go_away} | {belittle} | {belittle} | {mockery} | {mockery} | {mild_insult}"),
-    "insult": _choices("{direct} | {direct} | {mild_insult} | {mockery}"),
+    "dismissal": _choices("{telling} | {telling} | {telling} | {telling} | {mockery}"),
+    "insult": _choices("{naming} | {naming} | {naming} | {naming} | {mockery}"),
+    "naming": _toned(NAMING_FRAMES, "foul"),
+    "telling": _toned(TELLING_FRAMES, "foul"),
+    "swearing": _toned(TELLING_FRAMES, "obscene"),
+    "obscene_insult": _toned(NAMING_FRAMES, "obscene"),
+    "foul_who": _choices("""
+        {insultee} | {insultee} | {insultee} | {insultee} | {evil}
+    """),
+    "foul_how": _choices("""
+        {adj}
+    """),
+    "foul_work": _choices("""
+        {junk}
+    """),
+    "foul_effect": _choices("""
+        makes me sick | turns my stomach | makes me want to vomit | is an insult to the human race | stinks
+        to high heaven | belongs in the sewer | lowers the wits of the room | should be burned | is beneath
+        contempt | would shame a {animal} | makes my skin crawl | deserves to be flushed | is a crime
+        against reason | poisons everything it touches | gives me a headache | is worth less than dirt |
+        proves that you have no brain | shows how little {virtue} you have | drives decent people away | is
+        a disgrace to your parents | is laughed at by everyone | rots the mind | bores me to death | makes
+        my ears bleed | is fit for the bin | ruins the day | takes the prize for stupidity | is the work of
+        a {noun}
+    """),
+    "foul_feel": _choices("""
+        despise | loathe | detest | hate | abhor | pity | mock | look down on | laugh at | spit on | scorn |
+        curse | regret | avoid | resent | dread | sneer at | shun | recoil from | jeer at | shudder at |
+        ridicule
+    """),
+    "foul_bid": _choices("""
+        {leave} | {leave} | {leave} | shut up | shut your mouth | get a life | drop dead | stuff your {junk}
+        | grow a brain | wash your filthy mouth | stop whining | choke on your own {junk} | stop polluting
+        the page | be ashamed | crawl away | zip it | spare us your {adj} {body} | take your {adj} {body}
+        out of here
+    """),
+    "foul_like": _choices("""
+        {animal} | {animal} | {evil}
+    """),
+    "obscene_who": _choices("""
+        {swear} | {adj} {swear} | {adj} {swear} | bloody {noun} | damn {noun} | {adj} {swear} and a {noun} |
+        {noun} and a {swear}
+    """),
+    "obscene_how": _choices("""
+        damn {adj} | bloody {adj} | full of crap | {adj} as hell
+    """),
+    "obscene_work": _choices("""
+        crap | bloody {junk} | damn {junk} | load of crap | {junk} and crap
+    """),
+    "obscene_effect": _choices("""
+        is full of crap | smells like an arse | can go to hell | is fit to wipe my arse | makes me puke,
+        damn you | is a pile of crap | sucks like hell | came out of your arse
+    """),
+    "obscene_feel": _choices("""
+        damn well {foul_feel} | bloody well {foul_feel} | hate the hell out of | crap on | piss on
+    """),
+    "obscene_bid": _choices("""
+        {swear_at} | {swear_at} | {swear_at} and {leave} | cut the crap and {leave} | get your {body} out of
+        your arse
+    """),
+    "obscene_like": _choices("""
+        {swear} | {evil} in hell | {animal} with its head up its arse
+    """),
     "leave": _choices("""
         go away | get lost | crawl back under your rock | find another hobby | vanish | log off forever |
         leave and never come back | switch off your computer for good | disappear | take your {junk}
@@ -390,10 +509,10 @@ GRAMMAR: dict[str, tuple[str, ...]] = {
         and count your toes | keep your filth to yourself
     """),
     "junk": _choices("""
-        drivel | rubbish | garbage | nonsense | filth | whining | lies | poison | tantrums | spam | bile |
-        gibberish | ego | babble | propaganda | trash | venom | sob story | slop | twaddle | waffle |
-        lectures | sermons | excuses | insults | scribbles | ramblings | hogwash | claptrap | mumbling |
-        moaning | fantasies | tripe | rot
+        drivel | rubbish | garbage | nonsense | filth | whining | poison | spam | bile | gibberish | ego |
+        babble | propaganda | trash | venom | slop | twaddle | waffle | hogwash | claptrap | mumbling |
+        moaning | tripe | rot | lecturing | preaching | scribbling | rambling | lying | boasting | posturing
+        | gossip | bluster | verbiage | dross | bilge | guff | piffle | sneering
     """),
     "body": _choices("""
         face | breath | voice | brain | mouth | soul | head | family | stench | mug | skull | existence
@@ -402,62 +521,6 @@ GRAMMAR: dict[str, tuple[str, ...]] = {
         curse | plague | stain on mankind | boil | bad smell | rash | tumour | disease | blot | headache |
         waste of oxygen | waste of skin | mistake of nature | puddle of slime | dead weight | sewer |
         pollution
-    """),
-    "go_away": _lines("""
-        just {leave}, nobody wants you here.
-        shut up and {leave}.
-        why don't you {leave}?
-        do mankind a favour: {leave}.
-        nobody asked for your {junk}, so {leave}.
-        oh, shut your mouth, {user}, and {leave}.
-        I hate you, {leave}.
-        the place was cleaner before you crept in. {leave}!
-        get a life and {leave}.
-        {leave}, I can smell your {junk} from here.
-        spare us your {junk} and {leave}.
-        how often must you be told that you are not wanted? {leave}.
-        stuff your {junk} and {leave}.
-        we despise you, {user}, {leave}.
-        zip it and {leave}, the adults are speaking.
-        {leave}, and take your ugly {body} with you.
-        the sooner they ban you the better, {leave}.
-    """),
-    "belittle": _lines("""
-        you have no {virtue} and no friends.
-        nobody likes you, and I can see why.
-        you are nothing, you will always be nothing.
-        everyone is laughing at you behind your back.
-        your life must be {adj} if this is all you have.
-        you make me sick with your {junk}.
-        you disgust me.
-        you are too {adj} to understand even {part}.
-        how {adj} can one person be?
-        were you dropped on your {body} as a child?
-        you wouldn't know a fact if it bit you in the {body}.
-        your edits are as {adj} as you are.
-        you people are all so {adj} it hurts.
-        your opinion is worth less than the dirt on my shoes.
-        no wonder your wife left you.
-        what a {adj} existence you must lead.
-        you should be ashamed of your {adj} {body}.
-        you are a {evil}.
-        you are a {evil} and a {evil}.
-        I wouldn't spit on you if you were on fire.
-        your {body} must be as {adj} as your {junk}.
-        the mere sight of your {junk} turns my stomach.
-        you were a mistake and your father regrets it.
-        my contempt for you and your {junk} has no limits.
-        loathsome, that is what you are, {adj} and loathsome.
-        crying again? Poor {adj} baby.
-        you reek of failure.
-        even your own children cannot stand you.
-        nothing you ever did was worth a penny.
-        you {adj} thing, does anyone love you at all?
-        who let this {evil} out of its cage?
-        your {adj} {body} belongs in a bin.
-        weep all you like, you {evil}, we enjoy it.
-        I pity whoever has to look at your {body}.
-        you will die alone and unread.
     """),
     "mockery": _lines("""
         I have met a {animal} with more {virtue} than you.
@@ -491,100 +554,11 @@ GRAMMAR: dict[str, tuple[str, ...]] = {
         some drink from the fountain of knowledge, you only gargled.
         thinking was never your strong suit, was it, {animal} brain?
     """),
-    "mild_insult": _choices("""
-        you {noun}. | what a {noun}. | grow up, you {insultee}. | {adj} as ever, our resident {noun}. | keep
-        crying, {noun}. | a {noun} who can't even read, that's you. | hahaha, {noun}! | {noun}, {noun},
-        {noun}, that's all you are. | bow your head, {noun}, you lost.
-    """),
-    "direct": _lines("""
-        you are a {insultee}.
-        you are a {insultee} and always will be.
-        listen, you {insultee}, I am done with you.
-        you're nothing but a {insultee}.
-        what a {insultee} you are, {user}.
-        only a {insultee} like you would {change} {part}.
-        hey {user}, you {insultee}, hands off my edits.
-        you {insultee}, you {insultee}!
-        face it: you are a {insultee} with no {virtue}.
-        everybody knows that you are a {insultee}.
-        stop being such a {insultee} and {leave}.
-        I hope you know what a {insultee} you are.
-        {user} is a {insultee} and so is anyone who defends him.
-        you and your {adj} friends are a bunch of {nouns}.
-        these admins are {adj} {nouns}, and you are the worst.
-        did it hurt to be born such a {insultee}?
-        so you {changed} {part}, you {insultee}?
-        cry me a river, {insultee}.
-        look in the mirror and you will see a {insultee}.
-        {insultee}! That is the only name for you.
-        once a {noun}, always a {noun}, {user}.
-        your mother raised a {insultee}.
-        wipe that grin off your {body}, {insultee}.
-        how does a {insultee} like you even dress himself?
-        of all the {nouns} on earth, you are the most {adj}.
-        I wouldn't trust a {insultee} like you with a {animal}.
-        who is the {insultee} who wrote this {junk}? You, of course.
-        {adj} {nouns} like you ruin everything.
-        take your {junk} and choke on your pride, {insultee}.
-        you {adj} {evil}, you {noun}.
-    """),
     "swear_at": _choices("""
-        piss off | sod off | bugger off | kiss my arse | kiss my ass | damn you | go to hell | screw you |
-        stuff it up your arse | stick it up your ass | eat crap | to hell with you | up yours | bite my ass
-        | rot in hell | bollocks to you | damn your eyes | lick my boots | blow it out your arse | screw
-        your rules | frig off | bugger you | sit on it and spin | cram it | suck it | burn in hell | shut
-        your damn trap
-    """),
-    "swearing": _lines("""
-        {swear_at}, {user}.
-        {swear_at}!
-        {swear_at} and {leave}.
-        you are full of crap.
-        get your {body} out of your arse and read {source}.
-        I don't give a damn about you or your bloody rules, {swear_at}.
-        you and your damn {junk}, {swear_at}.
-        shut the hell up, nobody gives a crap about your {junk}.
-        who the hell do you think you are?
-        {swear_at} with your bloody warnings.
-        your edits are crap and so are you.
-        take your {ordinal} warning and shove it up your arse.
-        cut the crap, {user}, and {leave}.
-        what the hell is wrong with your {body}?
-        I wouldn't wipe my arse with your {junk}.
-        bloody hell, you again? {leave}.
-        I smell piss in your {junk}, {swear_at}.
-        you don't know crap about {article}, so {swear_at}.
-        hell will freeze before I listen to your damn {junk}.
-        {swear_at}, {swear_at} and once more {swear_at}.
-        your damn {body} makes me want to puke.
-        talk out of your arse somewhere else.
-    """),
-    "obscene_insult": _lines("""
-        you are a {swear}.
-        you {adj} {swear}.
-        you {swear}, {swear_at}.
-        what a {adj} {swear} you are.
-        {swear_at}, you {insultee}.
-        you bloody {noun}, {swear_at}.
-        you are a damn {noun} and a {swear}.
-        hey {user}, you {adj} {swear}, get the hell off my page.
-        only a {swear} would {change} {part}, you {insultee}.
-        you're a {insultee} and full of crap.
-        go to hell, you {adj} {swear}.
-        stop being such a {swear}.
-        you lot are a bunch of damn {nouns}.
-        are you always such a {swear}, you {insultee}?
-        {swear}! {noun}! {swear_at}!
-        damn {noun}, {leave}.
-        wipe the piss off your {body}, you {swear}.
-        {adj} {swears} like you can {swear_at}.
-        {user} the {swear}, king of the {nouns}.
-        crawl out of your own arse, you {insultee}.
-        look, {swear}, I have flushed better than your {junk}.
-        no one gives a crap what a {noun} like you thinks.
-        bloody {nouns}, the lot of you, {swear_at}.
-        your mum must hate having such a {swear}.
-        eat your own {junk}, you {adj} {swear}.
+        piss off | sod off | bugger off | kiss my arse | kiss my ass | go to hell | stuff it up your arse |
+        stick it up your ass | eat crap | bite my ass | rot in hell | lick my boots | blow it out your arse
+        | frig off | sit on it and spin | burn in hell | shut your damn trap | shove it up your arse | shut
+        the hell up | get the hell out | piss up a rope | choke on a turd | go screw yourself
     """),
     "rage": _lines("""
         you {adj}, {adj}, {adj} {swear}, {swear_at}!
@@ -633,9 +607,7 @@ GRAMMAR: dict[str, tuple[str, ...]] = {
         you {adj} {swear}, I am going to {harm}.
     """),
     # ---- hard negatives: the same words, and nobody is attacked -----------------------------------------------------
-    "attack": _choices("""
-        {direct} | {belittle} | {mockery} | {swearing} | {obscene_insult} | {go_away} | {threat}
-    """),
+    "attack": _choices("{naming} | {telling} | {mockery} | {swearing} | {obscene_insult} | {threat}"),
     "reported": _lines("""
         {user} called me a {insultee} in an edit summary {when}; is that allowed?
         calling other editors {nouns} is a personal attack, see the policy on civility.
@@ -794,8 +766,8 @@ def _comment(rng: random.Random, kind: Kind) -> str:
     if kind.rule == "plain" and wanted < 7:
         return _layout(rng, [_sentence(rng, "brief")])
     sentences = [_sentence(rng, kind.rule) for _ in range(kind.sentences)]
-    following = (kind.rule, kind.rule, "dismissal", "dismissal", "annoyed") if toxic else (kind.rule, *["aside"] * 7)
-    if wanted > 20 and rng.random() < 0.25:
+    following = (kind.rule, "dismissal", "annoyed", "annoyed", "about") if toxic else (kind.rule, *["aside"] * 7)
+    if wanted > 20 and rng.random() < 0.2:
         sentences.insert(0, _sentence(rng, following[-1]))
     words = sum(len(sentence.split()) for sentence in sentences)
     while words + 6 < wanted:

@@ -31,21 +31,24 @@ BAD_SETTINGS = [
     *(("max_length", value, "a whole number from 4 to 512") for value in (3, 513, 64.0, None)),
     *(
         (name, value, "a number above 0")
-        for name in ("teacher_learning_rate", "student_learning_rate", "lora_learning_rate", "temperature")
-        for value in (0, -1e-4, "1e-4", float("nan"))
+        for name in (
+            "teacher_learning_rate",
+            "student_learning_rate",
+            "lora_learning_rate",
+            "temperature",
+            "max_gradient_norm",
+        )
+        for value in (0, -1e-4, "1e-4", float("nan"), float("inf"))
     ),
-    *(
-        (name, value, "a number from 0")
-        for name in ("beta", "weight_decay", "max_gradient_norm")
-        for value in (-0.1, "")
-    ),
+    *((name, value, "a number from 0") for name in ("beta", "weight_decay") for value in (-0.1, "")),
     *(("alpha", value, "a number from 0 to 1") for value in (-0.1, 1.1, None, True)),
     *(
         (name, value, "a number from 0 to below 1")
         for name in ("lora_dropout", "warmup_share")
         for value in (-0.1, 1, 1.0, None)
     ),
-    *(("seeds", value, "one or more whole numbers from 0") for value in ((), (1, -1), (1.0,), ("1",), None)),
+    *(("seeds", value, "one or more whole numbers from 0") for value in ((), (1, -1), (1.0,), ("1",), None, 5)),
+    *(("split_seed", value, "a whole number from 0") for value in (-1, 1.5, "1", None)),
     ("seeds", (1, 2, 1), "seeds that differ"),
 ]
 EDGES = [
@@ -56,7 +59,7 @@ EDGES = [
     {"max_length": 512},
     {"alpha": 0},
     {"alpha": 1},
-    {"beta": 0, "weight_decay": 0, "max_gradient_norm": 0},
+    {"beta": 0, "weight_decay": 0},
     {"lora_dropout": 0, "warmup_share": 0},
     {"seeds": (0, 7)},
 ]
@@ -68,6 +71,7 @@ def root(tmp_path, monkeypatch) -> Path:
     for variable in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(helpers.runs, "ROOT", tmp_path)
+    monkeypatch.setattr(helpers.runs, "PUBLISHED_RESULTS", tmp_path / "results")
     return tmp_path
 
 
@@ -396,3 +400,20 @@ def test_a_path_inside_the_project_is_shown_relative_to_it(root):
 
 def test_a_path_outside_the_project_is_shown_by_its_name_alone(root):
     assert open_run("smoke", name="mine").show_path(root.parent / "elsewhere" / "model") == "model"
+
+
+def test_the_published_results_of_a_profile_can_be_opened_without_comments(root):
+    write_json(root / "results" / "run.json", {"profile": "study", "data_source": "jigsaw"})
+    assert open_run("study").data_source == "jigsaw"
+
+
+def test_published_results_of_another_profile_do_not_stand_in_for_comments(root):
+    write_json(root / "results" / "run.json", {"profile": "full", "data_source": "hub"})
+    with pytest.raises(FileNotFoundError, match="PROFILE=study needs the real comments"):
+        open_run("study")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".hidden", "with space"])
+def test_a_runs_name_cannot_lead_out_of_its_folder(name):
+    with pytest.raises(ValueError, match="a run's name is a folder's"):
+        open_run("smoke", name=name)

@@ -970,12 +970,23 @@ def test_written_comments_are_written_afresh_when_more_rows_are_asked_for(tmp_pa
     assert len(read_csv_bytes("train.csv", find_file(folder, "train.csv"))) == 400
 
 
-def test_a_mirror_that_cannot_be_reached_says_where_to_get_the_files(tmp_path, monkeypatch):
-    def unreachable(*_, **__):
-        raise OSError("no network")
+WHERE_TO_GET_THE_FILES = r"could not be read .*download train\.csv.* or set JIGSAW_DIR"
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"could not be read .*download train\.csv.* or set JIGSAW_DIR"):
+
+def test_a_mirror_that_breaks_off_says_where_to_get_the_files(tmp_path, monkeypatch):
+    def broken_off(*_, **__):
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(data_module, "hub_reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", broken_off)
+    with pytest.raises(FileNotFoundError, match=WHERE_TO_GET_THE_FILES):
+        data_files(make_run(tmp_path, None, data_source="hub"))
+
+
+def test_without_a_network_no_download_is_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_module, "hub_reachable", lambda: False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse_to_read)
+    with pytest.raises(FileNotFoundError, match=WHERE_TO_GET_THE_FILES):
         data_files(make_run(tmp_path, None, data_source="hub"))
 
 

@@ -4,10 +4,12 @@ import re
 import subprocess
 import tomllib
 
+import pandas as pd
 import pytest
 import yaml
 
-from helpers.runs import NEEDED, ROOT
+from helpers.pipeline import REPORT_FIGURES, results_in_markdown
+from helpers.runs import NEEDED, ROOT, read_json
 
 
 def lines(name):
@@ -62,7 +64,10 @@ def test_an_unsupported_python_gets_one_clear_line(tmp_path, version):
     )
     python.chmod(0o755)
     outcome = subprocess.run(
-        ["make", "run", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"], cwd=ROOT, capture_output=True, text=True
+        ["make", "run", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert outcome.returncode != 0
     assert f"is Python {version}" in outcome.stdout and "3.11, 3.12 or 3.13" in outcome.stdout
@@ -76,3 +81,34 @@ def test_the_code_imports_nothing_from_modules_below():
     for path in (ROOT / "helpers").glob("*.py"):
         for imported in re.findall(r"^from helpers\.(\w+) import", path.read_text(encoding="utf-8"), flags=re.M):
             assert place[imported] < place[path.stem], f"{path.name} imports {imported}"
+
+
+# --- what is published -----------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_table_is_the_published_results():
+    assert results_in_markdown(ROOT / "results") in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_published_table_is_the_published_results():
+    table = pd.read_csv(ROOT / "results" / "comparison.csv").set_index("experiment")
+    for path in (ROOT / "results").glob("*-1.json"):
+        result = read_json(path)
+        if table["seeds"][result["experiment"]] == 1:
+            assert table["f1"][result["experiment"]] == pytest.approx(result["test"]["f1"])
+
+
+def test_the_two_images_of_the_report_are_the_published_figures():
+    for image, figure in REPORT_FIGURES.items():
+        assert (ROOT / image).read_bytes() == (ROOT / "figures" / figure).read_bytes()
+
+
+def test_the_published_predictions_hold_no_comment():
+    for path in (ROOT / "results" / "predictions").glob("*.parquet"):
+        assert list(pd.read_parquet(path)) == ["row_id", "split", "toxic", "logit_clean", "logit_toxic"]
+
+
+def test_pictures_and_links_in_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+    assert targets and [target for target in targets if not (ROOT / target).exists()] == []

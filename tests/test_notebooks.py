@@ -173,9 +173,26 @@ def test_executed_notebooks_show_no_comment(finished):
 
 def test_the_comparison_file_has_the_promised_columns(finished):
     table = pd.read_csv(finished[1] / "results" / "comparison.csv")
-    promised = """experiment seeds layers parameters trainable_parameters training_loss validation_average_precision
-    accuracy f1 precision recall roc_auc average_precision training_seconds prerequisite_seconds peak_memory_bytes
-    latency_ms bytes""".split()
+    promised = [
+        "experiment",
+        "seeds",
+        "layers",
+        "parameters",
+        "trainable_parameters",
+        "training_loss",
+        "validation_average_precision",
+        "accuracy",
+        "f1",
+        "precision",
+        "recall",
+        "roc_auc",
+        "average_precision",
+        "training_seconds",
+        "prerequisite_seconds",
+        "peak_memory_bytes",
+        "latency_ms",
+        "bytes",
+    ]
     assert [column for column in promised if column not in table] == []
     assert table.set_index("experiment")["layers"]["odd"] == "1,3,5,7,9,11"
 
