@@ -173,7 +173,7 @@ def results_in_markdown(directory: Path) -> str:
     table, run = pd.read_csv(directory / "comparison.csv"), read_json(directory / "run.json")
     seeds = int(table["seeds"].max())
     lines = [
-        f"Profile `{run['profile']}`, {run['data']}, {seeds} seed{'s' if seeds > 1 else ''}. Scores are the test set's; "
+        f"Profile `{run['profile']}`, {run['data']}, {seeds} seed{'s' if seeds > 1 else ''}. Scores: the test set's; "
         "F1, precision and recall are the toxic class's. A student's training comes on top of its teacher's.",
         "",
         "| " + " | ".join(title for title, _, _ in README_COLUMNS.values()) + " |",

@@ -58,9 +58,10 @@ def test_what_a_notebook_may_install_is_a_requirement_and_never_torch_or_numpy()
 @pytest.mark.parametrize("version", ["3.10.13", "3.14.0"])
 def test_an_unsupported_python_gets_one_clear_line(tmp_path, version):
     python = tmp_path / "python-other"
+    numbers = version.replace(".", ",")
     python.write_text(
         f'#!/bin/sh\nif [ "$1" = --version ]; then echo "Python {version}"; exit 0; fi\n'
-        f'exec python3 -c "import sys; sys.version_info = ({version.replace(".", ",")}, 0, 0); exec(sys.argv[1])" "$2"\n'
+        f'exec python3 -c "import sys; sys.version_info = ({numbers}, 0, 0); exec(sys.argv[1])" "$2"\n'
     )
     python.chmod(0o755)
     outcome = subprocess.run(
