@@ -114,9 +114,9 @@ def find_experiment(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
-def experiment_seeds(name: str, run: Run) -> tuple[int, ...]:
-    """The seeds an experiment is run with: the run's, but one only for a baseline, which draws nothing at random."""
-    return run.seeds[:1] if find_experiment(name).start == "baseline" else run.seeds
+def experiment_seeds(name: str, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of the seeds an experiment is run with: one only for a baseline, which draws nothing at random."""
+    return seeds[:1] if find_experiment(name).start == "baseline" else seeds
 
 
 # --- settings and fingerprints ---------------------------------------------------------------------------------------
@@ -482,7 +482,7 @@ def load_results(run: Run) -> Results:
     """
     by_name, directories, missing = {}, {}, []
     for name in run.profile.experiments:
-        for seed in experiment_seeds(name, run):
+        for seed in experiment_seeds(name, run.profile.seeds):
             found = _find_result(run, name, seed)
             if found is None:
                 missing.append((name, seed))

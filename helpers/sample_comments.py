@@ -6,8 +6,8 @@ that `identity_hate` needs are invented. Scores on these comments show that the 
 *here*; they say nothing about real toxic comments.
 
 Single words do not decide the label, because the same insults stand in both classes: aimed at the reader (toxic), or
-quoted, reported, negated, said of oneself or of a character (clean). What does decide, who says what to whom, is what a
-pretrained encoder sees and a bag of words does not.
+quoted, reported, negated, said of oneself or of a character (clean), and the same frames praise and insult. What
+decides is who says what to whom, which a bag of words does not see.
 """
 
 import argparse
@@ -742,8 +742,9 @@ def write_sample_comments(directory: Path, train_rows: int, test_rows: int, seed
 def separable_comments(rows: int, seed: int = 1) -> Iterator[dict[str, str | int]]:
     """Yield `rows` comments that two words decide, every second one toxic; texts and ids are unique.
 
-    For tests: a tiny model without pretraining learns them in one epoch. Each text is eight words ("rude nasty rude …"
-    or "kind nice kind …"), so it fits into a max_length of 16; the other labels alternate among the toxic rows.
+    For tests, where a tiny model without pretraining is to learn them in one epoch. Each text is eight words ("rude
+    nasty rude …" or "kind nice kind …"), so it fits into a max_length of 16; the other labels alternate among the
+    toxic rows.
     """
     for index in range(rows):
         toxic = index % 2 == 1
