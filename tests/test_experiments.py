@@ -404,7 +404,7 @@ def test_a_result_made_with_other_settings_counts_as_missing(copied_run):
 
 
 def test_seeds_without_a_result_are_listed(copied_run):
-    results = load_results(replace(copied_run, seeds=(1, 2)))
+    results = load_results(replace(copied_run, profile=replace(copied_run.profile, seeds=(1, 2))))
     assert results.missing == [(name, 2) for name in TRAINED]
     assert all(list(seeds) == [1] for seeds in results.by_name.values())
 
