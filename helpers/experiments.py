@@ -535,7 +535,7 @@ def comparison_table(results: Results) -> pd.DataFrame:
             row |= numbers.std(ddof=1).add_suffix("_sd").to_dict()
         rows.append(row)
     table = pd.DataFrame(rows)
-    whole = ["parameters", "trainable_parameters", "peak_memory_bytes", "bytes", "bytes_to_ship"]
+    whole = ["parameters", "trainable_parameters", "peak_memory_bytes", "bytes", "bytes_to_ship", "epochs"]
     return table.astype({column: "Int64" for column in whole if table[column].dropna().mod(1).eq(0).all()})
 
 

@@ -444,7 +444,7 @@ bytes"""
 @pytest.fixture
 def run_with_two_seeds(copied_run):
     """The finished run with a second seed for odd, whose scores are 0.1 higher."""
-    run = replace(copied_run, seeds=(1, 2))
+    run = replace(copied_run, profile=replace(copied_run.profile, seeds=(1, 2)))
     result = read_json(result_path(run.results_dir, "odd", 1))
     result |= {"seed": 2, "test": {name: value + 0.1 for name, value in result["test"].items()}}
     data_hash = load_data(run).fingerprint
