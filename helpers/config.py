@@ -51,12 +51,13 @@ class Profile:
     weight_decay: float = 0.01
     warmup_share: float = 0.1
     max_gradient_norm: float = 1.0
+    micro_batch_size: int | None = None  # comments in one forward pass; None: the whole batch
     split_seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("train_rows", "test_rows"):
+        for name in ("train_rows", "test_rows", "micro_batch_size"):
             value = getattr(self, name)
-            self._check(name, value is None or _whole(value, 1), "None (all rows) or a whole number from 1")
+            self._check(name, value is None or _whole(value, 1), "None (all of them) or a whole number from 1")
         rows = self.validation_rows
         share = isinstance(rows, float) and 0 < rows < 1
         self._check("validation_rows", share or _whole(rows, 1), "a whole number from 1, or a share between 0 and 1")
@@ -151,6 +152,7 @@ PROFILES = {
             expected_time="45 minutes on a T4 GPU (an estimate)",
             data_without_files="hub",
             teacher_learning_rate=3e-5,
+            micro_batch_size=16,  # leaves room on a T4's 16 GB
         ),
         Profile(
             name="full",
@@ -168,6 +170,7 @@ PROFILES = {
             expected_time="half a day on a T4 GPU (an estimate)",
             data_without_files="hub",
             teacher_learning_rate=3e-5,
+            micro_batch_size=16,  # leaves room on a T4's 16 GB
         ),
         Profile(
             name="smoke",

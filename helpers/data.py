@@ -47,6 +47,7 @@ FILES = {
 SPLITS = ("train", "validation", "test")
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, NotImplementedError)
 HUB_MIRROR = "dirtycomputer/Toxic_Comment_Classification_Challenge"  # Kaggle's three files, unchanged in size
+KAGGLE_TRAIN_ROWS = 159_571  # rows of train.csv on the competition's page
 LARGEST_FILE = 2**30  # bytes; Kaggle's largest is 68 MB, so anything above this is not one of its files
 
 
@@ -286,11 +287,14 @@ def split_rows(train: pd.DataFrame, test: pd.DataFrame, profile: Profile) -> tup
     rest = train.drop(validation.index)
     twice = rest["normalised"].isin(validation["normalised"])
     counts["train: rows with the text of a validation row dropped"] = int(twice.sum())
+    drawn = draw_rows("train.csv", rest[~twice], profile.train_rows, profile)
+    counts["train: rows not drawn by this profile"] = len(rest) - int(twice.sum()) - len(drawn)
     splits = {
-        "train": draw_rows("train.csv", rest[~twice], profile.train_rows, profile),
+        "train": drawn,
         "validation": validation,
         "test": draw_rows("test.csv", test, profile.test_rows, profile),
     }
+    counts["test: rows not drawn by this profile"] = len(test) - len(splits["test"])
     for name, rows in splits.items():
         _check_classes(f"the {name} split", rows)
         splits[name] = rows.drop(columns="normalised").reset_index(drop=True)
@@ -350,14 +354,19 @@ def _strata(frame: pd.DataFrame) -> pd.Series:
 # --- the stage -------------------------------------------------------------------------------------------------------
 
 
-def tokenise(texts: list[str], tokenizer, max_length: int) -> tuple[list[list[int]], list[int]]:
-    """(token ids cut to max_length, lengths before cutting), each comment between its two special tokens."""
+def tokenise(texts: list[str], tokenizer, max_length: int) -> tuple[list[np.ndarray], list[int]]:
+    """(token ids cut to max_length, lengths before cutting), each comment between its two special tokens.
+
+    The ids are arrays: as lists of Python's integers, those of the whole of Jigsaw would take eight times the memory.
+    """
     ids, lengths = [], []
     starts = range(0, len(texts), 1_000)
     for start in tqdm(starts, desc="tokenising", unit="k comments", disable=len(texts) < 5_000, file=sys.stdout):
-        for encoded in tokenizer(texts[start : start + 1_000], verbose=False)["input_ids"]:
+        wanted = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        for encoded in tokenizer(texts[start : start + 1_000], **wanted)["input_ids"]:
             lengths.append(len(encoded))
-            ids.append(encoded if len(encoded) <= max_length else encoded[: max_length - 1] + encoded[-1:])
+            kept = encoded if len(encoded) <= max_length else encoded[: max_length - 1] + encoded[-1:]
+            ids.append(np.array(kept, dtype=np.int32))
     return ids, lengths
 
 

@@ -163,6 +163,8 @@ def describe(name: str, comparison: dict) -> str:
         text += f", p = {comparison['p_holm']:.3f} after Holm's correction"
     seeds = len(comparison["by_seed"])
     text += f", {seeds} seed{'s' if seeds > 1 else ''}: **{comparison['verdict']}**"
+    if seeds == 1 and comparison["verdict"] != "inconclusive":
+        text += " (these two trained models; one seed does not speak for the next)"
     if comparison["verdict"] == "inconclusive":
         text += f" (at 80 % power this test set shows differences from {comparison['detectable']:.3f})"
     return text
@@ -216,16 +218,17 @@ def teacher_gate(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> d
 
 
 @torch.inference_mode()
-def latency(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]], warm_up: int = 3) -> dict[str, float]:
-    """Milliseconds a batch, median (`p50`) and 95th percentile, and comments a second, over the given batches."""
-    model.eval()
-    device = next(model.parameters()).device
+def latency(call: Callable, batches: list[dict[str, torch.Tensor]], warm_up: int = 3) -> dict[str, float]:
+    """Milliseconds a batch, median (`p50_ms`) and 95th percentile, and comments a second, over the given batches.
+
+    `call` takes a batch's input_ids and attention_mask and returns when its logits are there, on the CPU.
+    """
     warming = batches[:warm_up]
     times = []
     for number, batch in enumerate([*warming, *batches]):
-        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         started = time.perf_counter()
-        model(**inputs).logits.cpu()  # to the CPU: a GPU answers before it has finished
+        call(**inputs)
         if number >= len(warming):
             times.append(1_000 * (time.perf_counter() - started))
     comments = sum(len(batch["input_ids"]) for batch in batches)

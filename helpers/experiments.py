@@ -2,11 +2,19 @@
 
 An experiment says what it starts from, which layers it keeps, whether it distils and whether it trains adapters;
 everything else comes from the run's profile. Its result is one JSON, with its predictions beside it.
+
+Long runs need no notebook, and on several devices accelerate starts a process on each:
+
+    python -m helpers.experiments odd even lora --seed 1
+    accelerate launch -m helpers.experiments odd even lora --seed 1
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,41 +24,42 @@ import pandas as pd
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from helpers.config import Profile, unknown
-from helpers.data import PreparedData, load_data, majority_logits, tfidf_logits
+from helpers.config import MAIN_EXPERIMENTS, Profile, unknown
+from helpers.data import PreparedData, load_data, majority_logits, prepare_data, tfidf_logits
+from helpers.deploy import latency_batches, measure_deployment, measure_latency, plain_model, torch_call
 from helpers.evaluation import (
     METRICS,
     best_threshold,
     compare,
     intervals,
-    latency,
     score,
     teacher_gate,
     toxic_probability,
     with_holm,
 )
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
-from helpers.lora import add_adapters, count_parameters, load_adapter, merge_adapters, save_adapter
-from helpers.models import find_pretrained, load_model
+from helpers.lora import add_adapters, count_parameters, load_adapter, save_adapter
+from helpers.models import find_pretrained, load_model, load_tokenizer
 from helpers.runs import (
     PUBLISHED_RESULTS,
     Run,
     device_name,
     fingerprint,
     new_directory,
+    open_run,
     read_json,
     versions,
     write_file,
     write_json,
 )
 from helpers.training import (
-    Collator,
     TeacherTargets,
     TrainingError,
     TrainingSettings,
     load_targets,
     predict,
     save_targets,
+    this_process,
     train,
 )
 
@@ -185,12 +194,17 @@ def run_experiment(name: str, seed: int, run: Run) -> dict:
     experiment = find_experiment(name)
     data = load_data(run)
     made_from = experiment_fingerprint(experiment, seed, run.profile, data.fingerprint)
+    state = this_process()
+    state.wait_for_everyone()
     done = finished_result(experiment, seed, run, made_from)
     if done is not None:
         return done
-    if experiment.start == "baseline":
-        return _run_baseline(experiment, seed, run, data, made_from)
-    return _run_training(experiment, seed, run, data, made_from)
+    if experiment.start != "baseline":
+        _run_training(experiment, seed, run, data, made_from)
+    elif state.is_main_process:
+        _run_baseline(experiment, seed, run, data, made_from)
+    state.wait_for_everyone()  # what comes next may read what the first process has just written
+    return read_json(result_path(run.results_dir, name, seed))
 
 
 def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str) -> dict | None:
@@ -216,44 +230,54 @@ def _has_model(experiment: Experiment, seed: int, run: Run, made_from: str) -> b
     return saved.get("fingerprint") == made_from and all(path.is_file() for path in weights)
 
 
-def _run_baseline(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> dict:
+def _run_baseline(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> None:
     started = datetime.now(UTC)
     logits = {"majority": majority_logits, "tfidf": tfidf_logits}[experiment.name](data)
     # The majority baseline is the one model whose threshold is not searched: it never says 'toxic'.
     threshold = 1.0 if experiment.name == "majority" else None
     seconds = (datetime.now(UTC) - started).total_seconds()
     facts = {"costs": {"training_seconds": seconds, "prerequisite_seconds": 0.0}}
-    return _write_result(experiment, seed, run, data, made_from, logits, threshold, facts)
+    _write_result(experiment, seed, run, data, made_from, logits, threshold, facts)
 
 
-def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> dict:
-    settings = training_settings(experiment, seed, run.profile)
+def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> None:
+    """Trains on every process that accelerate started; the first one alone predicts, measures and writes."""
+    state = this_process()
     model, prerequisite_seconds = start_model(experiment, seed, run)
+    model.to(state.device)
     targets = None
     if experiment.distil:
-        targets, seconds = teacher_targets(seed, run, data)
+        with state.main_process_first():
+            targets, seconds = teacher_targets(seed, run, data)
         prerequisite_seconds += seconds
-    before, _ = predict(model, data.splits["validation"], label=f"{experiment.name}: before training")
+    before = None
+    if state.is_main_process:
+        before = predict(model, data.splits["validation"], label=f"{experiment.name}: before training").numpy()
     history = train(
         model,
         data.splits["train"],
         data.splits["validation"],
-        settings,
+        training_settings(experiment, seed, run.profile),
         run.checkpoint_dir(experiment.name, seed),
         made_from,
         targets,
         label=f"{experiment.name}, seed {seed}",
+        micro_batch_size=run.profile.micro_batch_size,
     )
+    if not state.is_main_process:
+        return
     save_model(experiment, seed, run, model, made_from)
     logits = {
-        split: predict(model, data.splits[split], label=f"{experiment.name}: {split}")[0].numpy()
+        split: predict(model, data.splits[split], label=f"{experiment.name}: {split}").numpy()
         for split in ("validation", "test")
     }
-    facts = _training_facts(experiment, seed, run, data, model, history, before.numpy(), logits["validation"])
+    facts = _training_facts(experiment, seed, run, data, model, history, before, logits["validation"])
     facts["costs"]["prerequisite_seconds"] = prerequisite_seconds
-    result = _write_result(experiment, seed, run, data, made_from, logits, None, facts)
+    if experiment.name in MAIN_EXPERIMENTS:  # the others are variants with the same cost
+        onnx = run.model_dir(experiment.name, seed) / "onnx"
+        facts["costs"]["deployment"] = measure_deployment(model, onnx, data, logits["test"])
+    _write_result(experiment, seed, run, data, made_from, logits, None, facts)
     shutil.rmtree(run.checkpoint_dir(experiment.name, seed), ignore_errors=True)
-    return result
 
 
 def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.Module, float]:
@@ -269,8 +293,9 @@ def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.M
     else:
         model = load_model(find_pretrained(_pretrained_name(experiment, run.profile)), seed)
     if experiment.adapter:
-        with new_directory(run.model_dir(f"{experiment.name}_base", seed)) as directory:
-            model.save_pretrained(directory)
+        if this_process().is_main_process:
+            with new_directory(run.model_dir(f"{experiment.name}_base", seed)) as directory:
+                model.save_pretrained(directory)
         profile = run.profile
         model = add_adapters(
             model, rank=profile.lora_rank, alpha=profile.lora_alpha, dropout=profile.lora_dropout, seed=seed
@@ -331,7 +356,7 @@ def save_model(experiment: Experiment, seed: int, run: Run, model: torch.nn.Modu
 
 
 def load_trained(name: str, seed: int, run: Run) -> torch.nn.Module:
-    """A trained model of this run in eval mode; a LoRA model with its adapters on their own base.
+    """A trained model of this run in eval mode, on the run's device; a LoRA model with its adapters on their own base.
 
     Raises:
         MissingStage: it is not there; the message says which notebook trains it.
@@ -341,8 +366,9 @@ def load_trained(name: str, seed: int, run: Run) -> torch.nn.Module:
     if not directory.is_dir():
         raise MissingStage(f"run {run.name!r} has no model {name} with seed {seed}: run {experiment.notebook} first")
     if experiment.adapter:
-        return load_adapter(directory)
-    return AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+        return load_adapter(directory).to(this_process().device)
+    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    return model.eval().to(this_process().device)
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -373,7 +399,9 @@ def _training_facts(experiment, seed, run, data, model, history, before, after) 
             "training_seconds": history.pop("seconds"),
             "peak_memory_bytes": history.pop("peak_memory_bytes"),
             "bytes": model_bytes(experiment, seed, run),
-            "latency": measure_latency(model, data),
+            "latency": measure_latency(
+                torch_call(plain_model(model)), latency_batches(data, model.config.pad_token_id)
+            ),
         },
         "history": history,
     }
@@ -390,17 +418,7 @@ def model_bytes(experiment: Experiment, seed: int, run: Run) -> dict[str, int]:
     return {"total": own + below, "to_ship": own}
 
 
-def measure_latency(model: torch.nn.Module, data: PreparedData, comments: int = 64) -> dict:
-    """Latency on test comments one by one and 32 at a time; adapters are merged first, as one would to serve them."""
-    plain = merge_adapters(model) if hasattr(model, "peft_config") else model
-    rows = data.splits["test"].select(range(min(comments, len(data.splits["test"]))))
-    collate = Collator(plain.config.pad_token_id)
-    singles = [collate([row]) for row in rows]
-    batches = [collate(list(rows.select(range(i, min(i + 32, len(rows)))))) for i in range(0, len(rows), 32)]
-    return {"batch_1": latency(plain, singles), "batch_32": latency(plain, batches)}
-
-
-def _write_result(experiment, seed, run, data, made_from, logits, threshold, facts) -> dict:
+def _write_result(experiment, seed, run, data, made_from, logits, threshold, facts) -> None:
     """Scores the predictions, writes them and then the JSON, which makes the experiment finished."""
     probabilities = {split: toxic_probability(values.astype(np.float32)) for split, values in logits.items()}
     labels = {split: data.labels(split) for split in probabilities}
@@ -441,7 +459,6 @@ def _write_result(experiment, seed, run, data, made_from, logits, threshold, fac
         lambda temporary: frame.to_parquet(temporary, index=False),
     )
     write_json(result_path(run.results_dir, experiment.name, seed), result)
-    return result
 
 
 @dataclass(frozen=True)
@@ -570,6 +587,26 @@ def _layers_text(result: dict) -> str:
     return ",".join(str(layer) for layer in result["settings"]["layers"] or range(1, count + 1))
 
 
+def deployment_table(results: Results) -> pd.DataFrame:
+    """A row a model and form (PyTorch, ONNX, int8) of the first seed: latency in milliseconds, comments a second, MB.
+
+    `change` is the export's test average precision minus PyTorch's, with its 95 % interval in `low` and `high`.
+    Measured on the CPU; empty where a run has not measured it.
+    """
+    rows = []
+    for name, by_seed in results.by_name.items():
+        for form, facts in next(iter(by_seed.values()))["costs"].get("deployment", {}).items():
+            row = {"experiment": name, "form": form, "MB": facts["bytes"] / 1e6}
+            for size in ("batch_1", "batch_32"):
+                row |= {f"{size} {key}": facts[size][key] for key in ("p50_ms", "p95_ms")}
+            row["comments a second"] = facts["batch_32"]["comments_a_second"]
+            change = facts.get("average_precision", {})
+            rows.append(
+                row | {"change": change.get("difference"), "low": change.get("low"), "high": change.get("high")}
+            )
+    return pd.DataFrame(rows)
+
+
 def write_comparison(results: Results, run: Run) -> pd.DataFrame:
     """Writes the table to runs/<run>/results/comparison.csv and returns it."""
     table = comparison_table(results)
@@ -588,3 +625,55 @@ def planned_comparisons(results: Results) -> dict[str, dict]:
         if set(results.by_name.get(a, ())) & set(results.by_name.get(b, ()))
     }
     return with_holm(found)
+
+
+# --- without a notebook ----------------------------------------------------------------------------------------------
+
+
+def in_order(names: list[str]) -> list[str]:
+    """The experiments asked for, each after the teacher that it needs, which is added where it is missing."""
+    chosen = [find_experiment(name) for name in names]
+    if any(experiment.start == "teacher" for experiment in chosen):
+        names = ["teacher", *names]
+    return [name for name in EXPERIMENTS if name in names]
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m helpers.experiments", description="Runs experiments of a run.")
+    parser.add_argument("names", nargs="*", help="which experiments (default: the profile's)")
+    parser.add_argument("--seed", help="the profile's seeds to run, for instance 1 or 1,2 (default: all)")
+    parser.add_argument("--profile", help="as in `make run`")
+    parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
+    parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the stages of the notebooks 01 to 03 for the experiments asked for; returns the exit code."""
+    options = parse_arguments(arguments)
+    if options.seed:
+        os.environ["SEEDS"] = options.seed  # open_run reads it
+    state = this_process()
+    try:
+        with state.main_process_first():
+            run = open_run(options.profile, options.run, options.jigsaw_dir)
+            names = in_order(options.names or list(run.profile.experiments))
+            pretrained = find_pretrained(run.profile.pretrained)
+            prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
+        for seed in run.seeds:
+            for name in names:
+                if seed in experiment_seeds(name, run.seeds):
+                    result = run_experiment(name, seed, run)
+                    average_precision = result["test"]["average_precision"]
+                    state.print(f"{name}, seed {seed}: test average precision {average_precision:.3f}", flush=True)
+    except (ValueError, OSError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -286,6 +286,9 @@ NEEDED = {  # what the notebooks import, by the name to install; torch and numpy
     "seaborn": "seaborn",
     "pyarrow": "pyarrow",
     "psutil": "psutil",
+    "onnx": "onnx",
+    "onnxscript": "onnxscript",
+    "onnxruntime": "onnxruntime",
 }
 
 

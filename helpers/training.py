@@ -1,8 +1,8 @@
 """The one training loop, for teacher, students and LoRA alike, and the teacher's outputs, computed once.
 
-Accelerate places the model, clips and scales gradients and writes the checkpoints. Batches hold comments of like
-length, so that little is computed on padding. Everything random follows from the seed, and a checkpoint keeps the
-random state, so that a run that was killed and goes on ends with the same weights as one that was not.
+Accelerate places the model on one device or several, scales and clips gradients and writes the checkpoints. Batches
+hold comments of like length, so that little is computed on padding. Everything random follows from the seed and the
+number of the step, so that a run that was killed and goes on ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env, send_to_device
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
@@ -31,6 +32,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from helpers.dropout import CheapDropout
 from helpers.losses import distillation_loss, hard_loss
 from helpers.runs import fingerprint, new_directory, read_json, write_json
 
@@ -42,6 +44,14 @@ LOSS_PARTS = ("total", "hard", "soft", "cosine")
 def progress_bar(*arguments, **options) -> tqdm:
     """A bar on stdout: a notebook shows stderr as an alarm."""
     return tqdm(*arguments, file=sys.stdout, mininterval=1.0, ncols=96, **options)
+
+
+def this_process() -> PartialState:
+    """Which of the processes that `accelerate launch` started this is (or the only one), and its device.
+
+    A bare PartialState does not ask for accelerate's own switch to the CPU, as Accelerator does.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 class TrainingError(RuntimeError):
@@ -66,7 +76,10 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """The teacher's outputs by row id: logits (N, C) and last-layer [CLS] states (N, H), float32."""
+    """The teacher's outputs by row id: logits (N, C) and last-layer [CLS] states (N, H), float32.
+
+    Loaded ones are memory-mapped: a batch's rows are read from the disk when the batch comes.
+    """
 
     position: dict[str, int]
     logits: torch.Tensor
@@ -109,7 +122,7 @@ class Collator:
     targets: TeacherTargets | None = None
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        ids = [torch.tensor(row["input_ids"]) for row in rows]
+        ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
         batch = {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
@@ -130,36 +143,46 @@ def token_lengths(dataset: Dataset) -> np.ndarray:
 
 @torch.inference_mode()
 def predict(
-    model: torch.nn.Module, dataset: Dataset, batch_size: int = 64, states: bool = False, label: str | None = None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(logits (N, C), [CLS] states of the last layer (N, H) or None), in the dataset's order, in eval mode.
+    model: torch.nn.Module,
+    dataset: Dataset,
+    batch_size: int = 64,
+    states: np.ndarray | None = None,
+    label: str | None = None,
+) -> torch.Tensor:
+    """The logits (N, C) of the dataset's rows, in its order, on the CPU, in eval mode.
 
-    Rows are taken by length, which costs less padding; the mode the model was in is restored.
+    `states`, an array (N, H), is filled with the last layer's [CLS] states. Rows are taken by length, which costs less
+    padding; the mode the model was in is restored.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     collate = Collator(model.config.pad_token_id)
     order = np.argsort(token_lengths(dataset), kind="stable")
-    batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
-    logits, first_states = [], []
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    logits = torch.empty(len(dataset), model.config.num_labels)
     for rows in progress_bar(batches, desc=label, disable=label is None, leave=False):
-        batch = {name: tensor.to(device) for name, tensor in collate(dataset.__getitems__(rows)).items()}
+        batch = send_to_device(collate(dataset.__getitems__(rows.tolist())), device)
         batch.pop("labels")
-        output = model(**batch, output_hidden_states=states)
-        logits.append(output.logits.float().cpu())
-        if states:
-            first_states.append(output.hidden_states[-1][:, 0].float().cpu())
+        output = model(**batch, output_hidden_states=states is not None)
+        logits[rows] = output.logits.float().cpu()
+        if states is not None:
+            states[rows] = output.hidden_states[-1][:, 0].float().cpu().numpy()
     model.train(was_training)
-    back = torch.from_numpy(np.argsort(order))
-    return torch.cat(logits)[back], torch.cat(first_states)[back] if states else None
+    return logits
 
 
 def save_targets(teacher: torch.nn.Module, dataset: Dataset, directory: Path, made_from: str) -> None:
-    """Runs the teacher once over the rows, without gradients or dropout, and keeps its outputs by row id."""
-    logits, states = predict(teacher, dataset, states=True, label="teacher outputs")
+    """Runs the teacher once over the rows, without gradients or dropout, and keeps its outputs by row id.
+
+    The states go straight to the disk: bert-base's are 0.5 GB for the whole of Jigsaw's train.csv.
+    """
+    shape = (len(dataset), teacher.config.hidden_size)
     with new_directory(directory) as temporary:
-        save_file({"logits": logits.contiguous(), "states": states.contiguous()}, temporary / "targets.safetensors")
+        states = np.lib.format.open_memmap(temporary / "states.npy", mode="w+", dtype="float32", shape=shape)
+        logits = predict(teacher, dataset, states=states, label="teacher outputs")
+        states.flush()
+        np.save(temporary / "logits.npy", logits.numpy())
         write_json(temporary / "rows.json", {"fingerprint": made_from, "row_ids": list(dataset["row_id"])})
 
 
@@ -168,8 +191,11 @@ def load_targets(directory: Path, made_from: str) -> TeacherTargets | None:
     rows = read_json(directory / "rows.json")
     if rows is None or rows["fingerprint"] != made_from:
         return None
-    tensors = load_file(directory / "targets.safetensors")
-    return TeacherTargets({row_id: i for i, row_id in enumerate(rows["row_ids"])}, tensors["logits"], tensors["states"])
+    # "c": a write would stay in memory; torch takes no array that cannot be written to
+    logits, states = (
+        torch.from_numpy(np.load(directory / f"{name}.npy", mmap_mode="c")) for name in ("logits", "states")
+    )
+    return TeacherTargets({row_id: i for i, row_id in enumerate(rows["row_ids"])}, logits, states)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -235,11 +261,16 @@ def train(
     targets: TeacherTargets | None = None,
     label: str = "training",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    micro_batch_size: int | None = None,
 ) -> dict:
     """Trains `model` in place for a fixed number of epochs and leaves it with its best weights, in eval mode.
 
     Best is the epoch with the largest validation average precision (the first of equals). Goes on from the newest
     checkpoint in `checkpoint_dir` that carries the fingerprint `made_from`; others are removed.
+
+    A batch is shared out to the processes that `accelerate launch` started, if it did, and each share is computed in
+    pieces of at most `micro_batch_size` comments (gradient accumulation), where one piece would not fit the device. The
+    gradients are those of the whole batch either way. All processes return the same; the first alone writes files.
 
     Returns:
         The history: `steps` (a list a loss part), `epochs` (training means by part, validation cross-entropy and
@@ -248,7 +279,9 @@ def train(
     Raises:
         TrainingError: the loss became infinite or NaN; the last good checkpoint stays.
     """
-    run = _TrainingRun(model, train_rows, validation_rows, settings, checkpoint_dir, made_from, targets)
+    run = _TrainingRun(
+        model, train_rows, validation_rows, settings, checkpoint_dir, made_from, targets, micro_batch_size
+    )
     run.restore()
     with run.bar(label) as bar, measure_peak_memory() as memory:
         while run.epoch < settings.epochs:
@@ -260,17 +293,22 @@ def train(
 class _TrainingRun:
     """The state of one `train` call: what a checkpoint has to bring back."""
 
-    def __init__(self, model, train_rows, validation_rows, settings, checkpoint_dir, made_from, targets) -> None:
-        set_seed(settings.seed)
+    def __init__(
+        self, model, train_rows, validation_rows, settings, checkpoint_dir, made_from, targets, micro_batch_size
+    ) -> None:
         self.settings = settings
-        self.accelerator = Accelerator(mixed_precision=mixed_precision())
+        # The other processes wait while the first one predicts, which may take longer than NCCL's ten minutes.
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=4))
+        self.accelerator = Accelerator(mixed_precision=mixed_precision(), kwargs_handlers=[patience])
         self.plain_model = model
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, settings))
         self.train_rows, self.validation_rows = train_rows, validation_rows
         self.lengths = token_lengths(train_rows)
         self.collate = Collator(model.config.pad_token_id, targets)
+        self.micro_batch_size = micro_batch_size or settings.batch_size
         self.directory = checkpoint_dir
-        self.made_from = fingerprint({"stage": made_from, "settings": asdict(settings)})
+        processes = {"processes": self.accelerator.num_processes} if self.accelerator.num_processes > 1 else {}
+        self.made_from = fingerprint({"stage": made_from, "settings": asdict(settings)} | processes)
         self.steps_an_epoch = math.ceil(len(train_rows) / settings.batch_size)
         self.parts = LOSS_PARTS if targets is not None else LOSS_PARTS[:2]
         self.progress = {
@@ -289,23 +327,30 @@ class _TrainingRun:
 
     def bar(self, label: str) -> tqdm:
         total = self.steps_an_epoch * self.settings.epochs
-        step = self.progress["step"]
-        return progress_bar(total=total, initial=step, desc=label, unit="step")
+        hidden = not self.accelerator.is_main_process
+        return progress_bar(total=total, initial=self.progress["step"], desc=label, unit="step", disable=hidden)
+
+    def share(self, batch: list[int]) -> list[int]:
+        """This process's rows of a batch; where it has none left, a row that will count nothing."""
+        with self.accelerator.split_between_processes(batch) as rows:
+            return rows or batch[:1]
+
+    def cut(self, rows: list[dict]) -> list[dict[str, torch.Tensor]]:
+        """The rows as tensors, in pieces that fit the device."""
+        size = self.micro_batch_size
+        return [self.collate(rows[start : start + size]) for start in range(0, len(rows), size)]
 
     def train_epoch(self, bar: tqdm, memory: dict, checkpoint_seconds: float) -> None:
         """The batches of this epoch that have not been trained on yet."""
         batches = bucketed_batches(self.lengths, self.settings.batch_size, self.settings.seed, self.epoch)
-        done = self.progress["step"] - self.epoch * self.steps_an_epoch
+        batches = batches[self.progress["step"] - self.epoch * self.steps_an_epoch :]
         loader = DataLoader(
-            self.train_rows,
-            batch_sampler=batches[done:],
-            collate_fn=self.collate,
-            generator=torch.Generator().manual_seed(0),  # of its own: the loader must not draw from the dropout's
+            self.train_rows, batch_sampler=[self.share(batch) for batch in batches], collate_fn=self.cut
         )
         self.model.train()
         started = last_saved = time.perf_counter()
-        for batch in self.accelerator.prepare_data_loader(loader):
-            losses = self.train_step(batch)
+        for batch, pieces in zip(batches, loader, strict=True):
+            losses = self.train_step(pieces, len(batch))
             now = time.perf_counter()
             self.progress["seconds"] += now - started
             started = now
@@ -315,20 +360,25 @@ class _TrainingRun:
                 self.save(memory)
                 started = last_saved = time.perf_counter()  # writing checkpoints is not training
 
-    def train_step(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
-        """One optimizer step; the loss by part, logged."""
+    def train_step(self, pieces: list[dict[str, torch.Tensor]], batch_size: int) -> dict[str, float]:
+        """One optimizer step on this process's pieces of a batch; the whole batch's loss by part, logged."""
         step, total_steps = self.progress["step"], self.steps_an_epoch * self.settings.epochs
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, total_steps, self.settings)
-        with self.accelerator.autocast():
-            losses = batch_loss(self.model, batch, self.settings)
-        values = {part: float(losses[part].detach()) for part in self.parts}
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        seed_step(self.settings.seed, step, rank)
+        losses = torch.zeros(len(self.parts), device=self.accelerator.device)
+        for number, piece in enumerate(pieces, start=1):
+            # The loss is a mean over rows, so a piece weighs as much as it has rows; DDP averages over the processes.
+            idle = rank >= batch_size
+            weight = 0.0 if idle else len(piece["labels"]) * processes / batch_size
+            losses += weight * self.backward(piece, weight, is_last=number == len(pieces))
+        values = dict(zip(self.parts, self.accelerator.reduce(losses, "mean").tolist(), strict=True))
         if not math.isfinite(values["total"]):
             raise TrainingError(
                 f"the loss became {values['total']} at step {step + 1} of {total_steps}; lower the learning rate "
                 f"(now {self.settings.learning_rate:g}). The last good checkpoint is kept"
             )
-        self.accelerator.backward(losses["total"])
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -337,12 +387,31 @@ class _TrainingRun:
             self.progress["steps"][part].append(round(value, 5))
         return values
 
+    def backward(self, piece: dict[str, torch.Tensor], weight: float, is_last: bool) -> torch.Tensor:
+        """Adds the piece's gradients to those that are there; its loss by part. Only the last one syncs processes."""
+        with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            with self.accelerator.autocast(), CheapDropout():
+                losses = batch_loss(self.model, send_to_device(piece, self.accelerator.device), self.settings)
+            self.accelerator.backward(weight * losses["total"])
+        return torch.stack([losses[part].detach() for part in self.parts])
+
     def finish_epoch(self, memory: dict) -> None:
         """Scores the validation rows; keeps the weights if they are the best so far; writes a checkpoint."""
-        logits, _ = predict(self.model, self.validation_rows)
+        record = broadcast_object_list([self.validate() if self.accelerator.is_main_process else None])[0]
+        best = self.progress["best_epoch"]
+        score = record["validation"]["average_precision"]
+        if best is None or score > self.progress["epochs"][best - 1]["validation"]["average_precision"]:
+            self.progress["best_epoch"] = self.epoch + 1
+            self.save_best()
+        self.progress["epochs"].append(record)
+        self.save(memory)
+
+    def validate(self) -> dict:
+        """The epoch's record: training means by part, validation cross-entropy and average precision."""
+        logits = predict(self.accelerator.unwrap_model(self.model), self.validation_rows)
         labels = torch.tensor(self.validation_rows["toxic"][:])
         of_epoch = slice(self.epoch * self.steps_an_epoch, None)
-        record = {
+        return {
             "epoch": self.epoch + 1,
             "training": {part: float(np.mean(values[of_epoch])) for part, values in self.progress["steps"].items()},
             "validation": {
@@ -350,22 +419,20 @@ class _TrainingRun:
                 "average_precision": float(average_precision_score(labels, logits[:, 1] - logits[:, 0])),
             },
         }
-        best = self.progress["best_epoch"]
-        score = record["validation"]["average_precision"]
-        if best is None or score > self.progress["epochs"][best - 1]["validation"]["average_precision"]:
-            self.progress["best_epoch"] = self.epoch + 1
-            with new_directory(self.directory / f"best-{self.epoch + 1}") as temporary:
-                save_file(self.trainable(), temporary / "weights.safetensors")
-        self.progress["epochs"].append(record)
-        self.save(memory)
 
-    def trainable(self) -> dict[str, torch.Tensor]:
-        """The trained tensors by name; frozen ones are where they were."""
+    def save_best(self) -> None:
+        """Writes the trained tensors of this epoch, which is the best so far; frozen ones are where they were."""
+        if not self.accelerator.is_main_process:
+            return
         named = self.accelerator.unwrap_model(self.model).named_parameters()
-        return {name: p.detach().contiguous() for name, p in named if p.requires_grad}
+        weights = {name: p.detach().contiguous() for name, p in named if p.requires_grad}
+        with new_directory(self.directory / f"best-{self.progress['best_epoch']}") as temporary:
+            save_file(weights, temporary / "weights.safetensors")
 
     def save(self, memory: dict) -> None:
         """Writes a checkpoint and removes the ones before it."""
+        if not self.accelerator.is_main_process:
+            return
         self.progress["peak_memory_bytes"] = max(self.progress["peak_memory_bytes"], memory["peak"])
         name = f"step-{self.progress['step']:07d}-{self.epoch}"
         with new_directory(self.directory / name) as temporary:
@@ -378,18 +445,20 @@ class _TrainingRun:
 
     def restore(self) -> None:
         """Goes on from the newest checkpoint of these very settings; anything else in the folder is removed."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for checkpoint in sorted(self.directory.glob("step-*[0-9]"), reverse=True):
-            progress = read_json(checkpoint / "progress.json")
-            if progress and progress.pop("made_from") == self.made_from:
-                self.accelerator.load_state(str(checkpoint))
-                self.progress = progress
-                return
-        shutil.rmtree(self.directory)
-        self.directory.mkdir()
+        with self.accelerator.main_process_first():
+            for checkpoint in sorted(self.directory.glob("step-*[0-9]"), reverse=True):
+                progress = read_json(checkpoint / "progress.json")
+                if progress and progress.pop("made_from") == self.made_from:
+                    self.accelerator.load_state(str(checkpoint))
+                    self.progress = progress
+                    return
+            if self.accelerator.is_main_process:
+                shutil.rmtree(self.directory, ignore_errors=True)
+                self.directory.mkdir(parents=True)
 
     def finish(self) -> dict:
         """Puts the best weights back and returns the history."""
+        self.accelerator.wait_for_everyone()
         best = load_file(self.directory / f"best-{self.progress['best_epoch']}" / "weights.safetensors")
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         parameters = dict(model.named_parameters())
@@ -397,8 +466,17 @@ class _TrainingRun:
             for name, tensor in best.items():
                 parameters[name].copy_(tensor)
         self.plain_model.eval()
+        self.accelerator.wait_for_everyone()  # the first process removes the checkpoints soon
         self.accelerator.free_memory()
         return {key: value for key, value in self.progress.items() if key != "step"}
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Sets torch's random state for one step, so that dropout depends on nothing that came before.
+
+    A run that goes on from a checkpoint draws what it would have drawn, and no random state has to be saved.
+    """
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0]))
 
 
 def return_freed_memory() -> None:

@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait must not burn the cores that others need
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait must not burn the cores that others need
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

@@ -26,7 +26,11 @@ WHOLE = "a whole number from 1"
 BAD_SETTINGS = [
     *((name, value, WHOLE) for name in ("epochs", "lora_epochs", "batch_size") for value in (0, -1, 2.0, "3", True)),
     *((name, value, WHOLE) for name in ("lora_batch_size", "lora_rank", "lora_alpha") for value in (0, None)),
-    *((name, value, "None (all rows) or a whole") for name in ("train_rows", "test_rows") for value in (0, 0.5, "all")),
+    *(
+        (name, value, "None (all of them) or a whole")
+        for name in ("train_rows", "test_rows", "micro_batch_size")
+        for value in (0, 0.5, "all")
+    ),
     *(("validation_rows", value, "or a share between 0 and 1") for value in (0, 0.0, 1.0, -0.1, 1.5, None, True)),
     *(("max_length", value, "a whole number from 4 to 512") for value in (3, 513, 64.0, None)),
     *(

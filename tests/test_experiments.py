@@ -334,7 +334,7 @@ def test_predictions_cover_validation_and_test_once_each(finished_run, name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_saved_model_makes_the_saved_predictions(finished_run, name):
-    logits, _ = predict(load_trained(name, 1, finished_run), load_data(finished_run).splits["test"])
+    logits = predict(load_trained(name, 1, finished_run), load_data(finished_run).splits["test"])
     assert logits.numpy() == pytest.approx(saved_logits(finished_run, name, "test"), abs=1e-5)
 
 
@@ -504,3 +504,46 @@ def test_a_comparison_with_a_model_that_the_run_does_not_have_is_left_out(copied
     fewer = replace(copied_run.profile, experiments=tuple(n for n in SMOKE.experiments if n != "odd_hard"))
     found = planned_comparisons(load_results(replace(copied_run, profile=fewer)))
     assert found.keys() == COMPARISONS.keys() - {"odd − odd_hard"}
+
+
+# --- without a notebook ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "run_in_order"),
+    [
+        (["even", "odd"], ["teacher", "odd", "even"]),
+        (["lora"], ["lora"]),
+        (["odd", "tfidf", "teacher"], ["tfidf", "teacher", "odd"]),
+    ],
+)
+def test_experiments_run_in_order_with_the_teacher_that_they_need(asked, run_in_order):
+    assert experiments.in_order(asked) == run_in_order
+
+
+def test_the_command_runs_what_was_asked_for_and_no_more(smoke_run, capsys):
+    assert experiments.main(["lora", "--profile", "smoke"]) == 0
+    assert [path.name for path in smoke_run.results_dir.glob("*.json")] == ["lora-1.json"]
+    assert "lora, seed 1: test average precision" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["odds", "--profile", "smoke"], "Did you mean 'odd'?"),
+        (["odd", "--profile", "smoke", "--seed", "7"], "SEEDS=7"),
+        (["odd", "--profile", "smok"], "Did you mean 'smoke'?"),
+    ],
+)
+def test_the_command_says_in_one_line_what_is_wrong(smoke_run, monkeypatch, capsys, arguments, message):
+    monkeypatch.setenv("SEEDS", "")
+    assert experiments.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_table_of_forms_is_empty_where_a_run_did_not_measure_them(copied_run):
+    results = load_results(copied_run)
+    for by_seed in results.by_name.values():
+        for result in by_seed.values():
+            result["costs"].pop("deployment", None)
+    assert experiments.deployment_table(results).empty

@@ -106,6 +106,13 @@ def test_the_collator_pads_with_the_pad_token_and_masks_it():
     }
 
 
+def outputs(model: torch.nn.Module, rows: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """The model's logits and [CLS] states."""
+    states = np.empty((len(rows), model.config.hidden_size), dtype="float32")
+    logits = predict(model, rows, states=states)
+    return logits, torch.from_numpy(states)
+
+
 # --- the teacher's outputs -------------------------------------------------------------------------------------------
 
 
@@ -118,7 +125,7 @@ def targets(tiny_bert, rows, tmp_path) -> TeacherTargets:
 
 def test_the_teachers_outputs_are_computed_without_dropout(tiny_bert, rows):
     tiny_bert.train()
-    first, second = predict(tiny_bert, rows[0], states=True), predict(tiny_bert, rows[0], states=True)
+    first, second = outputs(tiny_bert, rows[0]), outputs(tiny_bert, rows[0])
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
 
@@ -126,7 +133,7 @@ def test_the_teachers_outputs_are_computed_without_dropout(tiny_bert, rows):
 def test_the_teachers_outputs_are_found_by_row_id_under_shuffling(tiny_bert, rows, targets):
     shuffled = rows[0].shuffle(seed=3)
     batch = Collator(0, targets)(list(shuffled))
-    logits, states = predict(tiny_bert, shuffled, states=True)
+    logits, states = outputs(tiny_bert, shuffled)
     assert torch.allclose(batch["teacher_logits"], logits, atol=1e-5)
     assert torch.allclose(batch["teacher_states"], states, atol=1e-5)
 
@@ -143,6 +150,14 @@ def test_a_row_that_the_teacher_has_not_seen_is_an_error(targets):
         targets.look_up(["row-0-0001", "row-9-0000"])
 
 
+def test_saved_outputs_are_memory_mapped(targets, tmp_path, monkeypatch):
+    modes = []
+    original = np.load
+    monkeypatch.setattr(np, "load", lambda path, mmap_mode=None: modes.append(mmap_mode) or original(path, mmap_mode))
+    load_targets(tmp_path / "targets", "teacher 1")
+    assert modes == ["c", "c"]
+
+
 def test_outputs_of_another_teacher_are_not_used(targets, tmp_path):
     assert load_targets(tmp_path / "targets", "teacher 2") is None
 
@@ -155,7 +170,7 @@ def test_outputs_that_were_never_made_are_none(tmp_path):
 
 
 def test_predictions_stand_in_the_datasets_order_whatever_the_lengths(tiny_bert, rows):
-    logits, _ = predict(tiny_bert, rows[0], batch_size=4)
+    logits = predict(tiny_bert, rows[0], batch_size=4)
     with torch.inference_mode():
         one_by_one = torch.cat([tiny_bert(torch.tensor([ids])).logits for ids in rows[0]["input_ids"]])
     assert len(set(token_lengths(rows[0]))) > 5
@@ -173,6 +188,32 @@ def test_predicting_draws_no_random_numbers(tiny_bert, rows):
     before = torch.get_rng_state()
     predict(tiny_bert.train(), rows[1])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- gradient accumulation ---
+
+
+@pytest.mark.parametrize("kind", ["plain", "distilled", "lora"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_pieces_of_a_batch_give_the_gradients_of_the_whole(tiny_model, rows, tmp_path, monkeypatch, kind, size):
+    """18 rows in batches of 4: the pieces of 3 are uneven, and so is the last batch. Dropout is off."""
+    gradients = {}
+
+    def noting(self, parameters, _):
+        gradients.setdefault(self, []).append([p.grad.clone() for p in parameters if p.grad is not None])
+
+    monkeypatch.setattr(helpers.training.Accelerator, "clip_grad_norm_", noting)
+    original = torch.nn.Module.train
+    monkeypatch.setattr(torch.nn.Module, "train", lambda self, mode=True: original(self, False))
+    settings = {"micro_batch_size": size}
+    for directory, changes in (("whole", {}), ("pieces", settings)):
+        model, arguments = make_training(kind, tiny_model, rows)
+        arguments["settings"] = replace(arguments["settings"], epochs=1, learning_rate=1e-9)
+        train(model, *rows, checkpoint_dir=tmp_path / directory, made_from="start", **arguments, **changes)
+    whole, pieces = gradients.values()
+    assert len(whole) == len(pieces) == STEPS_AN_EPOCH
+    for expected, found in zip(whole, pieces, strict=True):
+        assert all(torch.allclose(a, b, atol=1e-6, rtol=1e-4) for a, b in zip(expected, found, strict=True))
 
 
 # --- precision, rates, weight decay ----------------------------------------------------------------------------------
@@ -233,9 +274,8 @@ def make_training(kind: str, model_of, rows) -> tuple[torch.nn.Module, dict]:
         adapted = add_adapters(model_of("bert", layers=2), rank=4, alpha=8, dropout=0.1, seed=1)
         return adapted, {"settings": replace(SETTINGS, learning_rate=1e-2)}
     teacher = model_of("bert", layers=4)
-    logits, states = predict(teacher, rows[0], states=True)
     positions = {row_id: place for place, row_id in enumerate(rows[0]["row_id"])}
-    targets = TeacherTargets(positions, logits.clone(), states.clone())
+    targets = TeacherTargets(positions, *outputs(teacher, rows[0]))
     return copy_layers(teacher, [1, 3]), {"settings": replace(SETTINGS, **DISTILLING), "targets": targets}
 
 
@@ -260,10 +300,10 @@ def kill_before_step(monkeypatch, step: int) -> None:
     """The run dies when so many steps are done and the next one begins."""
     original = helpers.training._TrainingRun.train_step
 
-    def train_step(self, batch):
+    def train_step(self, *arguments):
         if self.progress["step"] == step:
             raise Killed
-        return original(self, batch)
+        return original(self, *arguments)
 
     monkeypatch.setattr(helpers.training._TrainingRun, "train_step", train_step)
 

@@ -1,0 +1,302 @@
+"""From a trained model to a fast one: ONNX, int8, and scoring a file of any size.
+
+    python -m helpers.deploy score IN.csv OUT.csv --model odd
+
+ONNX holds the model as a graph that a small runtime executes without Python's overhead. Quantising turns its float32
+weights into int8 with one scale per output channel and rounds activations as they come: a quarter of the bytes, and
+integer arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from datasets import Dataset
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from helpers.config import load_profile
+from helpers.data import DataError, PreparedData, tokenise
+from helpers.evaluation import compare, latency, toxic_probability
+from helpers.lora import merge_adapters
+from helpers.models import find_pretrained, load_tokenizer
+from helpers.runs import ROOT, new_directory, read_json, write_file
+from helpers.training import Collator, progress_bar
+
+FORMATS = {"onnx": "model.onnx", "int8": "model.int8.onnx"}
+INPUTS = ("input_ids", "attention_mask")
+WINDOW = 4_096  # comments that are read, sorted by length and scored at a time
+
+
+def plain_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The model as one would serve it: adapters are merged into its weights."""
+    return (merge_adapters(model) if hasattr(model, "peft_config") else model).eval()
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+class _LogitsOnly(torch.nn.Module):
+    """A classifier as a function of two tensors, which is what a graph can hold."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def export_onnx(model: torch.nn.Module, path: Path) -> None:
+    """Writes a plain classifier as float32 ONNX: ids and mask (B, T) of any B and T → logits (B, C)."""
+    ids = torch.randint(5, 100, (2, 9))
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
+    with warnings.catch_warnings(), open(os.devnull, "w", encoding="utf-8") as nowhere:
+        warnings.simplefilter("ignore")  # the exporter's own, which nobody here can act on
+        torch.onnx.export(
+            _LogitsOnly(model),
+            (ids, torch.ones_like(ids)),
+            path,
+            input_names=list(INPUTS),
+            output_names=["logits"],
+            dynamic_shapes=(sizes, sizes),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        del nowhere
+
+
+def int8_needs_reduced_range() -> bool:
+    """Whether this CPU's 8-bit products overflow: AVX2 and AVX-512 add them up in 16 bits unless they have VNNI.
+
+    onnxruntime's documentation of `reduce_range`: weights of 7 bits where there is no VNNI.
+    """
+    return not torch.cpu._is_vnni_supported()
+
+
+def quantise(source: Path, target: Path) -> None:
+    """Writes the int8 version of an ONNX model: matrices and embeddings, a scale per channel."""
+    quantize_dynamic(
+        source, target, per_channel=True, reduce_range=int8_needs_reduced_range(), weight_type=QuantType.QInt8
+    )
+
+
+class OnnxModel:
+    """An ONNX file ready to run on this CPU: call it with ids and mask (B, T), get logits (B, C)."""
+
+    def __init__(self, path: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> np.ndarray:
+        inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+        return self.session.run(["logits"], inputs)[0]
+
+
+def in_length_order(
+    call: Callable, input_ids: list[list[int]], pad_token_id: int, batch_size: int = 32
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(row numbers, logits) batch by batch, rows of similar length together, so that little padding is computed."""
+    collate = Collator(pad_token_id)
+    order = np.argsort([len(ids) for ids in input_ids], kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = collate([{"input_ids": input_ids[row], "toxic": 0} for row in rows])
+        yield rows, np.asarray(call(**{name: batch[name] for name in INPUTS}))
+
+
+def onnx_logits(model: OnnxModel, dataset: Dataset, pad_token_id: int) -> np.ndarray:
+    """The logits (N, C) of the dataset's rows, in its order."""
+    ids = dataset["input_ids"][:]
+    logits = {
+        row: values
+        for rows, batch in in_length_order(model, ids, pad_token_id)
+        for row, values in zip(rows, batch, strict=True)
+    }
+    return np.stack([logits[row] for row in range(len(ids))])
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure_deployment(model: torch.nn.Module, directory: Path, data: PreparedData, logits: np.ndarray) -> dict:
+    """Exports the model to `directory`, holds the exports to PyTorch's test logits and measures all three forms.
+
+    Returns:
+        For pytorch, onnx and int8: `batch_1` and `batch_32` (p50_ms, p95_ms, comments_a_second) and `bytes`; for the
+        exports also `largest_difference` of a logit and `average_precision`: the change with its 95 % interval.
+    """
+    plain = plain_model(model).cpu()
+    with new_directory(directory) as temporary:
+        export_onnx(plain, temporary / FORMATS["onnx"])
+        quantise(temporary / FORMATS["onnx"], temporary / FORMATS["int8"])
+    batches = latency_batches(data, plain.config.pad_token_id)
+    weights = sum(p.numel() * p.element_size() for p in plain.parameters())
+    facts = {"pytorch": measure_latency(torch_call(plain), batches) | {"bytes": weights}}
+    labels, probabilities = data.labels("test"), toxic_probability(logits)
+    for name, file in FORMATS.items():
+        exported = OnnxModel(directory / file)
+        found = onnx_logits(exported, data.splits["test"], plain.config.pad_token_id)
+        change = compare(labels, toxic_probability(found)[None], probabilities[None])
+        facts[name] = measure_latency(exported, batches) | {
+            "bytes": (directory / file).stat().st_size,
+            "largest_difference": float(np.abs(found - logits).max()),
+            "average_precision": {key: change[key] for key in ("difference", "low", "high")},
+        }
+    return facts
+
+
+def latency_batches(data: PreparedData, pad_token_id: int, comments: int = 64) -> dict[str, list[dict]]:
+    """The same test comments one by one and 32 at a time, as tensors."""
+    rows = data.splits["test"].select(range(min(comments, len(data.splits["test"]))))
+    collate = Collator(pad_token_id)
+    of_32 = [collate(list(rows.select(range(i, min(i + 32, len(rows)))))) for i in range(0, len(rows), 32)]
+    return {"batch_1": [collate([row]) for row in rows], "batch_32": of_32}
+
+
+def torch_call(model: torch.nn.Module) -> Callable:
+    """The model as a function of ids and mask that returns when the logits are on the CPU: a GPU answers before."""
+    device = next(model.parameters()).device
+    return lambda input_ids, attention_mask: model(input_ids.to(device), attention_mask.to(device)).logits.cpu()
+
+
+def measure_latency(call: Callable, batches: dict[str, list[dict]]) -> dict:
+    """Latency and throughput of a model or an export, by batch size."""
+    return {name: latency(call, of_size) for name, of_size in batches.items()}
+
+
+# --- scoring a file --------------------------------------------------------------------------------------------------
+
+
+def read_comments(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[str, str]]:
+    """(id, comment) row by row from a CSV with a column comment_text; without a column id, rows are numbered from 1.
+
+    `progress` is told how many bytes have been read.
+
+    Raises:
+        DataError: no such column, a broken row, or bytes that are not UTF-8, with the row's number.
+    """
+    number = 1
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = next(reader, [])
+            if "comment_text" not in header:
+                raise DataError(f"{path.name}: no column comment_text; found {', '.join(header)[:200] or 'nothing'}")
+            text, row_id = header.index("comment_text"), header.index("id") if "id" in header else None
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise DataError(f"{path.name}: row {number + 1} has {len(row)} fields instead of {len(header)}")
+                yield (str(number) if row_id is None else row[row_id]), row[text]
+                progress(file.buffer.tell())
+                number += 1
+        except csv.Error as error:
+            raise DataError(f"{path.name}: row {number + 1} is broken ({error}); nothing was written") from None
+        except UnicodeDecodeError:
+            raise DataError(
+                f"{path.name}: after row {number} come bytes that are not UTF-8; save it as UTF-8"
+            ) from None
+
+
+def windows(rows: Iterator, size: int) -> Iterator[list]:
+    """The rows in lists of `size`."""
+    window = []
+    for row in rows:
+        window.append(row)
+        if len(window) == size:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def score_file(source: Path, target: Path, model: OnnxModel, tokenizer, max_length: int, threshold: float) -> int:
+    """Writes id, probability and verdict of every comment, in the order of the source; returns how many.
+
+    Memory does not grow with the file: WINDOW comments at a time are read, scored by length and written. The target
+    appears when it is whole.
+    """
+    csv.field_size_limit(2**31 - 1)
+
+    def write(temporary: Path) -> None:
+        bar = progress_bar(total=source.stat().st_size, desc="scoring", unit="B", unit_scale=True)
+        with bar, open(temporary, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "probability", "toxic"])
+            for window in windows(read_comments(source, lambda read: bar.update(read - bar.n)), WINDOW):
+                ids, _ = tokenise([text for _, text in window], tokenizer, max_length)
+                probabilities = np.empty(len(window))
+                for rows, logits in in_length_order(model, ids, tokenizer.pad_token_id):
+                    probabilities[rows] = toxic_probability(logits)
+                for (row_id, _), probability in zip(window, probabilities, strict=True):
+                    writer.writerow([row_id, f"{probability:.6f}", int(probability >= threshold)])
+                counted[0] += len(window)
+
+    counted = [0]
+    write_file(target, write)
+    return counted[0]
+
+
+def find_model(name: str, seed: int, run: str | None) -> tuple[Path, dict]:
+    """(folder of the run, result) of an exported model, in the run asked for or the one that finished last.
+
+    Raises:
+        FileNotFoundError: no such run, or no run with that model; the message says which models are there.
+    """
+    folders = [ROOT / "runs" / run] if run else sorted((ROOT / "runs").glob("*"))
+    found = [folder for folder in folders if (folder / "models" / f"{name}-{seed}" / "onnx").is_dir()]
+    results = [(folder, read_json(folder / "results" / f"{name}-{seed}.json")) for folder in found]
+    results = [(folder, result) for folder, result in results if result]
+    if not results:
+        where = f"run {run!r}" if run else "runs/"
+        there = sorted({path.parent.name for folder in folders for path in folder.glob("models/*/onnx")})
+        raise FileNotFoundError(
+            f"{where} has no exported model {name}-{seed} (only {', '.join(there) or 'none'}); `make run` makes them"
+        )
+    return max(results, key=lambda pair: pair[1]["finished"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Scores a file from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.deploy", description="Scores comments with a trained model."
+    )
+    score = parser.add_subparsers(required=True, metavar="score").add_parser("score", help="score a CSV file")
+    score.add_argument("source", type=Path, help="a CSV file with a column comment_text (and id)")
+    score.add_argument("target", type=Path, help="where to write id, probability, toxic")
+    score.add_argument("--model", required=True, help="teacher, odd, even, lora or lora_6")
+    score.add_argument(
+        "--format", choices=list(FORMATS), default="onnx", help="float32 (default) or int8, which is faster"
+    )
+    score.add_argument("--seed", type=int, default=1)
+    score.add_argument("--run", help="a folder in runs/ (default: the run that finished last)")
+    options = parser.parse_args(arguments)
+    try:
+        folder, result = find_model(options.model, options.seed, options.run)
+        profile = load_profile(result["profile"])
+        model = OnnxModel(folder / "models" / f"{options.model}-{options.seed}" / "onnx" / FORMATS[options.format])
+        tokenizer = load_tokenizer(find_pretrained(profile.pretrained))
+        print(f"{options.model}, seed {options.seed}, of run {folder.name}, trained on: {result['data']}")
+        rows = score_file(options.source, options.target, model, tokenizer, profile.max_length, result["threshold"])
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{rows:,} comments scored: {options.target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
