@@ -10,9 +10,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
-from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve
+from sklearn.metrics import confusion_matrix, precision_recall_curve
 
-from helpers.config import LABELS
+from helpers.config import LABELS, MAIN_EXPERIMENTS
 from helpers.data import SPLITS, PreparedData
 from helpers.experiments import EXPERIMENTS, Results
 from helpers.runs import Run, write_file
@@ -65,7 +65,7 @@ def label_prevalence(data: PreparedData, run: Run) -> Figure:
             for label in LABELS
         ]
     )
-    figure, axes = _new(run, "Labels are rare, and rare alike in the three splits")
+    figure, axes = _new(run, "Labels are rare")
     sns.barplot(shares, x="label", y="share", hue="split", ax=axes, palette=["#4d4d4d", "#0072b2", "#e69f00"])
     axes.set(xlabel="", ylabel="comments with the label (%)")
     for container in axes.containers:
@@ -119,7 +119,7 @@ def label_cooccurrence(data: PreparedData, run: Run) -> Figure:
 
 def soft_targets(probabilities: dict[float, np.ndarray], run: Run) -> Figure:
     """The teacher's probability of `toxic` on training comments, softened by each temperature."""
-    figure, axes = _new(run, "Soft targets: a higher temperature shows what the teacher is unsure of")
+    figure, axes = _new(run, "Soft targets: a higher temperature T moves the teacher's probabilities towards 0.5")
     for colour, (temperature, values) in zip(
         sns.color_palette("viridis", len(probabilities)), probabilities.items(), strict=True
     ):
@@ -162,14 +162,15 @@ def training_loss(results: Results, run: Run) -> Figure:
         training = [record["training"]["hard"] for record in history["epochs"]]
         validation = [record["validation"]["hard"] for record in history["epochs"]]
         best = history["best_epoch"] - 1
+        dashes = "-" if name in MAIN_EXPERIMENTS else "--"
         for axes, values in ((left, training), (right, validation)):
-            axes.plot(epochs, values, marker=".", color=COLOURS[name], label=name)
+            axes.plot(epochs, values, dashes, marker=".", color=COLOURS[name], label=name)
             axes.plot(epochs[best], values[best], "o", markersize=9, markerfacecolor="none", color=COLOURS[name])
     left.set(title="training (mean over the epoch, dropout on)", xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
     right.set(title="validation", xlabel="epoch", ylim=(0, None))
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    right.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
+    right.legend(bbox_to_anchor=(1.02, 1), loc="upper left", title="dashed: variants, controls")
     return save_figure(figure, run, "training_loss")
 
 
@@ -183,7 +184,7 @@ def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Figure:
         "average_precision": "average precision",
     }
     figure, axes = _new(
-        run, "Test scores of the toxic class (bars: mean over seeds; lines: 95 % bootstrap interval, seed 1)", 11, 4.6
+        run, "Test scores; all but accuracy are the toxic class's (lines: 95 % bootstrap interval, seed 1)", 11, 4.6
     )
     width = 0.9 / len(table)
     for place, (_, row) in enumerate(table.iterrows()):
@@ -202,24 +203,32 @@ def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Figure:
 
 
 def precision_recall_curves(results: Results, run: Run) -> Figure:
-    """Precision against recall on the test set, seed 1; the dot is the threshold that validation chose."""
+    """Precision against recall on the test set, seed 1: the main models left, their variants and controls right."""
+    main = [name for name in MAIN_EXPERIMENTS if name in results.by_name and name != "majority"]
+    others = [name for name in results.by_name if name not in MAIN_EXPERIMENTS]
+    panels = [main, ["teacher", *others]] if others else [main]
     figure, axes = _new(
-        run, "Precision against recall on the test set (dot: at the threshold chosen on validation)", 8, 5
+        run,
+        "Precision against recall on the test set (dot: at the threshold chosen on validation)",
+        6 * len(panels),
+        4.8,
+        ncols=len(panels),
+        sharey=True,
+        squeeze=False,
     )
     labels = results.labels()
-    for name, by_seed in results.by_name.items():
-        if name == "majority":
-            continue
-        result, probabilities = next(iter(by_seed.values())), results.probabilities(name)[0]
-        precision, recall, _ = precision_recall_curve(labels, probabilities)
-        title = f"{name} (AP {result['test']['average_precision']:.3f})"
-        axes.plot(recall, precision, drawstyle="steps-post", color=COLOURS[name], label=title)
-        axes.plot(result["test"]["recall"], result["test"]["precision"], "o", color=COLOURS[name])
-    axes.axhline(labels.mean(), color="black", linestyle=":", linewidth=1)
-    axes.annotate("prevalence", (0.99, labels.mean()), ha="right", va="bottom", fontsize=8)
-    axes.set(xlabel="recall: share of the toxic comments found", ylabel="precision: share of the alarms that are right")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
+    for panel, names in zip(axes[0], panels, strict=True):
+        for name in names:
+            result, probabilities = next(iter(results.by_name[name].values())), results.probabilities(name)[0]
+            precision, recall, _ = precision_recall_curve(labels, probabilities)
+            title = f"{name} (AP {result['test']['average_precision']:.3f})"
+            panel.plot(recall, precision, drawstyle="steps-post", color=COLOURS[name], label=title, linewidth=1.3)
+            panel.plot(result["test"]["recall"], result["test"]["precision"], "o", color=COLOURS[name])
+        panel.axhline(labels.mean(), color="black", linestyle=":", linewidth=1)
+        panel.annotate("prevalence", (0.02, labels.mean()), va="bottom", fontsize=8)
+        panel.set(xlabel="recall: share of the toxic comments found", xlim=(0, 1), ylim=(0, 1.02))
+        panel.legend(loc="lower left", bbox_to_anchor=(0, 0.13))
+    axes[0][0].set_ylabel("precision: share of the alarms that are right")
     return save_figure(figure, run, "precision_recall")
 
 
@@ -229,7 +238,7 @@ def confusion_matrices(results: Results, run: Run, names: Sequence[str]) -> Figu
     rows = -(-len(names) // columns)
     figure, axes = _new(
         run,
-        "Verdicts on the test set, seed 1",
+        "Verdicts on the test set, seed 1 (colour: share of the row)",
         2.6 * columns,
         2.7 * rows + 0.5,
         ncols=columns,
@@ -241,44 +250,47 @@ def confusion_matrices(results: Results, run: Run, names: Sequence[str]) -> Figu
     for panel, name in zip(axes.flat, names, strict=False):
         result = next(iter(results.by_name[name].values()))
         called = results.probabilities(name)[0] >= result["threshold"]
-        ConfusionMatrixDisplay.from_predictions(
-            results.labels(), called, display_labels=["clean", "toxic"], colorbar=False, cmap="Blues", ax=panel
-        )
-        panel.set(title=f"{name} (threshold {result['threshold']:.2f})", xlabel="called", ylabel="is")
-        panel.grid(visible=False)
+        counts = confusion_matrix(results.labels(), called)
+        names_of = {"xticklabels": ["clean", "toxic"], "yticklabels": ["clean", "toxic"]}
+        shares = counts / counts.sum(axis=1, keepdims=True)
+        sns.heatmap(shares, annot=counts, fmt="d", cmap="Blues", vmin=0, vmax=1, cbar=False, ax=panel, **names_of)
+        panel.set(title=f"{name} (threshold {result['threshold']:.2f})", xlabel="predicted", ylabel="true label")
     return save_figure(figure, run, "confusion_matrices")
 
 
-def average_precision_and_cost(table: pd.DataFrame, run: Run) -> Figure:
-    """Average precision on test against four costs; up and to the left is better."""
+def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) -> Figure:
+    """Average precision on test, with seed 1's interval, against four costs; up and to the left is better."""
     costs = {
         "trainable_parameters": ("trained parameters", 1),
-        "latency_ms": ("latency, one comment (ms)", 1),
+        "latency_ms": ("latency of one comment (ms)", 1),
         "peak_memory_bytes": ("peak memory of training (GB)", 1e9),
-        "total_seconds": ("training time, its teacher's included (min)", 60),
+        "total_seconds": ("training, its teacher's included (min)", 60),
     }
     trained = table[table["parameters"].notna()].copy()
     trained["total_seconds"] = trained["training_seconds"] + trained["prerequisite_seconds"]
     figure, axes = _new(
-        run, "Average precision on test against what it costs (up and left is better)", 12, 4.0, ncols=4, sharey=True
+        run,
+        "Average precision on test against what it costs (up and left is better; lines: 95 % interval, seed 1)",
+        9.5,
+        7.0,
+        nrows=2,
+        ncols=2,
+        sharey=True,
     )
-    for panel, (column, (title, unit)) in zip(axes, costs.items(), strict=True):
+    for panel, (column, (title, unit)) in zip(axes.flat, costs.items(), strict=True):
         for _, row in trained.iterrows():
-            panel.plot(
-                row[column] / unit,
-                row["average_precision"],
-                "o",
-                color=COLOURS[row["experiment"]],
-                markersize=8,
-                label=row["experiment"],
-            )
+            name, cost = row["experiment"], row[column] / unit
+            first = next(iter(results.by_name[name].values()))
+            panel.vlines(cost, *first["intervals"]["average_precision"], color=COLOURS[name], linewidth=1)
+            panel.plot(cost, row["average_precision"], "o", color=COLOURS[name], markersize=8, label=name)
         panel.set(xlabel=title)
         if column == "trainable_parameters":
             panel.set_xscale("log")
         else:
-            panel.set_xlim(0, None)
-    axes[0].set_ylabel("average precision (test)")
-    axes[-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
+            panel.set_xlim(0, 1.08 * float((trained[column] / unit).max()))
+    for panel in axes[:, 0]:
+        panel.set_ylabel("average precision (test)")
+    axes[0, 1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
     return save_figure(figure, run, "average_precision_and_cost")
 
 
