@@ -111,9 +111,9 @@ def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
     return (
         f"**Did distilling help?** {answer} {describe('odd − odd_hard', found)}. On validation they have "
         f"{validation['odd']:.3f} and {validation['odd_hard']:.3f}. Both start from the same copied layers, so this "
-        "is about the teacher's outputs alone. A likely reason where they add little: with two classes soft targets say "
-        "only how sure the teacher is, and on the rows it was trained on it is nearly always sure. T, α and β were not "
-        "tuned."
+        "is about the teacher's outputs alone. A likely reason where they add little: with two classes soft targets "
+        "say only how sure the teacher is, and on the rows it was trained on it is nearly always sure. T, α and β were "
+        "not tuned."
     )
 
 

@@ -44,7 +44,7 @@ def save_figure(figure: Figure, run: Run, name: str) -> Figure:
 def _new(run: Run, title: str, width: float = 8.0, height: float = 4.2, **grid) -> tuple[Figure, np.ndarray | plt.Axes]:
     """A figure whose title says what it shows, and below it on which data and profile."""
     sns.set_theme(style="whitegrid", context="notebook", font_scale=0.85)
-    figure, axes = plt.subplots(figsize=(width, height), dpi=72, layout="constrained", **grid)
+    figure, axes = plt.subplots(figsize=(width, height), dpi=64, layout="constrained", **grid)
     figure.suptitle(f"{title}\n{run.data_label}, profile {run.profile.name}", fontsize=11)
     return figure, axes
 
