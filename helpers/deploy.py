@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,7 @@ def export_onnx(model: torch.nn.Module, path: Path) -> None:
     """Writes a plain classifier as float32 ONNX: ids and mask (B, T) of any B and T → logits (B, C)."""
     ids = torch.randint(5, 100, (2, 9))
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
-    with warnings.catch_warnings(), open(os.devnull, "w", encoding="utf-8") as nowhere:
-        warnings.simplefilter("ignore")  # the exporter's own, which nobody here can act on
+    with _quiet():
         torch.onnx.export(
             _LogitsOnly(model),
             (ids, torch.ones_like(ids)),
@@ -72,7 +72,18 @@ def export_onnx(model: torch.nn.Module, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
-        del nowhere
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' notes on packages and steps that play no part here: a notebook shows them as alarms."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def int8_needs_reduced_range() -> bool:
@@ -85,9 +96,10 @@ def int8_needs_reduced_range() -> bool:
 
 def quantise(source: Path, target: Path) -> None:
     """Writes the int8 version of an ONNX model: matrices and embeddings, a scale per channel."""
-    quantize_dynamic(
-        source, target, per_channel=True, reduce_range=int8_needs_reduced_range(), weight_type=QuantType.QInt8
-    )
+    with _quiet():
+        quantize_dynamic(
+            source, target, per_channel=True, reduce_range=int8_needs_reduced_range(), weight_type=QuantType.QInt8
+        )
 
 
 class OnnxModel:

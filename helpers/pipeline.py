@@ -21,6 +21,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
+from helpers.benchmark import benchmark_in_markdown
 from helpers.config import unknown
 from helpers.runs import ROOT, Run, open_run, read_json, write_file, write_json
 
@@ -155,9 +156,12 @@ def publish(run: Run) -> None:
         raise FileNotFoundError(f"run {run.name!r} is not finished: run 01 to 04 first")
     if run.data_source not in ("jigsaw", "hub"):
         raise ValueError(f"run {run.name!r} was made on {run.data_label}; publish a run on the real comments")
+    benchmark = read_json(ROOT / "results" / "benchmark.json")  # not the run's, so it stays
     for folder, source in (("results", run.results_dir), ("figures", run.figures_dir)):
         shutil.rmtree(ROOT / folder, ignore_errors=True)
         shutil.copytree(source, ROOT / folder)
+    if benchmark:
+        write_json(ROOT / "results" / "benchmark.json", benchmark)
     for image, figure in REPORT_FIGURES.items():
         shutil.copyfile(run.figures_dir / figure, ROOT / image)
     for name in NOTEBOOKS:
@@ -189,12 +193,21 @@ def results_in_markdown(directory: Path) -> str:
 
 
 def write_readme_results() -> None:
-    """Puts the published table between README.md's two markers."""
+    """Puts the published tables between README.md's markers."""
     path = ROOT / "README.md"
-    before, rest = path.read_text(encoding="utf-8").split("<!-- results -->")
-    _, after = rest.split("<!-- /results -->")
-    text = f"{before}<!-- results -->\n{results_in_markdown(ROOT / 'results')}\n<!-- /results -->{after}"
+    text = path.read_text(encoding="utf-8")
+    text = between_markers(text, "results", results_in_markdown(ROOT / "results"))
+    benchmark = read_json(ROOT / "results" / "benchmark.json")
+    if benchmark:
+        text = between_markers(text, "benchmark", benchmark_in_markdown(benchmark))
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def between_markers(text: str, name: str, content: str) -> str:
+    """The text with `content` between its lines <!-- name --> and <!-- /name -->."""
+    before, rest = text.split(f"<!-- {name} -->")
+    _, after = rest.split(f"<!-- /{name} -->")
+    return f"{before}<!-- {name} -->\n{content}\n<!-- /{name} -->{after}"
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -205,6 +218,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
     parser.add_argument("--seeds", help="the profile's seeds to run now, for instance 1 or 1,2 (default: all)")
     parser.add_argument("--publish", action="store_true", help="run nothing; copy the finished run into the repository")
+    parser.add_argument("--readme", action="store_true", help="run nothing; write README.md's tables anew")
     parser.add_argument("--first-cells", action="store_true", help="run nothing; write the notebooks' first cells anew")
     return parser.parse_args(arguments)
 
@@ -214,6 +228,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     if options.first_cells:
         write_first_cells()
+        return 0
+    if options.readme:
+        write_readme_results()
         return 0
     for variable, value in (
         ("PROFILE", options.profile),
