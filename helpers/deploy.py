@@ -143,7 +143,7 @@ def onnx_logits(model: OnnxModel, dataset: Dataset, pad_token_id: int) -> np.nda
 
 
 def measure_deployment(model: torch.nn.Module, directory: Path, data: PreparedData, logits: np.ndarray) -> dict:
-    """Exports the model to `directory`, holds the exports to PyTorch's test logits and measures all three forms.
+    """Exports the model to `directory`, holds the exports to PyTorch's test logits (N, C) and measures all three forms.
 
     Returns:
         For pytorch, onnx and int8: `batch_1` and `batch_32` (p50_ms, p95_ms, comments_a_second) and `bytes`; for the

@@ -20,10 +20,22 @@ def keep_mask(shape: torch.Size, p: float) -> torch.Tensor:
     return (bits.view(torch.int16)[:values] >= round(p * LEVELS) - LEVELS // 2).view(shape)
 
 
+class _Dropout(torch.autograd.Function):
+    """Keeps the boolean mask for the backward pass: a byte a value, where a product would keep four."""
+
+    @staticmethod
+    def forward(context, values: torch.Tensor, p: float) -> torch.Tensor:
+        context.mask, context.scale = keep_mask(values.shape, p), LEVELS / (LEVELS - round(p * LEVELS))
+        return values * context.mask.to(values.dtype).mul_(context.scale)  # a boolean factor would take half longer
+
+    @staticmethod
+    def backward(context, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient * context.mask.to(gradient.dtype).mul_(context.scale), None
+
+
 def dropout(values: torch.Tensor, p: float) -> torch.Tensor:
     """Zeroes each value with probability p and scales the others, so that the expectation stays."""
-    scale = LEVELS / (LEVELS - round(p * LEVELS))
-    return values * keep_mask(values.shape, p).to(values.dtype).mul_(scale)  # a boolean factor would take half longer
+    return _Dropout.apply(values, p)
 
 
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, scale=None) -> torch.Tensor:
