@@ -1,6 +1,8 @@
 """The training loop: batches, schedule, resuming to the bit, the best epoch, the teacher's outputs."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from datasets import Dataset
 import helpers.training
 from helpers.layers import copy_layers
 from helpers.lora import add_adapters
+from helpers.runs import ROOT
 from helpers.training import (
     Collator,
     TeacherTargets,
@@ -512,3 +515,21 @@ def test_training_with_lora_leaves_the_base_weights_bit_equal(uninterrupted, tin
     fresh, _ = make_training("lora", tiny_model, None)
     frozen = [name for name, parameter in fresh.named_parameters() if not parameter.requires_grad]
     assert all(torch.equal(trained[name], fresh.state_dict()[name]) for name in frozen)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_kept_for_the_next_step_and_returned_before_the_next_model():
+    """100 MB of activations: freed they stay with the process, until it is told to return them."""
+    code = """
+import psutil, torch
+from helpers.training import return_freed_memory, reuse_freed_memory
+resident = lambda: psutil.Process().memory_info().rss / 1e6
+reuse_freed_memory()
+before, blocks = resident(), [torch.ones(2_500_000) for _ in range(10)]
+del blocks
+kept = resident() - before
+return_freed_memory()
+print(kept > 90 and resident() - before < 10)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
