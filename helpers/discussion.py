@@ -163,3 +163,51 @@ def answer(table: pd.DataFrame, comparisons: dict[str, dict]) -> str:
         f"{faster:.0%} of the teacher's latency; LoRA answers as slowly as the teacher, and one more task adds "
         f"{shipped:.1%} of its bytes."
     )
+
+
+def what_lora_saves(results: Results) -> pd.DataFrame:
+    """LoRA beside full fine-tuning of the same layers, means over seeds: what is cheaper, and what is not."""
+    rows = []
+    for name, same_layers in (("teacher", "12"), ("lora", "12"), ("odd_hard", "6"), ("lora_6", "6"), ("minilm", "6")):
+        for result in results.by_name.get(name, {}).values():
+            epochs, seconds = len(result["history"]["epochs"]), result["costs"]["training_seconds"]
+            rows.append(
+                {
+                    "model": name,
+                    "layers": same_layers,
+                    "trained (M)": result["trainable_parameters"] / 1e6,
+                    "peak memory (GB)": result["costs"]["peak_memory_bytes"] / 1e9,
+                    "seconds an epoch": seconds / epochs,
+                    "seconds to the best epoch": seconds / epochs * result["history"]["best_epoch"],
+                    "to ship (MB)": result["costs"]["bytes"]["to_ship"] / 1e6,
+                    "test average precision": result["test"]["average_precision"],
+                }
+            )
+    return pd.DataFrame(rows).groupby(["layers", "model"], sort=False).mean().reset_index()
+
+
+def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
+    """Which model to use, a sentence a cost: the best score on its Pareto front, and the cheapest that comes close."""
+    cheapest = {
+        "trainable_parameters": "weights to train and store for one more task",
+        "total_seconds": "training time",
+        "peak_memory_bytes": "memory while training",
+        "bytes": "bytes on disk",
+        "latency_ms": "time to answer",
+    }
+    lines = []
+    for cost, what in cheapest.items():
+        front = table[fronts[cost]].sort_values(cost)
+        first, best = front.iloc[0], front.iloc[-1]
+        saved = 1 - first[cost] / best[cost]
+        sentence = f"If you pay for {what}, take `{first['experiment']}` ({first['average_precision']:.3f})"
+        if first["experiment"] != best["experiment"]:
+            sentence += (
+                f": {saved:.0%} less than `{best['experiment']}`, the best score ({best['average_precision']:.3f})"
+            )
+        else:
+            sentence += ": nothing scores higher at any price"
+        lines.append(f"{len(lines) + 1}. {sentence}.")
+    lines.append("")
+    lines.append("Scores that are close on this list are not shown to differ: the verdicts above say which are.")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Scores on the toxic class, their intervals, paired verdicts between models, and what a model costs to use.
+"""Scores on the toxic class, their intervals, paired verdicts between models, calibration, and what a model costs.
 
 Scores are probabilities of `toxic`. The threshold that turns them into a verdict is chosen on validation and kept.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import datasets
 import evaluate
 import numpy as np
+import pandas as pd
 import torch
 from scipy.special import expit
 from scipy.stats import norm
@@ -19,6 +20,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 RESAMPLES = 2_000
+BINS = 10  # of the calibration error and the reliability diagram
 METRICS = ("accuracy", "f1", "precision", "recall", "roc_auc", "average_precision")
 
 
@@ -116,7 +118,9 @@ def intervals(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -
     }
 
 
-def compare(labels: np.ndarray, a: np.ndarray, b: np.ndarray, statistic: Callable | None = None) -> dict:
+def compare(
+    labels: np.ndarray, a: np.ndarray, b: np.ndarray, statistic: Callable | None = None, resamples: int = RESAMPLES
+) -> dict:
     """Is model a better than model b? Paired over test rows and seeds: a and b are probabilities (seeds, rows).
 
     The statistic is the mean over seeds of the difference in average precision. Rows are resampled jointly for both
@@ -124,7 +128,8 @@ def compare(labels: np.ndarray, a: np.ndarray, b: np.ndarray, statistic: Callabl
     otherwise 'inconclusive', with the smallest difference found at 80 % power: (z₀.₉₇₅ + z₀.₈₀) × standard error.
 
     Returns:
-        difference, low, high, by_seed, p_value (two-sided, bootstrap), detectable, verdict.
+        difference, low, high (the interval alone excludes 0 where low > 0 or high < 0), by_seed, p_value (two-sided,
+        bootstrap), detectable, verdict.
     """
     measure = statistic or (lambda probabilities, counts: average_precision_of(labels, probabilities, counts))
     once = np.ones((1, len(labels)), dtype=int)
@@ -132,7 +137,7 @@ def compare(labels: np.ndarray, a: np.ndarray, b: np.ndarray, statistic: Callabl
     resampled = np.concatenate(
         [
             np.mean([measure(x, counts) - measure(y, counts) for x, y in zip(a, b, strict=True)], axis=0)
-            for counts in resampled_counts(len(labels))
+            for counts in resampled_counts(len(labels), resamples)
         ]
     ).round(12)  # sums in another order differ in the last digits; that must not count as a difference
     low, high = np.quantile(resampled, [0.025, 0.975])
@@ -194,6 +199,22 @@ def mcnemar_p(labels: np.ndarray, called_a: np.ndarray, called_b: np.ndarray) ->
     return float(mcnemar(table, exact=True).pvalue)
 
 
+def toxic_rows_needed(gap: float, discordant: float, power: float = 0.8) -> int:
+    """How many toxic rows show that two models' recalls differ by `gap`, by McNemar's test at the 5 % level.
+
+    Both models judge the same rows, so only the rows that one of them alone finds tell them apart; `discordant` is
+    their share of the toxic rows. Sample size for paired proportions (Connor 1987, Biometrics 43, p. 209; the problem
+    is Miettinen's, 1968): (z₀.₉₇₅·√discordant + z_power·√(discordant − gap²))² / gap².
+
+    Raises:
+        ValueError: gap and discordant are not shares, or the gap is larger than the discordant share, which holds it.
+    """
+    if not 0 < gap <= discordant <= 1:
+        raise ValueError(f"a gap of {gap} in recall and a discordant share of {discordant}: give 0 < gap <= share <= 1")
+    root = norm.ppf(0.975) * np.sqrt(discordant) + norm.ppf(power) * np.sqrt(discordant - gap**2)
+    return int(np.ceil((root / gap) ** 2))
+
+
 def teacher_gate(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict:
     """May this teacher be distilled? Probabilities (rows,) on validation, before and after its fine-tuning.
 
@@ -211,6 +232,46 @@ def teacher_gate(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> d
         "needed": needed,
         "before": float(metrics.average_precision_score(labels, before)),
         "gain_low": gain["low"],
+    }
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def calibration_bins(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> pd.DataFrame:
+    """Said and seen, a row a bin of equal width: [0, 0.1), [0.1, 0.2), …, [0.9, 1] where there are ten.
+
+    Equal widths and not equal numbers of rows: where one comment in ten is toxic, nine of ten equal shares of the
+    rows would hold only comments that the model is sure are clean, and the tenth all that it is asked to decide.
+
+    Returns:
+        A frame with `low` (the bin's lower edge), `rows`, `toxic` (rows labelled so), `said` (mean probability) and
+        `seen` (share of toxic rows); the last two are NaN in an empty bin.
+    """
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.digitize(probabilities, edges[1:-1])
+    rows, toxic, total = (np.bincount(place, weights, minlength=bins) for weights in (None, labels, probabilities))
+    filled = np.where(rows > 0, rows, np.nan)
+    columns = {"low": edges[:-1], "rows": rows, "toxic": toxic.astype(int)}
+    return pd.DataFrame(columns | {"said": total / filled, "seen": toxic / filled})
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> float:
+    """The mean over rows of |said − seen| in the row's bin (Naeini 2015, Guo 2017), with the bins of calibration_bins.
+
+    0 is perfect. Most rows lie in the lowest bin, so it is small for any model that knows how rare toxic comments are.
+    """
+    found = calibration_bins(labels, probabilities, bins)
+    gaps = (found["said"] - found["seen"]).abs().fillna(0)
+    return float((gaps * found["rows"]).sum() / len(labels))
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """How far the probabilities (rows,) can be believed: Brier score (mean squared error) and calibration error."""
+    return {
+        "mean_probability": float(probabilities.mean()),
+        "brier": float(metrics.brier_score_loss(labels, probabilities)),
+        "calibration_error": expected_calibration_error(labels, probabilities),
     }
 
 

@@ -15,7 +15,8 @@ import argparse
 import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,9 +38,17 @@ from helpers.evaluation import (
     toxic_probability,
     with_holm,
 )
-from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
+from helpers.layers import (
+    EVEN_LAYERS,
+    FIRST_SIX,
+    LAST_SIX,
+    ODD_LAYERS,
+    copy_layers,
+    draw_layers,
+    merge_layers,
+)
 from helpers.lora import add_adapters, count_parameters, load_adapter, save_adapter
-from helpers.models import find_pretrained, load_model, load_tokenizer
+from helpers.models import find_pretrained, load_model, load_tokenizer, lora_targets
 from helpers.runs import (
     PUBLISHED_RESULTS,
     Run,
@@ -71,10 +80,21 @@ class Experiment:
     name: str
     title: str
     start: str = "pretrained"  # or 'teacher': the run's fine-tuned teacher; 'minilm': the control; 'baseline'
-    layers: tuple[int, ...] | None = None  # teacher layers to keep, counted from 1; None: all
+    layers: tuple | None = None  # layers to keep, counted from 1, or groups of layers to average; None: all
+    redrawn: bool = False  # the layers' weights are drawn at random: what is the copy worth?
     distil: bool = False
+    matched: tuple[int, ...] | None = None  # teacher layers whose [CLS] state is matched; None: the last one
     adapter: bool = False
+    changes: tuple[tuple[str, object], ...] = ()  # the profile's settings that this experiment changes
     notebook: str = "02_layer_distillation"
+
+    def profile(self, profile: Profile) -> Profile:
+        """The run's profile with this experiment's own settings."""
+        return replace(profile, **dict(self.changes))
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.start == "teacher" or self.distil
 
 
 EXPERIMENTS = {
@@ -100,6 +120,8 @@ EXPERIMENTS = {
         Experiment(
             "minilm_lora", "MiniLM's own 6 layers, LoRA", start="minilm", adapter=True, notebook="03_lora_fine_tuning"
         ),
+        Experiment("first_six", "First six layers, distilled", start="teacher", layers=FIRST_SIX, distil=True),
+        Experiment("last_six", "Last six layers, distilled", start="teacher", layers=LAST_SIX, distil=True),
     )
 }
 
@@ -109,6 +131,12 @@ COMPARISONS = {
     "lora − odd": ("lora", "odd"),
     "lora − even": ("lora", "even"),
     "odd − odd_hard": ("odd", "odd_hard"),
+}
+# Named beforehand too, for profiles that have these students.
+LAYER_COMPARISONS = {
+    "odd − even": ("odd", "even"),
+    "odd − first_six": ("odd", "first_six"),
+    "odd − last_six": ("odd", "last_six"),
 }
 
 
@@ -133,7 +161,8 @@ def experiment_seeds(name: str, seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 def training_settings(experiment: Experiment, seed: int, profile: Profile) -> TrainingSettings:
     """The experiment's training settings: each family has its own rate, batch size and number of epochs."""
-    family = "lora" if experiment.adapter else "student" if experiment.start == "teacher" else "teacher"
+    family = "lora" if experiment.adapter else "student" if experiment.layers else "teacher"
+    profile = experiment.profile(profile)
     return TrainingSettings(
         epochs=profile.lora_epochs if experiment.adapter else profile.epochs,
         batch_size=profile.lora_batch_size if experiment.adapter else profile.batch_size,
@@ -153,17 +182,24 @@ def experiment_settings(experiment: Experiment, seed: int, profile: Profile) -> 
     settings = {"start": experiment.start, "layers": list(experiment.layers) if experiment.layers else None}
     if experiment.start == "baseline":
         return {"start": "baseline", "name": experiment.name}
+    changed = experiment.profile(profile)
     if experiment.adapter:
-        settings["adapter"] = profile.settings("lora_rank", "lora_alpha", "lora_dropout")
+        settings["adapter"] = changed.settings("lora_rank", "lora_alpha", "lora_dropout")
+    if changed.lora_targets != "attention":
+        settings["adapter"]["lora_targets"] = changed.lora_targets
+    if experiment.redrawn:
+        settings["redrawn"] = True
+    if experiment.matched:
+        settings["matched"] = list(experiment.matched)
     return settings | {"training": asdict(training_settings(experiment, seed, profile))}
 
 
 def experiment_inputs(experiment: Experiment, seed: int, profile: Profile, data_fingerprint: str) -> dict[str, str]:
     """The fingerprints of what the experiment reads: the data, and its pretrained model or its teacher."""
     inputs = {"data": data_fingerprint}
-    if experiment.start == "teacher":
+    if experiment.needs_teacher:
         inputs["teacher"] = experiment_fingerprint(EXPERIMENTS["teacher"], seed, profile, data_fingerprint)
-    elif experiment.start != "baseline":
+    if experiment.start not in ("teacher", "baseline"):
         inputs["pretrained"] = find_pretrained(_pretrained_name(experiment, profile)).sha256
     return inputs
 
@@ -181,17 +217,18 @@ def _pretrained_name(experiment: Experiment, profile: Profile) -> str:
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def run_experiment(name: str, seed: int, run: Run) -> dict:
+def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
     """Trains, scores and measures one experiment, unless that is done already; returns its result.
 
     Leaves models/<name>-<seed>/, results/<name>-<seed>.json and results/predictions/<name>-<seed>.parquet in the run.
+    An experiment that stands in no list is given itself instead of by its name.
 
     Raises:
         ValueError: no such experiment.
         FileNotFoundError: the data, or the teacher of this seed (MissingStage), is not there yet.
         TrainingError: the loss diverged, or the teacher is not worth distilling.
     """
-    experiment = find_experiment(name)
+    experiment = name if isinstance(name, Experiment) else find_experiment(name)
     data = load_data(run)
     made_from = experiment_fingerprint(experiment, seed, run.profile, data.fingerprint)
     state = this_process()
@@ -204,7 +241,7 @@ def run_experiment(name: str, seed: int, run: Run) -> dict:
     elif state.is_main_process:
         _run_baseline(experiment, seed, run, data, made_from)
     state.wait_for_everyone()  # what comes next may read what the first process has just written
-    return read_json(result_path(run.results_dir, name, seed))
+    return read_json(result_path(run.results_dir, experiment.name, seed))
 
 
 def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str) -> dict | None:
@@ -248,7 +285,7 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
     targets = None
     if experiment.distil:
         with state.main_process_first():
-            targets, seconds = teacher_targets(seed, run, data)
+            targets, seconds = teacher_targets(seed, run, data, experiment.matched)
         prerequisite_seconds += seconds
     before = None
     if state.is_main_process:
@@ -268,12 +305,11 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
         return
     save_model(experiment, seed, run, model, made_from)
     logits = {
-        split: predict(model, data.splits[split], label=f"{experiment.name}: {split}").numpy()
-        for split in ("validation", "test")
+        split: predict(model, data.splits[split], label=f"{experiment.name}: {split}").numpy() for split in run.scored
     }
     facts = _training_facts(experiment, seed, run, data, model, history, before, logits["validation"])
     facts["costs"]["prerequisite_seconds"] = prerequisite_seconds
-    if experiment.name in MAIN_EXPERIMENTS:  # the others are variants with the same cost
+    if experiment.name in MAIN_EXPERIMENTS and "test" in run.scored:  # the others are variants with the same cost
         onnx = run.model_dir(experiment.name, seed) / "onnx"
         facts["costs"]["deployment"] = measure_deployment(model, onnx, data, logits["test"])
     _write_result(experiment, seed, run, data, made_from, logits, None, facts)
@@ -286,19 +322,30 @@ def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.M
     A base that adapters will be trained on is saved first, as models/<name>_base-<seed>/.
     """
     prerequisite_seconds = 0.0
-    if experiment.start == "teacher":
+    if experiment.needs_teacher:
         teacher, teacher_result = load_teacher(seed, run)
-        model = copy_layers(teacher, experiment.layers)
         prerequisite_seconds = teacher_result["costs"]["training_seconds"]
+    if experiment.start == "teacher":
+        model = teacher
     else:
         model = load_model(find_pretrained(_pretrained_name(experiment, run.profile)), seed)
+    if experiment.layers:
+        merging = isinstance(experiment.layers[0], tuple)
+        model = merge_layers(model, experiment.layers) if merging else copy_layers(model, experiment.layers)
+    if experiment.redrawn:
+        model = draw_layers(model, seed)
     if experiment.adapter:
         if this_process().is_main_process:
             with new_directory(run.model_dir(f"{experiment.name}_base", seed)) as directory:
                 model.save_pretrained(directory)
-        profile = run.profile
+        profile = experiment.profile(run.profile)
         model = add_adapters(
-            model, rank=profile.lora_rank, alpha=profile.lora_alpha, dropout=profile.lora_dropout, seed=seed
+            model,
+            rank=profile.lora_rank,
+            alpha=profile.lora_alpha,
+            dropout=profile.lora_dropout,
+            seed=seed,
+            targets=lora_targets(model, profile.lora_targets),
         )
     return model, prerequisite_seconds
 
@@ -319,8 +366,12 @@ def load_teacher(seed: int, run: Run) -> tuple[torch.nn.Module, dict]:
     return load_trained("teacher", seed, run).requires_grad_(False), result
 
 
-def teacher_targets(seed: int, run: Run, data: PreparedData) -> tuple[TeacherTargets, float]:
+def teacher_targets(
+    seed: int, run: Run, data: PreparedData, layers: tuple[int, ...] | None = None
+) -> tuple[TeacherTargets, float]:
     """The teacher's outputs on the training rows, and the seconds their making took; computed once a run and seed.
+
+    `layers` are the teacher layers whose [CLS] states are kept; None: the last one.
 
     Raises:
         TrainingError: the teacher did not pass the gate, so its outputs are not worth imitating.
@@ -333,13 +384,14 @@ def teacher_targets(seed: int, run: Run, data: PreparedData) -> tuple[TeacherTar
             f"training {gate['before']:.3f}, needed {gate['needed']:.3f} and a clear gain): it has not learned, so "
             "distilling it is refused. Train it longer, on more rows or at another rate"
         )
-    directory = run.targets_dir(seed)
-    targets = load_targets(directory, result["fingerprint"])
+    directory = run.targets_dir(seed, layers)
+    made_from = fingerprint({"teacher": result["fingerprint"], "layers": layers})
+    targets = load_targets(directory, made_from)
     if targets is None:
         started = datetime.now(UTC)
-        save_targets(teacher, data.splits["train"], directory, result["fingerprint"])
+        save_targets(teacher, data.splits["train"], directory, made_from, layers)
         write_json(directory / "time.json", {"seconds": (datetime.now(UTC) - started).total_seconds()})
-        targets = load_targets(directory, result["fingerprint"])
+        targets = load_targets(directory, made_from)
     return targets, (read_json(directory / "time.json") or {"seconds": 0.0})["seconds"]
 
 
@@ -438,10 +490,10 @@ def _write_result(experiment, seed, run, data, made_from, logits, threshold, fac
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": {split: len(rows) for split, rows in data.splits.items()},
         "threshold": threshold,
-        "validation": scores["validation"],
-        "test": scores["test"],
-        "intervals": intervals(labels["test"], probabilities["test"], threshold),
-    } | facts
+    }
+    result |= scores | facts
+    if "test" in scores:
+        result["intervals"] = intervals(labels["test"], probabilities["test"], threshold)
     frame = pd.concat(
         pd.DataFrame(
             {
@@ -491,16 +543,19 @@ class Results:
         return frame[["logit_clean", "logit_toxic"]].to_numpy(), frame["toxic"].to_numpy().astype(int)
 
 
-def load_results(run: Run) -> Results:
+def load_results(run: Run, extra: Sequence[Experiment] = ()) -> Results:
     """The results of the run's profile, from its own folder, else from the published ones with the same fingerprint.
+
+    `extra` are experiments that the profile does not list.
 
     Raises:
         MissingStage: a main experiment has no result at all; the message says which notebook makes it.
     """
     by_name, directories, missing = {}, {}, []
-    for name in run.profile.experiments:
-        for seed in experiment_seeds(name, run.profile.seeds):
-            found = _find_result(run, name, seed)
+    for experiment in [*(EXPERIMENTS[name] for name in run.profile.experiments), *extra]:
+        name = experiment.name
+        for seed in run.profile.seeds[:1] if experiment.start == "baseline" else run.profile.seeds:
+            found = find_result(run, experiment, seed)
             if found is None:
                 missing.append((name, seed))
                 continue
@@ -521,15 +576,15 @@ def load_results(run: Run) -> Results:
     return Results(by_name, directories, missing)
 
 
-def _find_result(run: Run, name: str, seed: int) -> tuple[dict, Path] | None:
+def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path] | None:
     """A result and its folder. Without the run's data the settings alone decide, as no comment is at hand to hash."""
-    data = read_json(run.data_dir / "data.json")
-    for directory in (run.results_dir, PUBLISHED_RESULTS):
+    data, name = read_json(run.data_dir / "data.json"), experiment.name
+    for directory in (run.results_dir, PUBLISHED_RESULTS / run.part):
         result = read_json(result_path(directory, name, seed))
         if result is None or not predictions_path(directory, name, seed).is_file():
             continue
         data_hash = data["fingerprint"] if data else result.get("inputs", {}).get("data", "")
-        if result.get("fingerprint") == experiment_fingerprint(EXPERIMENTS[name], seed, run.profile, data_hash):
+        if result.get("fingerprint") == experiment_fingerprint(experiment, seed, run.profile, data_hash):
             return result, directory
     return None
 
@@ -584,7 +639,8 @@ def _layers_text(result: dict) -> str:
     if result["settings"]["start"] == "baseline":
         return ""
     count = 6 if result["settings"]["start"] == "minilm" else 12
-    return ",".join(str(layer) for layer in result["settings"]["layers"] or range(1, count + 1))
+    layers = result["settings"]["layers"] or range(1, count + 1)
+    return ",".join("+".join(map(str, layer)) if isinstance(layer, list) else str(layer) for layer in layers)
 
 
 def deployment_table(results: Results) -> pd.DataFrame:
@@ -633,7 +689,7 @@ def planned_comparisons(results: Results) -> dict[str, dict]:
 def in_order(names: list[str]) -> list[str]:
     """The experiments asked for, each after the teacher that it needs, which is added where it is missing."""
     chosen = [find_experiment(name) for name in names]
-    if any(experiment.start == "teacher" for experiment in chosen):
+    if any(experiment.needs_teacher for experiment in chosen):
         names = ["teacher", *names]
     return [name for name in EXPERIMENTS if name in names]
 

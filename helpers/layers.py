@@ -16,6 +16,10 @@ from helpers.models import encoder_layers
 
 ODD_LAYERS = (1, 3, 5, 7, 9, 11)
 EVEN_LAYERS = (2, 4, 6, 8, 10, 12)
+FIRST_SIX = (1, 2, 3, 4, 5, 6)
+LAST_SIX = (7, 8, 9, 10, 11, 12)
+SPREAD_LAYERS = (1, 3, 5, 8, 10, 12)  # DistilBERT's: indices 0, 2, 4, 7, 9, 11
+NEIGHBOURS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12))
 
 LAYER_NAME = re.compile(r"^(?P<before>.*\bencoder\.layer\.)(?P<index>\d+)(?P<after>\..*)$")
 
@@ -63,6 +67,39 @@ def copy_layers(teacher: torch.nn.Module, layers: Sequence[int]) -> torch.nn.Mod
     return student.to(next(teacher.parameters()).device).eval()
 
 
+def merge_layers(teacher: torch.nn.Module, groups: Sequence[Sequence[int]]) -> torch.nn.Module:
+    """A student whose layers are the means of groups of teacher layers, for instance ((1, 2), (3, 4), …).
+
+    Layers are counted from 1 and all groups have the same size. Otherwise as `copy_layers`.
+
+    Raises:
+        ValueError: groups of different sizes, or layers that `copy_layers` refuses.
+    """
+    if len({len(group) for group in groups}) != 1:
+        raise ValueError(f"groups of layers must have the same size; got {[list(group) for group in groups]}")
+    check_layers([layer for group in groups for layer in group], len(encoder_layers(teacher)))
+    choices = list(zip(*groups, strict=True))  # for pairs: the first of each, the second of each
+    student, source = copy_layers(teacher, choices[0]), teacher.state_dict()
+    merged = {
+        name: torch.stack([source[source_name(name, layers)] for layers in choices]).mean(dim=0)
+        for name in student.state_dict()
+        if LAYER_NAME.match(name)
+    }
+    student.load_state_dict(student.state_dict() | merged)
+    student.config.teacher_layers = [list(group) for group in groups]
+    return student
+
+
+def draw_layers(student: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Draws the weights of all layers anew, as before pretraining; embeddings and head stay. Returns the student."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = type(student)(student.config)
+    encoder_layers(student).load_state_dict(encoder_layers(fresh).state_dict())
+    student.config.teacher_layers = []
+    return student
+
+
 def source_name(student_name: str, layers: Sequence[int]) -> str:
     """The teacher's name of the tensor that a student's tensor is copied from.
 
@@ -96,11 +133,11 @@ def copied_tensors(student: torch.nn.Module, teacher: torch.nn.Module, layers: S
 
 
 def bert_parameters(config, layers: int) -> int:
-    """The number of parameters of a BERT classifier with so many layers, by formula.
+    """The number of parameters of a BERT or MPNet classifier with so many layers, by formula.
 
-    H hidden, I intermediate, V vocabulary, P positions, S segment types, C classes:
+    H hidden, I intermediate, V vocabulary, P positions, S segment types (MPNet: none), C classes:
 
-        embeddings  (V + P + S)·H + 2H
+        embeddings  (V + P + S)·H + 2H         MPNet: + 32 relative distances · heads
         a layer     4(H² + H) + (H·I + I) + (I·H + H) + 4H
         pooler      H² + H
         classifier  H·C + C
@@ -108,6 +145,8 @@ def bert_parameters(config, layers: int) -> int:
     With bert-base and two classes: 109,483,778 at 12 layers and 66,956,546 at 6.
     """
     h, i = config.hidden_size, config.intermediate_size
-    embeddings = (config.vocab_size + config.max_position_embeddings + config.type_vocab_size) * h + 2 * h
+    segments = getattr(config, "type_vocab_size", 0)
+    embeddings = (config.vocab_size + config.max_position_embeddings + segments) * h + 2 * h
+    embeddings += getattr(config, "relative_attention_num_buckets", 0) * config.num_attention_heads
     layer = 4 * (h * h + h) + (h * i + i) + (i * h + h) + 4 * h
     return embeddings + layers * layer + (h * h + h) + (h * config.num_labels + config.num_labels)

@@ -56,7 +56,7 @@ def lora_parameters(model: torch.nn.Module, rank: int, targets: list[str] | None
     Σ over the target matrices of r·(in + out), plus the classifier. bert-base, r = 8, query and value, two labels:
     12 layers · 2 · 8 · (768 + 768) + 768 · 2 + 2 = 296,450, and 148,994 with 6 layers.
     """
-    names = tuple(targets or lora_targets(model))
+    names = tuple(f".{target}" for target in targets or lora_targets(model))
     adapters = sum(
         rank * (module.in_features + module.out_features)
         for name, module in encoder_layers(model).named_modules()

@@ -53,6 +53,8 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 def cosine_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
     """1 − cos of the angle between two [CLS] states, (B, H) each, batch mean: 0 where they agree.
 
+    With states of several layers, (B, L, H), the mean over them too.
+
     Taken on hidden states. On two logits a cosine says almost nothing: only their difference counts.
     """
     teacher_states = teacher_states.detach().float()
@@ -70,7 +72,7 @@ def distillation_loss(
     alpha: float,
     beta: float,
 ) -> DistillationLoss:
-    """L as in this module's head: logits (B, C), labels (B,), [CLS] states of the last layers (B, H)."""
+    """L as in this module's head: logits (B, C), labels (B,), [CLS] states (B, H), or (B, L, H) of several layers."""
     hard = hard_loss(student_logits, labels)
     soft = soft_loss(student_logits, teacher_logits, temperature)
     cosine = cosine_loss(student_states, teacher_states)

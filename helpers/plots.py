@@ -30,7 +30,10 @@ COLOURS = {
     "even_hard": "#f2cf7f",
     "minilm": "#9467bd",
     "minilm_lora": "#c5a6dd",
+    "first_six": "#d55e00",
+    "last_six": "#8c564b",
 }
+OTHER_COLOUR = "#cc79a7"  # what a grid brought to the top
 
 
 def save_figure(figure: Figure, run: Run, name: str) -> Figure:
@@ -313,3 +316,94 @@ def verdicts(comparisons: dict[str, dict], run: Run) -> Figure:
     axes.set(xlabel="difference in average precision", ylim=(-0.6, len(comparisons) - 0.4))
     axes.margins(x=0.25)
     return save_figure(figure, run, "verdicts")
+
+
+# --- notebook 05 -----------------------------------------------------------------------------------------------------
+
+
+def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str) -> Figure:
+    """Validation average precision of a grid's experiments, a panel a table; the first of each is the default."""
+    figure, axes = _new(
+        run,
+        f"{title} (validation; blue: the default, dashed)",
+        5.2 * len(tables) + 0.6,
+        0.36 * max(map(len, tables.values())) + 1.7,
+        ncols=len(tables),
+        sharex=True,
+        squeeze=False,
+    )
+    for panel, (heading, table) in zip(axes[0], tables.items(), strict=True):
+        scores = table["average_precision"]
+        colours = ["#0072b2", *["#9a9a9a"] * (len(table) - 1)]
+        panel.hlines(table["title"], scores.min() - 0.01, scores, color=colours, linewidth=1)
+        panel.scatter(scores, table["title"], color=colours, s=45, zorder=3)
+        panel.axvline(scores.iloc[0], color="#0072b2", linestyle="--", linewidth=1)
+        for place, value in enumerate(scores):
+            panel.annotate(f"{value:.3f}", (value, place), xytext=(6, -3), textcoords="offset points", fontsize=8)
+        panel.invert_yaxis()
+        panel.margins(x=0.2)
+        panel.set(title=heading, xlabel="validation average precision")
+    return save_figure(figure, run, name)
+
+
+def layer_removal(steps: list[dict], run: Run) -> Figure:
+    """Greedy removal: the scores from 12 layers down to 1, and what each of the 12 layers is worth to the teacher."""
+    figure, (left, right) = _new(
+        run, "Which layers does this task need? (validation, nothing retrained)", 11, 4, ncols=2
+    )
+    kept = [len(step["layers"]) for step in steps]
+    left.plot(kept, [step["average_precision"] for step in steps], "o-", color="#0072b2", label="average precision")
+    left.plot(kept, [step["cross_entropy"] for step in steps], "s--", color="#d55e00", label="cross-entropy")
+    left.invert_xaxis()
+    left.set(title="layers removed one by one", xlabel="layers left", ylim=(0, None))
+    left.legend()
+    whole = steps[0]
+    worth = {layer: loss - whole["cross_entropy"] for layer, loss in whole["without"].items()}
+    right.bar(list(worth), list(worth.values()), color="#4d4d4d")
+    right.axhline(0, color="black", linewidth=1)
+    right.set(title="one layer removed from the whole teacher", xlabel="layer", ylabel="cross-entropy it adds")
+    return save_figure(figure, run, "layer_removal")
+
+
+def overfitting(results: Results, names: Sequence[str], run: Run) -> Figure:
+    """Validation minus training cross-entropy by epoch, mean over seeds: above 0 and growing, the model overfits."""
+    figure, axes = _new(run, "The gap between validation and training cross-entropy")
+    for name in names:
+        records = [result["history"]["epochs"] for result in results.by_name[name].values()]
+        gaps = [[epoch["validation"]["hard"] - epoch["training"]["hard"] for epoch in epochs] for epochs in records]
+        epochs = np.arange(1, len(gaps[0]) + 1)
+        axes.plot(epochs, np.mean(gaps, axis=0), "o-", color=COLOURS.get(name, OTHER_COLOUR), label=name)
+        axes.fill_between(epochs, np.min(gaps, axis=0), np.max(gaps, axis=0), color=COLOURS.get(name), alpha=0.15)
+    axes.axhline(0, color="black", linewidth=1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="epoch (band: from the lowest to the highest seed)", ylabel="validation − training cross-entropy")
+    axes.legend()
+    return save_figure(figure, run, "overfitting")
+
+
+def pareto(table: pd.DataFrame, fronts: dict[str, np.ndarray], run: Run) -> Figure:
+    """Test average precision against each cost of `fronts` (column: who is on the front); a line joins the front."""
+    titles = {
+        "trainable_parameters": ("trained parameters", 1),
+        "total_seconds": ("training, its teacher's included (min)", 60),
+        "peak_memory_bytes": ("peak memory of training (GB)", 1e9),
+        "bytes": ("bytes on disk (MB)", 1e6),
+        "latency_ms": ("latency of one comment (ms)", 1),
+    }
+    figure, axes = _new(
+        run, "What no other model beats (line: the Pareto front)", 12.5, 7, nrows=2, ncols=3, sharey=True
+    )
+    for panel, (column, front) in zip(axes.flat, fronts.items(), strict=False):
+        title, unit = titles[column]
+        for _, row in table.iterrows():
+            colour = COLOURS.get(row["experiment"], OTHER_COLOUR)
+            panel.plot(row[column] / unit, row["average_precision"], "o", color=colour, label=row["experiment"])
+        joined = table[front].sort_values(column)
+        panel.plot(joined[column] / unit, joined["average_precision"], color="black", linewidth=1, zorder=0)
+        panel.set(xlabel=title, xscale="log" if column == "trainable_parameters" else "linear")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("average precision (test)")
+    axes[1, 2].axis("off")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[1, 2].legend(handles, labels, loc="center", ncols=2)
+    return save_figure(figure, run, "pareto")

@@ -48,6 +48,8 @@ class Run:
     data_source: str
     jigsaw_dir: Path | None
     seeds: tuple[int, ...]  # the profile's, or those of them that SEEDS asks for
+    scored: tuple[str, ...] = ("validation", "test")  # a grid of settings is never scored on test
+    part: str = ""  # "grid" for the run's grids: where their results lie below results/
 
     @property
     def data_label(self) -> str:
@@ -70,8 +72,9 @@ class Run:
     def model_dir(self, experiment: str, seed: int) -> Path:
         return self.directory / "models" / f"{experiment}-{seed}"
 
-    def targets_dir(self, seed: int) -> Path:
-        return self.directory / "targets" / f"teacher-{seed}"
+    def targets_dir(self, seed: int, layers: tuple[int, ...] | None = None) -> Path:
+        states = "-layers-" + "-".join(map(str, layers)) if layers else ""
+        return self.directory / "targets" / f"teacher-{seed}{states}"
 
     def checkpoint_dir(self, experiment: str, seed: int) -> Path:
         return self.directory / "checkpoints" / f"{experiment}-{seed}"

@@ -14,7 +14,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -77,7 +77,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """The teacher's outputs by row id: logits (N, C) and last-layer [CLS] states (N, H), float32.
+    """The teacher's outputs by row id: logits (N, C) and [CLS] states of one or more layers (N, L, H), float32.
 
     Loaded ones are memory-mapped: a batch's rows are read from the disk when the batch comes.
     """
@@ -148,12 +148,13 @@ def predict(
     dataset: Dataset,
     batch_size: int = 64,
     states: np.ndarray | None = None,
+    layers: Sequence[int] = (),
     label: str | None = None,
 ) -> torch.Tensor:
     """The logits (N, C) of the dataset's rows, in its order, on the CPU, in eval mode.
 
-    `states`, an array (N, H), is filled with the last layer's [CLS] states. Rows are taken by length, which costs less
-    padding; the mode the model was in is restored.
+    `states`, an array (N, L, H), is filled with the [CLS] states after these L layers, counted from 1. Rows are taken
+    by length, which costs less padding; the mode the model was in is restored.
     """
     was_training = model.training
     model.eval()
@@ -168,20 +169,29 @@ def predict(
         output = model(**batch, output_hidden_states=states is not None)
         logits[rows] = output.logits.float().cpu()
         if states is not None:
-            states[rows] = output.hidden_states[-1][:, 0].float().cpu().numpy()
+            states[rows] = cls_states(output, layers).float().cpu().numpy()
     model.train(was_training)
     return logits
 
 
-def save_targets(teacher: torch.nn.Module, dataset: Dataset, directory: Path, made_from: str) -> None:
+def cls_states(output, layers: Sequence[int]) -> torch.Tensor:
+    """The [CLS] states (B, L, H) after these layers, counted from 1; `hidden_states[0]` is the embeddings."""
+    return torch.stack([output.hidden_states[layer][:, 0] for layer in layers], dim=1)
+
+
+def save_targets(
+    teacher: torch.nn.Module, dataset: Dataset, directory: Path, made_from: str, layers: Sequence[int] | None = None
+) -> None:
     """Runs the teacher once over the rows, without gradients or dropout, and keeps its outputs by row id.
 
-    The states go straight to the disk: bert-base's are 0.5 GB for the whole of Jigsaw's train.csv.
+    `layers` are those whose [CLS] states are kept (default: the last one). The states go straight to the disk:
+    bert-base's last ones are 0.5 GB for the whole of Jigsaw's train.csv.
     """
-    shape = (len(dataset), teacher.config.hidden_size)
+    layers = layers or (teacher.config.num_hidden_layers,)
+    shape = (len(dataset), len(layers), teacher.config.hidden_size)
     with new_directory(directory) as temporary:
         states = np.lib.format.open_memmap(temporary / "states.npy", mode="w+", dtype="float32", shape=shape)
-        logits = predict(teacher, dataset, states=states, label="teacher outputs")
+        logits = predict(teacher, dataset, states=states, layers=layers, label="teacher outputs")
         states.flush()
         np.save(temporary / "logits.npy", logits.numpy())
         write_json(temporary / "rows.json", {"fingerprint": made_from, "row_ids": list(dataset["row_id"])})
@@ -233,17 +243,21 @@ def make_optimizer(model: torch.nn.Module, settings: TrainingSettings) -> torch.
 def batch_loss(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], settings: TrainingSettings
 ) -> dict[str, torch.Tensor]:
-    """The loss of a batch by part: `total` is minimised. Without a teacher in the batch, total = hard."""
+    """The loss of a batch by part: `total` is minimised. Without a teacher in the batch, total = hard.
+
+    Where the teacher's states are those of L layers, they stand against the student's last L layers, in order.
+    """
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if "teacher_logits" not in batch:
         hard = hard_loss(model(**inputs).logits, batch["labels"])
         return {"total": hard, "hard": hard}
     output = model(**inputs, output_hidden_states=True)
+    matched = range(-batch["teacher_states"].shape[1], 0)
     loss = distillation_loss(
         output.logits,
         batch["teacher_logits"],
         batch["labels"],
-        output.hidden_states[-1][:, 0],
+        cls_states(output, matched),
         batch["teacher_states"],
         temperature=settings.temperature,
         alpha=settings.alpha,

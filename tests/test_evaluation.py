@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 import scipy.stats
 from sklearn import metrics
+from sklearn.calibration import calibration_curve
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from helpers.evaluation import (
     METRICS,
     RESAMPLES,
     average_precision_of,
     best_threshold,
+    calibration,
+    calibration_bins,
     compare,
+    expected_calibration_error,
     f1_of,
     holm,
     intervals,
@@ -22,6 +28,7 @@ from helpers.evaluation import (
     score,
     teacher_gate,
     toxic_probability,
+    toxic_rows_needed,
     with_holm,
 )
 
@@ -265,6 +272,40 @@ def test_another_statistic_can_be_compared(models):
     assert found["difference"] == pytest.approx(np.mean(f1))
 
 
+def simulated_pair(seed: int, noise_a: float = 0.5, noise_b: float = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (600,), 60 of them toxic, and the probabilities (1, 600) of two models.
+
+    What both see in a comment is the same; on top each has noise of its own. With the same noise neither is better,
+    and which of the two is called a is chance: they are exchangeable.
+    """
+    generator = np.random.default_rng(seed)
+    labels = (np.arange(600) < 60).astype(int)
+    common = 1.2 * (2 * labels - 1) + generator.normal(size=600)
+    a, b = (common + noise * generator.normal(size=600) for noise in (noise_a, noise_b))
+    return labels, scipy.special.expit(a)[None], scipy.special.expit(b)[None]
+
+
+def excludes_zero(found: dict) -> bool:
+    return found["low"] > 0 or found["high"] < 0
+
+
+def test_of_200_pairs_of_exchangeable_models_the_interval_excludes_0_in_about_5_percent():
+    wrong = sum(excludes_zero(compare(*simulated_pair(seed), resamples=300)) for seed in range(200))
+    assert 0.02 <= wrong / 200 <= 0.09
+
+
+def test_a_planted_difference_is_found_in_nearly_all_simulated_pairs():
+    verdicts = [compare(*simulated_pair(seed, 0.2, 1.5), resamples=300)["verdict"] for seed in range(30)]
+    assert verdicts.count("better") >= 28
+
+
+def test_a_difference_of_the_detectable_size_is_found_in_about_8_of_10_simulated_pairs():
+    found = [compare(*simulated_pair(seed, 0.5, 0.95), resamples=300) for seed in range(100)]
+    planted, detectable = (np.mean([each[name] for each in found]) for name in ("difference", "detectable"))
+    assert planted == pytest.approx(detectable, rel=0.15)
+    assert 0.7 <= sum(each["low"] > 0 for each in found) / 100 <= 0.9
+
+
 def test_unequal_numbers_of_seeds_are_refused(models):
     with pytest.raises(ValueError, match="shorter"):
         compare(models["labels"], models["good"], models["poor"][:1])
@@ -273,6 +314,11 @@ def test_unequal_numbers_of_seeds_are_refused(models):
 def test_holms_correction_as_worked_out_by_hand():
     # in rising order 0.005·4, 0.01·3, 0.03·2, and 0.04·1, which may not be below the one before it
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holms_correction_equals_statsmodels():
+    p_values = np.random.default_rng(0).random(9) ** 3
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
 
 
 def test_a_verdict_that_does_not_survive_holms_correction_becomes_inconclusive():
@@ -293,18 +339,88 @@ def test_no_comparisons_need_no_correction():
     assert with_holm({}) == {}
 
 
-def test_mcnemars_p_value_is_the_binomial_tests_on_the_discordant_pairs():
+@pytest.fixture
+def discordant() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (40,) and two models' verdicts: 3 rows only b gets right, 11 only a, 5 neither, 21 both."""
     labels = np.zeros(40, dtype=int)
     called_a, called_b = labels.copy(), labels.copy()
-    called_a[:3] = 1  # wrong where b is right
-    called_b[3:14] = 1  # wrong where a is right
-    called_a[20:25] = called_b[20:25] = 1  # both wrong
-    assert mcnemar_p(labels, called_a, called_b) == pytest.approx(scipy.stats.binomtest(3, 14).pvalue)
+    called_a[:3] = 1
+    called_b[3:14] = 1
+    called_a[20:25] = called_b[20:25] = 1
+    return labels, called_a, called_b
+
+
+def test_mcnemars_p_value_is_the_binomial_tests_on_the_discordant_pairs(discordant):
+    assert mcnemar_p(*discordant) == pytest.approx(scipy.stats.binomtest(3, 14).pvalue)
+
+
+def test_mcnemars_p_value_equals_statsmodels(discordant):
+    assert mcnemar_p(*discordant) == pytest.approx(mcnemar([[21, 11], [3, 5]], exact=True).pvalue)
 
 
 def test_mcnemars_p_value_is_1_for_equal_verdicts():
     labels = make_labels(40)
     assert mcnemar_p(labels, labels, labels) == 1
+
+
+# --- power -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_rows_needed_are_those_of_connors_formula_worked_out_by_hand():
+    # one finds 5 % alone, the other 45 %: (1.960·√0.50 + 0.842·√(0.50 − 0.16))² / 0.16 = 22.01
+    assert toxic_rows_needed(gap=0.40, discordant=0.50) == 23
+
+
+def test_with_the_rows_needed_mcnemars_test_finds_the_gap_8_times_in_10():
+    gap, discordant = 0.05, 0.20
+    rows = toxic_rows_needed(gap, discordant)
+    shares = [(discordant + gap) / 2, (discordant - gap) / 2, 1 - discordant]
+    only_a, only_b, _ = np.random.default_rng(0).multinomial(rows, shares, size=20_000).T
+    statistic = (only_a - only_b) ** 2 / (only_a + only_b)
+    assert (statistic > scipy.stats.chi2.ppf(0.95, 1)).mean() == pytest.approx(0.8, abs=0.015)
+
+
+def test_a_gap_of_half_the_size_needs_about_four_times_the_rows():
+    assert toxic_rows_needed(0.02, 0.2) == pytest.approx(4 * toxic_rows_needed(0.04, 0.2), rel=0.02)
+
+
+@pytest.mark.parametrize(("gap", "discordant"), [(0.05, 0.04), (0.0, 0.1), (0.1, 1.1)])
+def test_a_gap_that_the_discordant_rows_cannot_hold_is_refused(gap, discordant):
+    with pytest.raises(ValueError, match="discordant share"):
+        toxic_rows_needed(gap, discordant)
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def test_the_calibration_error_as_worked_out_by_hand():
+    probabilities = np.array([0.02, 0.02, 0.02, 0.02, 0.75, 0.75])
+    labels = np.array([0, 0, 0, 0, 1, 0])  # bin [0, 0.1): said 0.02, seen 0; bin [0.7, 0.8): said 0.75, seen 0.5
+    assert expected_calibration_error(labels, probabilities) == pytest.approx((4 * 0.02 + 2 * 0.25) / 6)
+
+
+def test_probabilities_that_come_true_have_a_calibration_error_near_0():
+    generator = np.random.default_rng(0)
+    probabilities = generator.beta(0.3, 2.0, size=200_000)
+    labels = (generator.random(200_000) < probabilities).astype(int)
+    assert expected_calibration_error(labels, probabilities) < 0.005
+
+
+def test_the_bins_equal_scikit_learns_calibration_curve(judged):
+    labels, probabilities = judged
+    found = calibration_bins(labels, probabilities).dropna()
+    seen, said = calibration_curve(labels, probabilities, n_bins=10, strategy="uniform")
+    assert found[["seen", "said"]].to_numpy() == pytest.approx(np.column_stack([seen, said]))
+
+
+def test_every_row_stands_in_one_bin_and_the_edges_belong_to_the_upper_one_but_for_1():
+    found = calibration_bins(np.array([0, 1, 1, 1]), np.array([0.0, 0.5, 0.9, 1.0]))
+    assert found["rows"].tolist() == [1, 0, 0, 0, 0, 1, 0, 0, 0, 2]
+
+
+def test_the_brier_score_is_the_mean_squared_error(judged):
+    labels, probabilities = judged
+    assert calibration(labels, probabilities)["brier"] == pytest.approx(np.mean((probabilities - labels) ** 2))
 
 
 # --- the gate --------------------------------------------------------------------------------------------------------

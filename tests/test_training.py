@@ -111,8 +111,8 @@ def test_the_collator_pads_with_the_pad_token_and_masks_it():
 
 def outputs(model: torch.nn.Module, rows: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's logits and [CLS] states."""
-    states = np.empty((len(rows), model.config.hidden_size), dtype="float32")
-    logits = predict(model, rows, states=states)
+    states = np.empty((len(rows), 1, model.config.hidden_size), dtype="float32")
+    logits = predict(model, rows, states=states, layers=[model.config.num_hidden_layers])
     return logits, torch.from_numpy(states)
 
 

@@ -1,0 +1,61 @@
+"""What a model notices: written insults, plainly spelled, disguised, or after neutral sentences.
+
+A probe of written sentences with known labels, not a test set: it asks whether a student lost the low-level details
+that its missing layers would have read.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from helpers.config import LABELS
+from helpers.data import tokenise
+from helpers.evaluation import toxic_probability
+from helpers.experiments import Results, load_trained
+from helpers.models import find_pretrained, load_tokenizer
+from helpers.runs import PUBLISHED_RESULTS, Run, read_json, write_json
+from helpers.sample_comments import PROBE_FORMS, probe_comments
+from helpers.training import predict
+
+PROBES = 300
+
+
+def probe_rows(run: Run) -> tuple[Dataset, np.ndarray]:
+    """The written sentences, tokenised as the run's comments are, and the form of each."""
+    frame = pd.DataFrame(probe_comments(PROBES))
+    tokenizer = load_tokenizer(find_pretrained(run.profile.pretrained))
+    ids, _ = tokenise(frame["comment_text"].tolist(), tokenizer, run.profile.max_length)
+    labels = {label: frame["toxic"].tolist() if label == "toxic" else [0] * len(frame) for label in LABELS}
+    row_ids = {"row_id": [f"probe-{number}" for number in range(len(frame))]}
+    return Dataset.from_dict(row_ids | labels | {"input_ids": ids}), frame["form"].to_numpy()
+
+
+def probe(results: Results, names: list[str], run: Run) -> pd.DataFrame:
+    """The share of probes that each model calls toxic at its own threshold, by form: a row a model, mean over seeds.
+
+    Shares of `clean` are false alarms. What was found is kept in results/probe.json; a model that was trained anew
+    since then is asked again.
+
+    Raises:
+        MissingStage: a model is neither at hand nor among what is published.
+    """
+    known = {}
+    for directory in (PUBLISHED_RESULTS, run.results_dir):
+        known |= (read_json(directory / "probe.json") or {"found": {}})["found"]
+    rows, found = None, {}
+    for name in names:
+        for seed, result in results.by_name[name].items():
+            key = f"{name}-{seed}-{result['fingerprint']}"
+            if key not in known:
+                rows = rows or probe_rows(run)
+                known[key] = _shares(load_trained(name, seed, run), *rows, result["threshold"])
+            found[key] = known[key] | {"model": name}
+    write_json(run.results_dir / "probe.json", {"probes": PROBES, "found": {key: known[key] for key in found}})
+    return pd.DataFrame(found.values()).groupby("model", sort=False).mean().reset_index()
+
+
+def _shares(model, rows: Dataset, forms: np.ndarray, threshold: float) -> dict[str, float]:
+    called = toxic_probability(predict(model, rows).numpy()) >= threshold
+    return {form: float(called[forms == form].mean()) for form in PROBE_FORMS}
