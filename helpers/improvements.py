@@ -43,7 +43,9 @@ OUTPUTS_OF_PAIRS = (2, 4, 6, 8, 10, 12)  # student layer k does the work of teac
 
 
 def grid_run(run: Run) -> Run:
-    """The run's part for grids: 1,500 training rows, the first seed, validation only."""
+    """The run's part for grids: 1,500 training rows, the first seed, validation only; itself if it is that already."""
+    if run.part == "grid":
+        return run
     rows = run.profile.train_rows
     profile = replace(run.profile, train_rows=min(GRID_ROWS, rows) if rows else GRID_ROWS, seeds=run.profile.seeds[:1])
     return replace(

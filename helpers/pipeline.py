@@ -2,6 +2,7 @@
 
 python -m helpers.pipeline                                  # notebooks 01 to 04, as `make run` does
 python -m helpers.pipeline 04_comparison --run study-jigsaw
+python -m helpers.pipeline 05_improvements                  # the report's proposals, on a finished run: hours in study
 python -m helpers.pipeline --publish --run study-jigsaw     # copy a finished run into what the repository shows
 """
 
@@ -23,9 +24,12 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from helpers.benchmark import benchmark_in_markdown
 from helpers.config import unknown
+from helpers.experiments import EXPERIMENTS, find_result, predictions_path
+from helpers.improvements import grid_run, sections
 from helpers.runs import ROOT, Run, open_run, read_json, write_file, write_json
 
 NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
+MORE_NOTEBOOKS = ("05_improvements",)  # on a finished run, by name
 REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
 README_COLUMNS = {  # column of comparison.csv: title, unit, digits
     "experiment": ("model", 1, None),
@@ -148,6 +152,9 @@ def show_outcome(run: Run) -> None:
 def publish(run: Run) -> None:
     """Copies a finished run into what the repository shows: results/, figures/, the two images, executed notebooks.
 
+    What was published before stays where the run has not made it again and its fingerprint still fits: the seeds of a
+    long run may come from several machines. Everything else that was published is removed.
+
     Raises:
         FileNotFoundError: the run is not finished.
         ValueError: the run was made on written comments, whose numbers say nothing about Jigsaw.
@@ -156,20 +163,33 @@ def publish(run: Run) -> None:
         raise FileNotFoundError(f"run {run.name!r} is not finished: run 01 to 04 first")
     if run.data_source not in ("jigsaw", "hub"):
         raise ValueError(f"run {run.name!r} was made on {run.data_label}; publish a run on the real comments")
-    benchmark = read_json(ROOT / "results" / "benchmark.json")  # not the run's, so it stays
-    for folder, source in (("results", run.results_dir), ("figures", run.figures_dir)):
-        shutil.rmtree(ROOT / folder, ignore_errors=True)
-        shutil.copytree(source, ROOT / folder)
-    if benchmark:
-        write_json(ROOT / "results" / "benchmark.json", benchmark)
+    grid = grid_run(run)
+    sources = {"results": run.results_dir, "results/grid": grid.results_dir, "figures": run.figures_dir}
+    for folder, source in sources.items():
+        if source.is_dir():
+            shutil.copytree(source, ROOT / folder, dirs_exist_ok=True)
+    remove_outdated(run, ROOT / "results")
+    remove_outdated(grid, ROOT / "results" / "grid")
     for image, figure in REPORT_FIGURES.items():
         shutil.copyfile(run.figures_dir / figure, ROOT / image)
-    for name in NOTEBOOKS:
-        shutil.copyfile(run.directory / "notebooks" / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb")
+    for name in (*NOTEBOOKS, *MORE_NOTEBOOKS):
+        executed = run.directory / "notebooks" / f"{name}.ipynb"
+        if executed.is_file():
+            shutil.copyfile(executed, ROOT / "notebooks" / f"{name}.ipynb")
     published = {"profile": run.profile.name, "data_source": run.data_source, "data": run.data_label}
     write_json(ROOT / "results" / "run.json", published)
     write_readme_results()
     print(f"published {run.name}: results/, figures/, {', '.join(REPORT_FIGURES)} and the executed notebooks")
+
+
+def remove_outdated(run: Run, directory: Path) -> None:
+    """Removes the published results that the run's settings would not give any more, and their predictions."""
+    known = EXPERIMENTS | {experiment.name: experiment for tried in sections(run).values() for experiment in tried}
+    for path in directory.glob("*-*.json"):
+        name, seed = path.stem.rsplit("-", 1)
+        if name not in known or find_result(run, known[name], int(seed)) is None:
+            path.unlink()
+            predictions_path(directory, name, int(seed)).unlink(missing_ok=True)
 
 
 def results_in_markdown(directory: Path) -> str:
@@ -212,7 +232,8 @@ def between_markers(text: str, name: str, content: str) -> str:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m helpers.pipeline", description=__doc__.splitlines()[0])
-    parser.add_argument("notebooks", nargs="*", help=f"which notebooks (default: {' '.join(NOTEBOOKS)})")
+    known = f"{' '.join(NOTEBOOKS)}; by name also: {' '.join(MORE_NOTEBOOKS)}"
+    parser.add_argument("notebooks", nargs="*", help=f"which notebooks (default: {known})")
     parser.add_argument("--profile", help="quick, study, colab, full or smoke (default: colab with a GPU, else quick)")
     parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
     parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
@@ -241,9 +262,10 @@ def main(arguments: list[str] | None = None) -> int:
         if value:
             os.environ[variable] = value  # the notebooks' kernels read them
     try:
-        wrong = [name for name in options.notebooks if name not in NOTEBOOKS]
+        known = [*NOTEBOOKS, *MORE_NOTEBOOKS]
+        wrong = [name for name in options.notebooks if name not in known]
         if wrong:
-            raise ValueError(unknown("notebook", wrong[0], list(NOTEBOOKS)))
+            raise ValueError(unknown("notebook", wrong[0], known))
         run = open_run()
         os.environ["RUN"] = run.name
         if options.publish:

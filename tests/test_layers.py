@@ -7,7 +7,17 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig
 from transformers import DistilBertForSequenceClassification as DistilBert
 
-from helpers.layers import EVEN_LAYERS, LAYER_NAME, ODD_LAYERS, bert_parameters, copied_tensors, copy_layers
+from helpers.layers import (
+    EVEN_LAYERS,
+    LAYER_NAME,
+    NEIGHBOURS,
+    ODD_LAYERS,
+    bert_parameters,
+    copied_tensors,
+    copy_layers,
+    draw_layers,
+    merge_layers,
+)
 from helpers.models import encoder_layers
 
 BOTH = pytest.mark.parametrize("layers", [ODD_LAYERS, EVEN_LAYERS], ids=["odd", "even"])
@@ -209,3 +219,33 @@ def test_the_formula_gives_bert_bases_number_of_parameters(layers, parameters):
 def test_the_formula_equals_the_counted_parameters(tiny_bert, layers):
     model = copy_layers(tiny_bert, layers)
     assert bert_parameters(model.config, len(layers)) == sum(p.numel() for p in model.parameters())
+
+
+# --- other selections ------------------------------------------------------------------------------------------------
+
+
+def test_a_merged_layer_is_the_mean_of_its_group(teacher):
+    student = merge_layers(teacher, NEIGHBOURS)
+    for index, (a, b) in enumerate(NEIGHBOURS):
+        mine, first, second = (
+            encoder_layers(model)[place].state_dict()
+            for model, place in ((student, index), (teacher, a - 1), (teacher, b - 1))
+        )
+        assert all(torch.allclose(mine[name], (first[name] + second[name]) / 2, atol=1e-6) for name in mine)
+
+
+def test_merging_groups_of_one_is_the_copy(teacher):
+    merged, copied = merge_layers(teacher, [[layer] for layer in ODD_LAYERS]), copy_layers(teacher, ODD_LAYERS)
+    assert all(torch.equal(tensor, copied.state_dict()[name]) for name, tensor in merged.state_dict().items())
+
+
+def test_groups_of_different_sizes_are_refused(tiny_bert):
+    with pytest.raises(ValueError, match="the same size"):
+        merge_layers(tiny_bert, [[1, 2], [3]])
+
+
+def test_redrawn_layers_share_nothing_with_the_teacher_and_keep_its_embeddings(tiny_bert):
+    student = draw_layers(copy_layers(tiny_bert, ODD_LAYERS), seed=1)
+    equal = {name: torch.equal(t, tiny_bert.state_dict().get(name)) for name, t in student.state_dict().items()}
+    assert not any(same for name, same in equal.items() if name.endswith("query.weight"))
+    assert all(same for name, same in equal.items() if "embeddings" in name or name.startswith("classifier"))

@@ -533,3 +533,14 @@ print(kept > 90 and resident() - before < 10)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+def test_states_of_several_layers_stand_against_the_students_last_layers(tiny_model, tiny_rows, tmp_path):
+    """A student that is its own teacher agrees with it after every layer: each cosine is 0."""
+    model, rows = tiny_model("bert", layers=4), tiny_rows(6)
+    save_targets(model, rows, tmp_path / "targets", "start", layers=(3, 4))
+    targets = load_targets(tmp_path / "targets", "start")
+    batch = Collator(0, targets)([rows[i] for i in range(6)])
+    losses = helpers.training.batch_loss(model, batch, replace(SETTINGS, **DISTILLING))
+    assert batch["teacher_states"].shape == (6, 2, 32)
+    assert losses["cosine"].item() == pytest.approx(0, abs=1e-5)
