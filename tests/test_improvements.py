@@ -1,5 +1,6 @@
 """The grids of notebook 05: one thing at a time, on validation alone, and the winners on test."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -129,7 +130,7 @@ def test_greedy_removal_goes_from_all_layers_to_one_and_is_not_done_twice(grid, 
     run, _ = grid
     steps = greedy_removal(run)
     assert [len(step["layers"]) for step in steps] == list(range(12, 0, -1))
-    for step, following in zip(steps, steps[1:], strict=False):
+    for step, following in itertools.pairwise(steps):
         removed = (set(step["layers"]) - set(following["layers"])).pop()
         assert step["without"][str(removed)] == min(step["without"].values())
     assert len(selection(steps)) == 6
