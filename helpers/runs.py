@@ -86,14 +86,14 @@ class Run:
 
 
 def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: str | Path | None = None) -> Run:
-    """The run that the arguments, or the variables PROFILE, RUN and JIGSAW_DIR, ask for; its folder is made.
+    """The run that the arguments, or the variables PROFILE, RUN, JIGSAW_DIR and TASK, ask for; its folder is made.
 
-    A run that exists is reopened with the profile it was made with. Without a name it is called
-    <profile>-<data source>, for instance quick-sample or study-jigsaw. SEEDS ("1" or "1,2") takes the profile's seeds
-    in pieces, for runs of several hours.
+    A run that exists is reopened with the profile and task it was made with. Without a name it is called
+    <profile>-<data source>, for instance quick-sample or study-jigsaw, and study-jigsaw-labels with TASK=labels.
+    SEEDS ("1" or "1,2") takes the profile's seeds in pieces, for runs of several hours.
 
     Raises:
-        ValueError: unknown profile, a name that is no folder's, or the run exists with another profile.
+        ValueError: unknown profile or task, a name that is no folder's, or the run exists with another of them.
         FileNotFoundError: no data where it was said to be, or none at all for a profile that needs real comments.
     """
     name = name or os.environ.get("RUN") or None
@@ -103,11 +103,12 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
     saved = read_json(ROOT / "runs" / name / "run.json") if name else None
     if saved and profile in (None, "auto"):
         profile = saved["profile"]
-    chosen = load_profile(profile)
+    chosen = load_profile(profile, os.environ.get("TASK") or saved_task(saved))
     source, directory = find_data_source(chosen, jigsaw_dir, saved)
+    name = name or f"{chosen.name}-{source}{task_suffix(chosen)}"
     run = Run(
-        name=name or f"{chosen.name}-{source}",
-        directory=ROOT / "runs" / (name or f"{chosen.name}-{source}"),
+        name=name,
+        directory=ROOT / "runs" / name,
         profile=chosen,
         data_source=source,
         jigsaw_dir=directory,
@@ -118,11 +119,25 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
         raise ValueError(
             f"run {run.name!r} was made with PROFILE={saved['profile']}; give another RUN= for {chosen.name}"
         )
-    write_json(
-        run.directory / "run.json",
-        {"profile": chosen.name, "data_source": source, "jigsaw_dir": str(directory) if directory else None},
-    )
+    if saved and saved_task(saved) != chosen.task:
+        raise ValueError(
+            f"run {run.name!r} was made with TASK={saved_task(saved)}; give another RUN= for TASK={chosen.task}"
+        )
+    facts = {"profile": chosen.name, "data_source": source, "jigsaw_dir": str(directory) if directory else None}
+    if chosen.task != "toxic":
+        facts["task"] = chosen.task
+    write_json(run.directory / "run.json", facts)
     return run
+
+
+def saved_task(saved: dict | None) -> str:
+    """The task in a run.json (None: there is none); runs of the label `toxic` do not write it down."""
+    return (saved or {}).get("task", "toxic")
+
+
+def task_suffix(profile: Profile) -> str:
+    """What a run's name ends with, so that runs of two tasks never share a folder."""
+    return "" if profile.task == "toxic" else f"-{profile.task}"
 
 
 def chosen_seeds(profile: Profile) -> tuple[int, ...]:
@@ -311,11 +326,25 @@ def install_missing() -> list[str]:
     return missing
 
 
+def check_notebook_task(run: Run) -> None:
+    """Refuses a run that the notebooks cannot follow: they compare models of two logits, clean and toxic.
+
+    Raises:
+        ValueError: the run was made with another task; the message says what trains its models.
+    """
+    if run.profile.task != "toxic":
+        raise ValueError(
+            f"run {run.name!r} has TASK={run.profile.task}, and the notebooks are about the label toxic: unset TASK "
+            f"(and RUN); TASK={run.profile.task} python -m helpers.experiments trains these models"
+        )
+
+
 def start_notebook() -> Run:
     """What every notebook's first cell ends with: installs what is missing, opens the run, says what it runs on."""
     added = install_missing()
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's hint; the bars here are plain text
     run = open_run()
+    check_notebook_task(run)
     if added:
         print("installed:", ", ".join(added))
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
