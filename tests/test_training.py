@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
+from sklearn.metrics import roc_auc_score
 
 import helpers.training
+from helpers.config import LABELS
+from helpers.evaluation import mean_column_roc_auc
 from helpers.layers import copy_layers
 from helpers.lora import add_adapters
 from helpers.runs import ROOT
@@ -21,6 +25,8 @@ from helpers.training import (
     TeacherTargets,
     TrainingError,
     TrainingSettings,
+    average_precision,
+    batch_loss,
     bucketed_batches,
     learning_rate_at,
     load_targets,
@@ -45,6 +51,7 @@ SETTINGS = TrainingSettings(
 STEPS = STEPS_AN_EPOCH * SETTINGS.epochs
 DISTILLING = {"temperature": 2.0, "alpha": 0.5, "beta": 0.1}
 NOT_COMPARED = ("seconds", "peak_memory_bytes")
+SIX_LABELS = {"id2label": dict(enumerate(LABELS)), "problem_type": "multi_label_classification"}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +114,45 @@ def test_the_collator_pads_with_the_pad_token_and_masks_it():
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
         "labels": [1, 0],
     }
+
+
+def test_the_collator_gives_a_column_a_label_in_the_order_asked_for(tiny_rows):
+    rows = [row | {"threat": number} for number, row in enumerate(tiny_rows(3))]
+    assert Collator(0, labels=("toxic", "threat"))(rows)["labels"].tolist() == [[1, 0], [0, 1], [0, 2]]
+
+
+# --- six labels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labels_batch(batch) -> dict[str, torch.Tensor]:
+    """The batch with six labels a comment."""
+    return batch | {"labels": torch.randint(0, 2, (4, 6), generator=torch.Generator().manual_seed(1))}
+
+
+def test_the_loss_of_six_labels_is_binary_cross_entropy(tiny_model, labels_batch):
+    model, labels = tiny_model("bert", layers=2, **SIX_LABELS), labels_batch.pop("labels")
+    expected = F.binary_cross_entropy_with_logits(model(**labels_batch).logits, labels.float())
+    loss = batch_loss(model, labels_batch | {"labels": labels}, SETTINGS)["hard"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_student_that_answers_as_its_teacher_has_no_soft_loss(tiny_model, labels_batch):
+    model = tiny_model("bert", layers=2, **SIX_LABELS)
+    output = model(labels_batch["input_ids"], labels_batch["attention_mask"], output_hidden_states=True)
+    labels_batch |= {"teacher_logits": output.logits, "teacher_states": output.hidden_states[-1][:, 0]}
+    losses = batch_loss(model, labels_batch, replace(SETTINGS, **DISTILLING))
+    assert losses["soft"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_best_epoch_of_six_labels_is_that_of_the_mean_roc_auc_over_columns_with_both_classes(
+    tiny_model, rows, tmp_path
+):
+    """In these rows only `toxic` has both."""
+    model, history = run_training("labels", tiny_model, rows, tmp_path)
+    logits, toxic = predict(model, rows[1]).numpy(), rows[1]["toxic"][:]
+    scores = [epoch["validation"]["mean_column_roc_auc"] for epoch in history["epochs"]]
+    assert scores[history["best_epoch"] - 1] == max(scores) == pytest.approx(roc_auc_score(toxic, logits[:, 0]))
 
 
 def outputs(model: torch.nn.Module, rows: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,7 +242,7 @@ def test_predicting_draws_no_random_numbers(tiny_bert, rows):
 # --- gradient accumulation ---
 
 
-@pytest.mark.parametrize("kind", ["plain", "distilled", "lora"])
+@pytest.mark.parametrize("kind", ["plain", "distilled", "lora", "labels"])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_pieces_of_a_batch_give_the_gradients_of_the_whole(tiny_model, rows, tmp_path, monkeypatch, kind, size):
     """18 rows in batches of 4: the pieces of 3 are uneven, and so is the last batch. Dropout is off."""
@@ -270,16 +316,18 @@ class Killed(KeyboardInterrupt):
 
 
 def make_training(kind: str, model_of, rows) -> tuple[torch.nn.Module, dict]:
-    """A fresh model and the other arguments of train: 'plain', 'distilled' or 'lora'."""
+    """A fresh model and the other arguments of train: 'plain', 'distilled', 'lora' or, distilled too, 'labels'."""
     if kind == "plain":
         return model_of("bert", layers=2), {"settings": SETTINGS}
     if kind == "lora":
         adapted = add_adapters(model_of("bert", layers=2), rank=4, alpha=8, dropout=0.1, seed=1)
         return adapted, {"settings": replace(SETTINGS, learning_rate=1e-2)}
-    teacher = model_of("bert", layers=4)
+    teacher = model_of("bert", layers=4, **(SIX_LABELS if kind == "labels" else {}))
     positions = {row_id: place for place, row_id in enumerate(rows[0]["row_id"])}
     targets = TeacherTargets(positions, *outputs(teacher, rows[0]))
-    return copy_layers(teacher, [1, 3]), {"settings": replace(SETTINGS, **DISTILLING), "targets": targets}
+    best_by = mean_column_roc_auc if kind == "labels" else average_precision
+    settings = replace(SETTINGS, **DISTILLING)
+    return copy_layers(teacher, [1, 3]), {"settings": settings, "targets": targets, "best_by": best_by}
 
 
 def run_training(kind: str, model_of, rows, directory: Path, **changes) -> tuple[torch.nn.Module, dict]:
