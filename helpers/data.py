@@ -67,6 +67,10 @@ class PreparedData:
         """The labels of a split as an array of 0 and 1, shape (rows,)."""
         return np.asarray(self.splits[split][label])
 
+    def all_labels(self, split: str) -> np.ndarray:
+        """The six labels of a split in the order of LABELS, shape (rows, 6)."""
+        return np.column_stack([self.labels(split, label) for label in LABELS])
+
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 

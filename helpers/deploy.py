@@ -29,7 +29,7 @@ from helpers.data import DataError, PreparedData, tokenise
 from helpers.evaluation import compare, latency, toxic_probability
 from helpers.lora import merge_adapters
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import ROOT, new_directory, read_json, write_file
+from helpers.runs import ROOT, new_directory, read_json, saved_task, write_file
 from helpers.training import Collator, progress_bar
 
 FORMATS = {"onnx": "model.onnx", "int8": "model.int8.onnx"}
@@ -266,8 +266,14 @@ def find_model(name: str, seed: int, run: str | None) -> tuple[Path, dict]:
     """(folder of the run, result) of an exported model, in the run asked for or the one that finished last.
 
     Raises:
+        ValueError: the run's models have six logits, and a file is scored for `toxic` alone.
         FileNotFoundError: no such run, or no run with that model; the message says which models are there.
     """
+    task = saved_task(read_json(ROOT / "runs" / run / "run.json")) if run else "toxic"
+    if task != "toxic":
+        raise ValueError(
+            f"run {run!r} was made with TASK={task}; give a --run whose models answer the label toxic alone"
+        )
     folders = [ROOT / "runs" / run] if run else sorted((ROOT / "runs").glob("*"))
     found = [folder for folder in folders if (folder / "models" / f"{name}-{seed}" / "onnx").is_dir()]
     results = [(folder, read_json(folder / "results" / f"{name}-{seed}.json")) for folder in found]

@@ -7,6 +7,10 @@ Long runs need no notebook, and on several devices accelerate starts a process o
 
     python -m helpers.experiments odd even lora --seed 1
     accelerate launch -m helpers.experiments odd even lora --seed 1
+
+All six labels at once, in a run of their own (teacher, odd, even and lora, first seed):
+
+    TASK=labels python -m helpers.experiments --profile study
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import pandas as pd
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from helpers.config import MAIN_EXPERIMENTS, Profile, unknown
+from helpers.config import LABELS, MAIN_EXPERIMENTS, Profile, load_profile, unknown
 from helpers.data import PreparedData, load_data, majority_logits, prepare_data, tfidf_logits
 from helpers.deploy import latency_batches, measure_deployment, measure_latency, plain_model, torch_call
 from helpers.evaluation import (
@@ -33,6 +37,11 @@ from helpers.evaluation import (
     best_threshold,
     compare,
     intervals,
+    label_intervals,
+    label_probabilities,
+    label_scores,
+    label_thresholds,
+    mean_column_roc_auc,
     score,
     teacher_gate,
     toxic_probability,
@@ -57,6 +66,7 @@ from helpers.runs import (
     new_directory,
     open_run,
     read_json,
+    task_suffix,
     versions,
     write_file,
     write_json,
@@ -65,6 +75,7 @@ from helpers.training import (
     TeacherTargets,
     TrainingError,
     TrainingSettings,
+    average_precision,
     load_targets,
     predict,
     save_targets,
@@ -139,6 +150,17 @@ LAYER_COMPARISONS = {
     "odd − last_six": ("odd", "last_six"),
 }
 
+# What the validation rows choose the best epoch by, and what a result is announced with.
+BEST_BY = {"toxic": average_precision, "labels": mean_column_roc_auc}
+
+# Published scores of all six labels, from Detoxify's README (github.com/unitaryai/detoxify). Both trained on the whole
+# of train.csv, so they say where the task's ceiling is, not what a model of a few thousand rows should reach.
+OFFICIAL_TEST = "the full official test set, 63,978 scored comments"
+LABELS_REFERENCES = (
+    {"model": "Kaggle's best, an ensemble", "mean_column_roc_auc": 0.9886, "measured_on": OFFICIAL_TEST},
+    {"model": "Detoxify 'original', bert-base", "mean_column_roc_auc": 0.9864, "measured_on": OFFICIAL_TEST},
+)
+
 
 class MissingStage(FileNotFoundError):
     """An earlier stage has not run; the message says which notebook makes it."""
@@ -191,6 +213,8 @@ def experiment_settings(experiment: Experiment, seed: int, profile: Profile) -> 
         settings["redrawn"] = True
     if experiment.matched:
         settings["matched"] = list(experiment.matched)
+    if profile.task != "toxic":  # said only where it differs: results from before there was a choice stay valid
+        settings["task"] = profile.task
     return settings | {"training": asdict(training_settings(experiment, seed, profile))}
 
 
@@ -224,11 +248,13 @@ def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
     An experiment that stands in no list is given itself instead of by its name.
 
     Raises:
-        ValueError: no such experiment.
+        ValueError: no such experiment, or a baseline, which knows `toxic` only, in a run with another task.
         FileNotFoundError: the data, or the teacher of this seed (MissingStage), is not there yet.
         TrainingError: the loss diverged, or the teacher is not worth distilling.
     """
     experiment = name if isinstance(name, Experiment) else find_experiment(name)
+    if experiment.start == "baseline" and run.profile.task != "toxic":
+        raise ValueError(f"{name} is a baseline for the label toxic; TASK={run.profile.task} has none")
     data = load_data(run)
     made_from = experiment_fingerprint(experiment, seed, run.profile, data.fingerprint)
     state = this_process()
@@ -300,6 +326,7 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
         targets,
         label=f"{experiment.name}, seed {seed}",
         micro_batch_size=run.profile.micro_batch_size,
+        best_by=BEST_BY[run.profile.task],
     )
     if not state.is_main_process:
         return
@@ -309,7 +336,8 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
     }
     facts = _training_facts(experiment, seed, run, data, model, history, before, logits["validation"])
     facts["costs"]["prerequisite_seconds"] = prerequisite_seconds
-    if experiment.name in MAIN_EXPERIMENTS and "test" in run.scored:  # the others are variants with the same cost
+    # the other experiments are variants with the same cost, and so are models with six logits
+    if experiment.name in MAIN_EXPERIMENTS and run.profile.task == "toxic" and "test" in run.scored:
         onnx = run.model_dir(experiment.name, seed) / "onnx"
         facts["costs"]["deployment"] = measure_deployment(model, onnx, data, logits["test"])
     _write_result(experiment, seed, run, data, made_from, logits, None, facts)
@@ -328,7 +356,7 @@ def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.M
     if experiment.start == "teacher":
         model = teacher
     else:
-        model = load_model(find_pretrained(_pretrained_name(experiment, run.profile)), seed)
+        model = load_model(find_pretrained(_pretrained_name(experiment, run.profile)), seed, run.profile.num_labels)
     if experiment.layers:
         merging = isinstance(experiment.layers[0], tuple)
         model = merge_layers(model, experiment.layers) if merging else copy_layers(model, experiment.layers)
@@ -437,16 +465,13 @@ def predictions_path(directory: Path, name: str, seed: int) -> Path:
 def _training_facts(experiment, seed, run, data, model, history, before, after) -> dict:
     """What is known of a trained model besides its test scores."""
     total, trainable = count_parameters(model)
-    labels = data.labels("validation")
     best = history["epochs"][history["best_epoch"] - 1]
     facts = {
         "parameters": total,
         "trainable_parameters": trainable,
         "training_loss": best["training"]["hard"],  # cross-entropy, which every family has
         "training_loss_total": best["training"]["total"] if experiment.distil else None,
-        "before_training": {
-            "average_precision": score(toxic_probability(before), labels, 0.5)["average_precision"],
-        },
+        "before_training": _before_training(data, before),
         "costs": {
             "training_seconds": history.pop("seconds"),
             "peak_memory_bytes": history.pop("peak_memory_bytes"),
@@ -458,8 +483,21 @@ def _training_facts(experiment, seed, run, data, model, history, before, after) 
         "history": history,
     }
     if experiment.name == "teacher":
-        facts["gate"] = teacher_gate(labels, toxic_probability(before), toxic_probability(after))
+        facts["gate"] = teacher_gate(data.labels("validation"), _of_toxic(before), _of_toxic(after))
     return facts
+
+
+def _of_toxic(logits: np.ndarray) -> np.ndarray:
+    """The probabilities (rows,) of the label `toxic`, from two logits a row or from six."""
+    return label_probabilities(logits)[:, 0] if logits.shape[1] == len(LABELS) else toxic_probability(logits)
+
+
+def _before_training(data: PreparedData, logits: np.ndarray) -> dict[str, float]:
+    """The validation score that the best epoch is chosen by, before the first step."""
+    if logits.shape[1] == len(LABELS):
+        return {"mean_column_roc_auc": mean_column_roc_auc(data.all_labels("validation"), logits)}
+    scores = score(toxic_probability(logits), data.labels("validation"), 0.5)
+    return {"average_precision": scores["average_precision"]}
 
 
 def model_bytes(experiment: Experiment, seed: int, run: Run) -> dict[str, int]:
@@ -470,13 +508,42 @@ def model_bytes(experiment: Experiment, seed: int, run: Run) -> dict[str, int]:
     return {"total": own + below, "to_ship": own}
 
 
-def _write_result(experiment, seed, run, data, made_from, logits, threshold, facts) -> None:
-    """Scores the predictions, writes them and then the JSON, which makes the experiment finished."""
+def _toxic_scores(data: PreparedData, logits: dict[str, np.ndarray], threshold: float | None) -> dict:
+    """What a result says of `toxic`, from the logits (rows, 2) of validation and test."""
     probabilities = {split: toxic_probability(values.astype(np.float32)) for split, values in logits.items()}
     labels = {split: data.labels(split) for split in probabilities}
     if threshold is None:
         threshold = best_threshold(probabilities["validation"], labels["validation"])
     scores = {split: score(probabilities[split], labels[split], threshold) for split in probabilities}
+    found = {"threshold": threshold} | scores
+    if "test" in scores:
+        found["intervals"] = intervals(labels["test"], probabilities["test"], threshold)
+    return found
+
+
+def _label_scores(data: PreparedData, logits: dict[str, np.ndarray]) -> dict:
+    """What a result says of the six labels, from the logits (rows, 6) of validation and test."""
+    probabilities = {split: label_probabilities(values.astype(np.float32)) for split, values in logits.items()}
+    labels = {split: data.all_labels(split) for split in probabilities}
+    chosen = label_thresholds(probabilities["validation"], labels["validation"])
+    thresholds = [chosen[label]["threshold"] for label in LABELS]
+    scores = {split: label_scores(probabilities[split], labels[split], thresholds) for split in probabilities}
+    bounds = label_intervals(labels["test"], probabilities["test"])
+    return {"thresholds": chosen} | scores | {"intervals": bounds}
+
+
+def _predictions(data: PreparedData, split: str, logits: np.ndarray, profile: Profile) -> pd.DataFrame:
+    """Ids, labels and logits of a split's rows; a logit is named after its label, or its class if there are two."""
+    labels = {label: data.labels(split, label).astype("int8") for label in profile.labels}
+    names = LABELS if profile.task == "labels" else ("clean", "toxic")
+    columns = {f"logit_{name}": logits[:, k].astype("float32") for k, name in enumerate(names)}
+    return pd.DataFrame({"row_id": data.splits[split]["row_id"][:], "split": split} | labels | columns)
+
+
+def _write_result(experiment, seed, run, data, made_from, logits, threshold, facts) -> None:
+    """Scores the predictions, writes them and then the JSON, which makes the experiment finished."""
+    of_labels = run.profile.task == "labels"
+    scores = _label_scores(data, logits) if of_labels else _toxic_scores(data, logits, threshold)
     result = {
         "experiment": experiment.name,
         "seed": seed,
@@ -489,23 +556,9 @@ def _write_result(experiment, seed, run, data, made_from, logits, threshold, fac
         "device": device_name(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": {split: len(rows) for split, rows in data.splits.items()},
-        "threshold": threshold,
     }
     result |= scores | facts
-    if "test" in scores:
-        result["intervals"] = intervals(labels["test"], probabilities["test"], threshold)
-    frame = pd.concat(
-        pd.DataFrame(
-            {
-                "row_id": data.splits[split]["row_id"][:],
-                "split": split,
-                "toxic": labels[split].astype("int8"),
-                "logit_clean": values[:, 0].astype("float32"),
-                "logit_toxic": values[:, 1].astype("float32"),
-            }
-        )
-        for split, values in logits.items()
-    )
+    frame = pd.concat(_predictions(data, split, values, run.profile) for split, values in logits.items())
     write_file(
         predictions_path(run.results_dir, experiment.name, seed),
         lambda temporary: frame.to_parquet(temporary, index=False),
@@ -543,14 +596,17 @@ class Results:
         return frame[["logit_clean", "logit_toxic"]].to_numpy(), frame["toxic"].to_numpy().astype(int)
 
 
-def load_results(run: Run, extra: Sequence[Experiment] = ()) -> Results:
+def load_results(run: Run, task: str = "toxic", extra: Sequence[Experiment] = ()) -> Results:
     """The results of the run's profile, from its own folder, else from the published ones with the same fingerprint.
 
     `extra` are experiments that the profile does not list.
 
     Raises:
+        ValueError: the run was made with another task than the caller can read.
         MissingStage: a main experiment has no result at all; the message says which notebook makes it.
     """
+    if run.profile.task != task:
+        raise ValueError(f"run {run.name!r} was made with TASK={run.profile.task}; this needs one with TASK={task}")
     by_name, directories, missing = {}, {}, []
     for experiment in [*(EXPERIMENTS[name] for name in run.profile.experiments), *extra]:
         name = experiment.name
@@ -563,10 +619,11 @@ def load_results(run: Run, extra: Sequence[Experiment] = ()) -> Results:
             by_name.setdefault(name, {})[seed] = result
     absent = [name for name in run.profile.experiments if name not in by_name]
     if absent:
-        notebooks = sorted({EXPERIMENTS[name].notebook for name in absent})
+        first = ", ".join(sorted({EXPERIMENTS[name].notebook for name in absent}))
+        if task != "toxic":
+            first = f"`TASK={task} python -m helpers.experiments`"
         raise MissingStage(
-            f"run {run.name!r} has no result of {', '.join(absent)}: run {', '.join(notebooks)} first (same PROFILE "
-            "and RUN)"
+            f"run {run.name!r} has no result of {', '.join(absent)}: run {first} first (same PROFILE and RUN)"
         )
     hashes = {result["inputs"]["data"] for seeds in by_name.values() for result in seeds.values()}
     if len(hashes) > 1:
@@ -579,7 +636,8 @@ def load_results(run: Run, extra: Sequence[Experiment] = ()) -> Results:
 def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path] | None:
     """A result and its folder. Without the run's data the settings alone decide, as no comment is at hand to hash."""
     data, name = read_json(run.data_dir / "data.json"), experiment.name
-    for directory in (run.results_dir, PUBLISHED_RESULTS / run.part):
+    published = PUBLISHED_RESULTS / (run.part if run.profile.task == "toxic" else run.profile.task)
+    for directory in (run.results_dir, published):
         result = read_json(result_path(directory, name, seed))
         if result is None or not predictions_path(directory, name, seed).is_file():
             continue
@@ -683,6 +741,37 @@ def planned_comparisons(results: Results) -> dict[str, dict]:
     return with_holm(found)
 
 
+# --- six labels ------------------------------------------------------------------------------------------------------
+
+
+def labels_run(run: Run) -> Run:
+    """The run of all six labels that stands beside a run of `toxic`: same profile and comments, `-labels` to its name.
+
+    It is not made here: `TASK=labels python -m helpers.experiments` makes it.
+    """
+    profile = load_profile(run.profile.name, "labels")
+    name = f"{run.name}{task_suffix(profile)}"
+    return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
+
+
+def labels_table(run: Run) -> pd.DataFrame:
+    """A row a model of a run with TASK=labels: test scores of the first seed, then the ROC AUC of each label.
+
+    `mean_column_roc_auc` is the competition's metric; LABELS_REFERENCES holds published values. A label with one class
+    in the test set is NaN and counts in no mean.
+
+    Raises:
+        ValueError: the run was made with another task.
+        MissingStage: a model has not been trained.
+    """
+    rows = []
+    for name, by_seed in load_results(run, task="labels").by_name.items():
+        test = next(iter(by_seed.values()))["test"]
+        row = {"experiment": name} | {key: test[key] for key in ("mean_column_roc_auc", "micro_f1", "macro_f1")}
+        rows.append(row | test["roc_auc"])
+    return pd.DataFrame(rows).astype(dict.fromkeys(LABELS, float))
+
+
 # --- without a notebook ----------------------------------------------------------------------------------------------
 
 
@@ -720,8 +809,9 @@ def main(arguments: list[str] | None = None) -> int:
             for name in names:
                 if seed in experiment_seeds(name, run.seeds):
                     result = run_experiment(name, seed, run)
-                    average_precision = result["test"]["average_precision"]
-                    state.print(f"{name}, seed {seed}: test average precision {average_precision:.3f}", flush=True)
+                    metric = BEST_BY[run.profile.task].__name__
+                    told = f"test {metric.replace('_', ' ')} {result['test'][metric]:.3f}"
+                    state.print(f"{name}, seed {seed}: {told}", flush=True)
     except (ValueError, OSError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
