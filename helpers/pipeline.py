@@ -24,9 +24,9 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from helpers.benchmark import benchmark_in_markdown
 from helpers.config import unknown
-from helpers.experiments import EXPERIMENTS, find_result, predictions_path
+from helpers.experiments import EXPERIMENTS, find_result, labels_table, predictions_path
 from helpers.improvements import grid_run, sections
-from helpers.runs import ROOT, Run, open_run, read_json, write_file, write_json
+from helpers.runs import ROOT, Run, check_notebook_task, open_run, read_json, write_file, write_json
 
 NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
 MORE_NOTEBOOKS = ("05_improvements",)  # on a finished run, by name
@@ -161,8 +161,7 @@ def publish(run: Run) -> None:
     """
     if not (run.results_dir / "comparison.csv").is_file():
         raise FileNotFoundError(f"run {run.name!r} is not finished: run 01 to 04 first")
-    if run.data_source not in ("jigsaw", "hub"):
-        raise ValueError(f"run {run.name!r} was made on {run.data_label}; publish a run on the real comments")
+    check_real_comments(run)
     grid = grid_run(run)
     sources = {"results": run.results_dir, "results/grid": grid.results_dir, "figures": run.figures_dir}
     for folder, source in sources.items():
@@ -190,6 +189,26 @@ def remove_outdated(run: Run, directory: Path) -> None:
         if name not in known or find_result(run, known[name], int(seed)) is None:
             path.unlink()
             predictions_path(directory, name, int(seed)).unlink(missing_ok=True)
+
+
+def publish_labels(run: Run) -> None:
+    """Copies the results of a run with TASK=labels into results/labels/, beside the published run of `toxic`.
+
+    Raises:
+        FileNotFoundError: a model of the run has no result.
+        ValueError: the run was made on written comments.
+    """
+    table = labels_table(run)
+    check_real_comments(run)
+    shutil.rmtree(ROOT / "results" / "labels", ignore_errors=True)
+    shutil.copytree(run.results_dir, ROOT / "results" / "labels")
+    print(f"published {run.name}: results/labels/ ({', '.join(table['experiment'])})")
+
+
+def check_real_comments(run: Run) -> None:
+    """Refuses to publish a run on written comments."""
+    if run.data_source not in ("jigsaw", "hub"):
+        raise ValueError(f"run {run.name!r} was made on {run.data_label}; publish a run on the real comments")
 
 
 def results_in_markdown(directory: Path) -> str:
@@ -269,8 +288,9 @@ def main(arguments: list[str] | None = None) -> int:
         run = open_run()
         os.environ["RUN"] = run.name
         if options.publish:
-            publish(run)
+            (publish if run.profile.task == "toxic" else publish_labels)(run)
             return 0
+        check_notebook_task(run)
         print(f"run {run.name}: profile {run.profile.name}, {run.profile.expected_time}; comments: {run.data_label}")
         for name in options.notebooks or NOTEBOOKS:
             run_notebook(name, run)

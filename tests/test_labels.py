@@ -1,6 +1,7 @@
 """TASK=labels from end to end: four models of six labels in a run of their own, and what that run leaves behind."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from sklearn import metrics
 
 import helpers.runs
-from helpers import deploy, experiments
+from helpers import deploy, experiments, pipeline
 from helpers.config import LABELS, PROFILES, load_profile
 from helpers.data import load_data
 from helpers.experiments import (
@@ -198,3 +199,33 @@ def test_scoring_a_file_refuses_six_labels(project, run, monkeypatch):
     monkeypatch.setattr(deploy, "ROOT", project)
     with pytest.raises(ValueError, match="was made with TASK=labels; give a --run whose models answer the label toxic"):
         deploy.find_model("odd", 1, run.name)
+
+
+def test_the_notebooks_are_not_run_on_six_labels(project, monkeypatch, capsys):
+    monkeypatch.setenv("PROFILE", "smoke")
+    monkeypatch.setenv("RUN", "")
+    assert pipeline.main([]) == 2
+    assert "the notebooks are about the label toxic" in capsys.readouterr().err
+
+
+# --- publishing ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_on_other_comments_than_jigsaws_is_not_published(run):
+    with pytest.raises(ValueError, match="publish a run on the real comments"):
+        pipeline.publish_labels(run)
+
+
+def test_published_results_of_six_labels_lie_in_a_folder_of_their_own(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    pipeline.publish_labels(replace(run, data_source="jigsaw"))
+    copied = {path.name for path in (tmp_path / "results" / "labels").glob("*.json")}
+    assert copied == {f"{name}-1.json" for name in NAMES}
+
+
+def test_publishing_toxic_leaves_what_six_labels_published(tmp_path):
+    for name in ("odd-1.json", "predictions/odd-1.parquet", "labels/odd-1.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    pipeline.remove_all_but(tmp_path, "labels")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["labels/odd-1.json"]
