@@ -223,9 +223,11 @@ def test_published_results_of_six_labels_lie_in_a_folder_of_their_own(run, monke
     assert copied == {f"{name}-1.json" for name in NAMES}
 
 
-def test_publishing_toxic_leaves_what_six_labels_published(tmp_path):
-    for name in ("odd-1.json", "predictions/odd-1.parquet", "labels/odd-1.json"):
+def test_publishing_toxic_leaves_what_six_labels_published(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path)
+    for name in ("gone-1.json", "odd-1.json", "predictions/gone-1.parquet", "labels/odd-1.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    pipeline.remove_all_but(tmp_path, "labels")
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["labels/odd-1.json"]
+    pipeline.remove_outdated(finished_run, tmp_path)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["labels/odd-1.json", "odd-1.json"]
