@@ -12,10 +12,10 @@ import nbformat
 import pandas as pd
 import pytest
 
-from helpers.pipeline import NOTEBOOKS, first_cell
+from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, first_cell
 from helpers.runs import ROOT
 
-PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in (*NOTEBOOKS, *MORE_NOTEBOOKS)]
 RUN = "test-notebooks"
 
 
@@ -204,6 +204,15 @@ def test_run_again_it_trains_nothing(finished):
     after = {path.name: json.loads(path.read_text())["finished"] for path in directory.glob("results/*.json")}
     assert outcome.returncode == 0 and "step/s" not in outcome.stdout
     assert after == before
+
+
+@pytest.mark.slow
+def test_the_improvements_run_on_a_finished_run(finished):
+    outcome = pipeline("05_improvements", "--run", RUN)
+    assert outcome.returncode == 0, outcome.stdout[-3_000:] + outcome.stderr[-3_000:]
+    notebook = nbformat.read(finished[1] / "notebooks" / "05_improvements.ipynb", as_version=4)
+    assert "not Jigsaw" in outputs_text(notebook)
+    assert not [path for path in (finished[1] / "grid" / "results").glob("*.json") if "intervals" in path.read_text()]
 
 
 def test_a_notebook_without_its_input_says_which_one_to_run_first():
