@@ -133,7 +133,11 @@ def _open_smoke_run(directory: Path, monkeypatch: pytest.MonkeyPatch) -> helpers
 
 @pytest.fixture
 def smoke_run(tmp_path, monkeypatch) -> helpers.runs.Run:
-    """A run of `smoke` in a folder of its own, its data prepared, nothing trained yet."""
+    """A run of `smoke` in a folder of its own, its data prepared, nothing trained yet; its models are not exported.
+
+    An export takes longer than all else; `finished_run` has them.
+    """
+    monkeypatch.setattr(experiments, "measure_deployment", lambda *_: {})
     return _open_smoke_run(tmp_path, monkeypatch)
 
 
