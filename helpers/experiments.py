@@ -57,7 +57,7 @@ from helpers.layers import (
     merge_layers,
 )
 from helpers.lora import add_adapters, count_parameters, load_adapter, save_adapter
-from helpers.models import find_pretrained, load_model, load_tokenizer, lora_targets
+from helpers.models import find_pretrained, load_model, load_tokenizer, lora_targets, pretrained_sha256
 from helpers.runs import (
     PUBLISHED_RESULTS,
     Run,
@@ -224,7 +224,7 @@ def experiment_inputs(experiment: Experiment, seed: int, profile: Profile, data_
     if experiment.needs_teacher:
         inputs["teacher"] = experiment_fingerprint(EXPERIMENTS["teacher"], seed, profile, data_fingerprint)
     if experiment.start not in ("teacher", "baseline"):
-        inputs["pretrained"] = find_pretrained(_pretrained_name(experiment, profile)).sha256
+        inputs["pretrained"] = pretrained_sha256(_pretrained_name(experiment, profile))
     return inputs
 
 
@@ -633,11 +633,16 @@ def load_results(run: Run, task: str = "toxic", extra: Sequence[Experiment] = ()
     return Results(by_name, directories, missing)
 
 
+def published_dir(run: Run) -> Path:
+    """Where results of such a run are published: results/, and below it those of six labels, of base, and of grids."""
+    beside = {"labels": run.profile.task == "labels", "base": run.profile.name == "base"}
+    return PUBLISHED_RESULTS.joinpath(*(name for name, own in beside.items() if own), run.part)
+
+
 def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path] | None:
     """A result and its folder. Without the run's data the settings alone decide, as no comment is at hand to hash."""
     data, name = read_json(run.data_dir / "data.json"), experiment.name
-    published = PUBLISHED_RESULTS / (run.part if run.profile.task == "toxic" else run.profile.task)
-    for directory in (run.results_dir, published):
+    for directory in (run.results_dir, published_dir(run)):
         result = read_json(result_path(directory, name, seed))
         if result is None or not predictions_path(directory, name, seed).is_file():
             continue
@@ -728,14 +733,14 @@ def write_comparison(results: Results, run: Run) -> pd.DataFrame:
     return table
 
 
-def planned_comparisons(results: Results) -> dict[str, dict]:
+def planned_comparisons(results: Results, planned: dict[str, tuple[str, str]] = COMPARISONS) -> dict[str, dict]:
     """The paired comparisons that were named beforehand, as far as the run has both models, with Holm's correction.
 
     Only seeds that both models have are compared: a student of seed 2 belongs to the teacher of seed 2.
     """
     found = {
         title: compare(results.labels(), *results.paired(a, b))
-        for title, (a, b) in COMPARISONS.items()
+        for title, (a, b) in planned.items()
         if set(results.by_name.get(a, ())) & set(results.by_name.get(b, ()))
     }
     return with_holm(found)
@@ -751,6 +756,13 @@ def labels_run(run: Run) -> Run:
     """
     profile = load_profile(run.profile.name, "labels")
     name = f"{run.name}{task_suffix(profile)}"
+    return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
+
+
+def base_run(run: Run) -> Run:
+    """The run of PROFILE=base on the same comments, whose layers are a real encoder's; made by its own command."""
+    name = f"base-{run.data_source}"
+    profile = load_profile("base", "toxic")
     return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
 
 

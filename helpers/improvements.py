@@ -28,12 +28,13 @@ from helpers.experiments import (
     find_result,
     load_results,
     load_teacher,
+    published_dir,
     run_experiment,
 )
 from helpers.layers import NEIGHBOURS, SPREAD_LAYERS, copy_layers
 from helpers.losses import hard_loss
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import PUBLISHED_RESULTS, Run, fingerprint, open_run, read_json, write_json
+from helpers.runs import Run, fingerprint, open_run, read_json, write_json
 from helpers.training import TrainingError, predict, progress_bar
 
 GRID_ROWS = 1_500
@@ -264,7 +265,7 @@ def _removal_fingerprint(teacher: str) -> str:
 def _finished_removal(grid: Run) -> list[dict] | None:
     """The steps, if all have been made from the grid's teacher as it is now, in the run or among what is published."""
     teacher = find_result(grid, EXPERIMENTS["teacher"], grid.seeds[0])
-    for directory in (grid.results_dir, PUBLISHED_RESULTS / grid.part):
+    for directory in (grid.results_dir, published_dir(grid)):
         saved = read_json(directory / "greedy_removal.json") or {}
         if (
             teacher

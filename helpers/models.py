@@ -87,6 +87,13 @@ def _checked(name: str, directory: Path, expected: str, origin: str, advice: str
     return Pretrained(name, directory, found)
 
 
+def pretrained_sha256(name: str) -> str:
+    """The hash that names a pretrained model in fingerprints; packaged weights need not be at hand to know it."""
+    if name == "bert-base-uncased":
+        return find_pretrained(name).sha256
+    return MPNET_SHA256 if name == MPNET else MINILM_SHA256
+
+
 def minilm_directory() -> Path:
     """The folder of all-MiniLM-L6-v2 inside its package. Only its files are read: the package is never imported."""
     spec = importlib.util.find_spec(MINILM_PACKAGE)

@@ -24,7 +24,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from helpers.benchmark import benchmark_in_markdown
 from helpers.config import unknown
-from helpers.experiments import EXPERIMENTS, find_result, labels_table, predictions_path
+from helpers.experiments import EXPERIMENTS, find_result, load_results, predictions_path, published_dir
 from helpers.improvements import grid_run, sections
 from helpers.runs import ROOT, Run, check_notebook_task, open_run, read_json, write_file, write_json
 
@@ -191,18 +191,19 @@ def remove_outdated(run: Run, directory: Path) -> None:
             predictions_path(directory, name, int(seed)).unlink(missing_ok=True)
 
 
-def publish_labels(run: Run) -> None:
-    """Copies the results of a run with TASK=labels into results/labels/, beside the published run of `toxic`.
+def publish_beside(run: Run) -> None:
+    """Copies a run with TASK=labels or PROFILE=base to its folder below results/, beside the run that is shown.
 
     Raises:
         FileNotFoundError: a model of the run has no result.
         ValueError: the run was made on written comments.
     """
-    table = labels_table(run)
+    found = load_results(run, run.profile.task)
     check_real_comments(run)
-    shutil.rmtree(ROOT / "results" / "labels", ignore_errors=True)
-    shutil.copytree(run.results_dir, ROOT / "results" / "labels")
-    print(f"published {run.name}: results/labels/ ({', '.join(table['experiment'])})")
+    directory = ROOT / "results" / published_dir(run).name
+    shutil.copytree(run.results_dir, directory, dirs_exist_ok=True)
+    remove_outdated(run, directory)
+    print(f"published {run.name}: results/{directory.name}/ ({', '.join(found.by_name)})")
 
 
 def check_real_comments(run: Run) -> None:
@@ -288,7 +289,8 @@ def main(arguments: list[str] | None = None) -> int:
         run = open_run()
         os.environ["RUN"] = run.name
         if options.publish:
-            (publish if run.profile.task == "toxic" else publish_labels)(run)
+            is_shown = run.profile.task == "toxic" and run.profile.name != "base"
+            (publish if is_shown else publish_beside)(run)
             return 0
         check_notebook_task(run)
         print(f"run {run.name}: profile {run.profile.name}, {run.profile.expected_time}; comments: {run.data_label}")

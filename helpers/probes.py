@@ -13,9 +13,9 @@ from datasets import Dataset
 from helpers.config import LABELS
 from helpers.data import tokenise
 from helpers.evaluation import toxic_probability
-from helpers.experiments import Results, load_trained
+from helpers.experiments import Results, load_trained, published_dir
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import PUBLISHED_RESULTS, Run, read_json, write_json
+from helpers.runs import Run, read_json, write_json
 from helpers.sample_comments import PROBE_FORMS, probe_comments
 from helpers.training import predict
 
@@ -42,7 +42,7 @@ def probe(results: Results, names: list[str], run: Run) -> pd.DataFrame:
         MissingStage: a model is neither at hand nor among what is published.
     """
     known = {}
-    for directory in (PUBLISHED_RESULTS, run.results_dir):
+    for directory in (published_dir(run), run.results_dir):
         known |= (read_json(directory / "probe.json") or {"found": {}})["found"]
     rows, found = None, {}
     for name in names:

@@ -36,7 +36,6 @@ def grid(finished_run, tmp_path_factory):
     run = replace(finished_run, directory=directory)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", directory / "published")
-        monkeypatch.setattr(improvements, "PUBLISHED_RESULTS", directory / "published")
         spread = layer_selections(None)[4]
         yield run, run_grid([EXPERIMENTS["odd"], spread], run)
 
@@ -121,7 +120,7 @@ def test_the_winner_is_the_first_of_the_best(grid):
 
 
 def test_the_grid_has_at_most_1500_rows():
-    run = improvements.Run("x", improvements.PUBLISHED_RESULTS, STUDY, "jigsaw", None, (1, 2, 3))
+    run = improvements.Run("x", experiments.PUBLISHED_RESULTS, STUDY, "jigsaw", None, (1, 2, 3))
     assert (grid_run(run).profile.train_rows, grid_run(run).seeds) == (1_500, (1,))
     assert grid_run(grid_run(run)) == grid_run(run)
 

@@ -213,12 +213,12 @@ def test_the_notebooks_are_not_run_on_six_labels(project, monkeypatch, capsys):
 
 def test_a_run_on_other_comments_than_jigsaws_is_not_published(run):
     with pytest.raises(ValueError, match="publish a run on the real comments"):
-        pipeline.publish_labels(run)
+        pipeline.publish_beside(run)
 
 
 def test_published_results_of_six_labels_lie_in_a_folder_of_their_own(run, monkeypatch, tmp_path):
     monkeypatch.setattr(pipeline, "ROOT", tmp_path)
-    pipeline.publish_labels(replace(run, data_source="jigsaw"))
+    pipeline.publish_beside(replace(run, data_source="jigsaw"))
     copied = {path.name for path in (tmp_path / "results" / "labels").glob("*.json")}
     assert copied == {f"{name}-1.json" for name in NAMES}
 
