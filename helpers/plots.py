@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn as sns
+from IPython.display import Image
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from sklearn.metrics import confusion_matrix, precision_recall_curve
+from statsmodels.stats.proportion import proportion_confint
 
 from helpers.config import LABELS, MAIN_EXPERIMENTS
 from helpers.data import SPLITS, PreparedData
+from helpers.evaluation import BINS, calibration_bins
 from helpers.experiments import EXPERIMENTS, Results
 from helpers.runs import Run, write_file
 
@@ -36,12 +41,24 @@ COLOURS = {
 OTHER_COLOUR = "#cc79a7"  # what a grid brought to the top
 
 
-def save_figure(figure: Figure, run: Run, name: str) -> Figure:
-    """Writes runs/<run>/figures/<name>.png and returns the figure, so that a notebook's last line shows it."""
+def save_figure(figure: Figure, run: Run, name: str) -> Image:
+    """Writes runs/<run>/figures/<name>.png and returns the picture that a notebook's last line shows.
+
+    The notebook's picture is smaller and has 128 colours: a fourth of the bytes, which the repository holds once more
+    for every run that is published.
+    """
     path = run.figures_dir / f"{name}.png"
     write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight"))
-    plt.close(figure)  # the notebook shows the returned figure; left open it would be shown twice
-    return figure
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", bbox_inches="tight")
+    plt.close(figure)  # left open it would be shown twice
+    flat = (
+        PIL.Image.open(drawn)
+        .convert("RGB")
+        .quantize(128, method=PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE)
+    )
+    flat.save(small, format="png", optimize=True)
+    return Image(small.getvalue())
 
 
 def _new(run: Run, title: str, width: float = 8.0, height: float = 4.2, **grid) -> tuple[Figure, np.ndarray | plt.Axes]:
@@ -53,13 +70,16 @@ def _new(run: Run, title: str, width: float = 8.0, height: float = 4.2, **grid) 
 
 
 def show_table(frame: pd.DataFrame, title: str, run: Run, precision: int = 3) -> Styler:
-    """The frame as a notebook shows it: without an index, with a caption that names the data it was made from."""
+    """The frame as a notebook shows it: without an index, with a caption that names the data it was made from.
+
+    Text in its cells is escaped: a comment may hold HTML.
+    """
     caption = f"{title} ({run.data_label}, profile {run.profile.name})"
     styled = frame.style.hide(axis="index").set_caption(caption)
-    return styled.format(precision=precision, thousands=",", na_rep="–")
+    return styled.format(precision=precision, thousands=",", na_rep="–", escape="html")
 
 
-def label_prevalence(data: PreparedData, run: Run) -> Figure:
+def label_prevalence(data: PreparedData, run: Run) -> Image:
     """The share of comments that carry each label, a bar a split."""
     shares = pd.DataFrame(
         [
@@ -76,7 +96,7 @@ def label_prevalence(data: PreparedData, run: Run) -> Figure:
     return save_figure(figure, run, "label_prevalence")
 
 
-def comment_lengths(data: PreparedData, run: Run) -> Figure:
+def comment_lengths(data: PreparedData, run: Run) -> Image:
     """How long comments are in tokens, and where the profile cuts them."""
     tokens = pd.concat(
         pd.DataFrame({"tokens": data.splits[split]["tokens"][:], "toxic": data.labels(split)}) for split in SPLITS
@@ -105,7 +125,7 @@ def comment_lengths(data: PreparedData, run: Run) -> Figure:
     return save_figure(figure, run, "comment_lengths")
 
 
-def label_cooccurrence(data: PreparedData, run: Run) -> Figure:
+def label_cooccurrence(data: PreparedData, run: Run) -> Image:
     """Of the training comments with the row's label, the share that also carry the column's."""
     labels = np.column_stack([data.labels("train", label) for label in LABELS])
     both = labels.T @ labels
@@ -120,7 +140,7 @@ def label_cooccurrence(data: PreparedData, run: Run) -> Figure:
     return save_figure(figure, run, "label_cooccurrence")
 
 
-def soft_targets(probabilities: dict[float, np.ndarray], run: Run) -> Figure:
+def soft_targets(probabilities: dict[float, np.ndarray], run: Run) -> Image:
     """The teacher's probability of `toxic` on training comments, softened by each temperature."""
     figure, axes = _new(run, "Soft targets: a higher temperature T moves the teacher's probabilities towards 0.5")
     for colour, (temperature, values) in zip(
@@ -136,7 +156,7 @@ def _smooth(values: Sequence[float]) -> pd.Series:
     return pd.Series(values, dtype=float).rolling(max(1, len(values) // 25), min_periods=1).mean()
 
 
-def loss_parts(results: dict[str, dict], run: Run) -> Figure:
+def loss_parts(results: dict[str, dict], run: Run) -> Image:
     """The parts of the distillation loss by step, a panel a part, for distilled results by name; a running mean."""
     parts = {
         "total": "total",
@@ -153,7 +173,7 @@ def loss_parts(results: dict[str, dict], run: Run) -> Figure:
     return save_figure(figure, run, "distillation_loss")
 
 
-def training_loss(results: Results, run: Run) -> Figure:
+def training_loss(results: Results, run: Run) -> Image:
     """Cross-entropy by epoch, in training and on validation: the one loss that all models have (image.png)."""
     names = [name for name in results.by_name if EXPERIMENTS[name].start != "baseline"]
     figure, (left, right) = _new(
@@ -177,7 +197,7 @@ def training_loss(results: Results, run: Run) -> Figure:
     return save_figure(figure, run, "training_loss")
 
 
-def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Figure:
+def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Image:
     """Five scores on the test set, F1 and average precision with their intervals (image-1.png)."""
     shown = {
         "accuracy": "accuracy",
@@ -205,7 +225,7 @@ def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Figure:
     return save_figure(figure, run, "test_metrics")
 
 
-def precision_recall_curves(results: Results, run: Run) -> Figure:
+def precision_recall_curves(results: Results, run: Run) -> Image:
     """Precision against recall on the test set, seed 1: the main models left, their variants and controls right."""
     main = [name for name in MAIN_EXPERIMENTS if name in results.by_name and name != "majority"]
     others = [name for name in results.by_name if name not in MAIN_EXPERIMENTS]
@@ -235,7 +255,7 @@ def precision_recall_curves(results: Results, run: Run) -> Figure:
     return save_figure(figure, run, "precision_recall")
 
 
-def confusion_matrices(results: Results, run: Run, names: Sequence[str]) -> Figure:
+def confusion_matrices(results: Results, run: Run, names: Sequence[str]) -> Image:
     """Right and wrong verdicts on the test set at each model's own threshold, seed 1."""
     columns = 4
     rows = -(-len(names) // columns)
@@ -261,7 +281,44 @@ def confusion_matrices(results: Results, run: Run, names: Sequence[str]) -> Figu
     return save_figure(figure, run, "confusion_matrices")
 
 
-def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) -> Figure:
+def reliability(results: Results, run: Run, names: Sequence[str]) -> Image:
+    """What a model says against what is seen, a panel a model: the reliability diagram, by bins of equal width.
+
+    Lines: 95 % Wilson intervals of the share seen, which are wide where a bin holds few rows.
+    """
+    columns = 3
+    rows = -(-len(names) // columns)
+    figure, axes = _new(
+        run,
+        f"Probabilities said and toxic shares seen on the test set, seed 1 (grey: comments in each of {BINS} bins)",
+        3.5 * columns,
+        3.1 * rows + 0.6,
+        ncols=columns,
+        nrows=rows,
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for panel in axes.flat[len(names) :]:
+        panel.set_visible(False)
+    for panel, name in zip(axes.flat, names, strict=False):
+        bins = calibration_bins(results.labels(), results.probabilities(name)[0])
+        for low, count in zip(bins["low"], bins["rows"], strict=True):
+            panel.text(low + 0.5 / BINS, 1.05, str(count), ha="center", fontsize=8, color="#606060")
+        bins = bins[bins["rows"] > 0]
+        interval = proportion_confint(bins["toxic"], bins["rows"], method="wilson")
+        panel.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
+        panel.vlines(bins["said"], *interval, color=COLOURS[name], linewidth=1.5, alpha=0.6)
+        panel.plot(bins["said"], bins["seen"], "o-", color=COLOURS[name], markersize=5, linewidth=1, clip_on=False)
+        panel.set(title=name, xlim=(0, 1), ylim=(0, 1.13), yticks=np.linspace(0, 1, 6))
+    for panel in axes[-1]:
+        panel.set_xlabel("probability of 'toxic' said (mean)")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("share that is toxic")
+    return save_figure(figure, run, "reliability")
+
+
+def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) -> Image:
     """Average precision on test, with seed 1's interval, against four costs; up and to the left is better."""
     costs = {
         "trainable_parameters": ("trained parameters", 1),
@@ -297,7 +354,7 @@ def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) 
     return save_figure(figure, run, "average_precision_and_cost")
 
 
-def verdicts(comparisons: dict[str, dict], run: Run) -> Figure:
+def verdicts(comparisons: dict[str, dict], run: Run) -> Image:
     """The differences that were named beforehand, with their 95 % intervals; one that crosses 0 decides nothing."""
     figure, axes = _new(
         run,

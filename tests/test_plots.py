@@ -1,0 +1,56 @@
+"""What the figures and tables of the notebooks promise besides their looks."""
+
+import io
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pytest
+
+from helpers.config import load_profile
+from helpers.plots import reliability, save_figure, show_table
+from helpers.runs import Run
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run("plots", tmp_path, load_profile("smoke"), data_source="separable", jigsaw_dir=None, seeds=(1,))
+
+
+@pytest.fixture
+def figure() -> plt.Figure:
+    figure, axes = plt.subplots(figsize=(4, 3), dpi=64)
+    axes.imshow(np.linspace(0, 1, 10_000).reshape(100, 100), cmap="turbo")
+    return figure
+
+
+def test_a_figure_is_written_into_the_runs_folder_in_full_colour(figure, run):
+    save_figure(figure, run, "picture")
+    assert PIL.Image.open(run.figures_dir / "picture.png").mode == "RGBA"
+
+
+def test_the_notebooks_picture_is_a_small_png_of_the_same_shape(figure, run):
+    picture = save_figure(figure, run, "picture")
+    shown, written = PIL.Image.open(io.BytesIO(picture.data)), PIL.Image.open(run.figures_dir / "picture.png")
+    assert len(picture.data) < (run.figures_dir / "picture.png").stat().st_size / 2
+    assert shown.width / shown.height == pytest.approx(written.width / written.height, rel=0.03)
+
+
+def test_a_saved_figure_is_closed_so_that_it_is_not_shown_twice(figure, run):
+    save_figure(figure, run, "picture")
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_the_reliability_diagram_can_be_drawn_where_bins_are_empty(run):
+    results = SimpleNamespace(
+        labels=lambda: np.array([1, 0, 0, 0]), probabilities=lambda name: np.array([[0.95, 0.02, 0.01, 0.5]])
+    )
+    reliability(results, run, ["odd", "even"])
+    assert (run.figures_dir / "reliability.png").is_file()
+
+
+def test_html_in_a_comment_is_escaped_when_shown(run):
+    page = show_table(pd.DataFrame({"comment": ["<script>alert(1)</script>"]}), "Errors", run).to_html()
+    assert "<script>" not in page and "&lt;script&gt;" in page
