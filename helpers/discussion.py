@@ -1,14 +1,22 @@
-"""The discussion's sentences, each made from the run's own numbers, so that no figure is written by hand."""
+"""The discussion's tables and sentences, each made from the run's own numbers, so that no figure is written by hand."""
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
-from helpers.evaluation import compare, describe, mcnemar_p
-from helpers.experiments import Results
+from helpers.config import LABELS, MAIN_EXPERIMENTS
+from helpers.data import load_data
+from helpers.evaluation import calibration, calibration_bins, compare, describe, mcnemar_p, toxic_rows_needed
+from helpers.experiments import Results, predictions_path
 from helpers.runs import Run
 
 CHEAPER = ("odd", "even", "lora", "lora_6")
+ASKED = ("teacher", "odd", "even", "lora")  # the three answers to the bundle's question, and what they replace
+LEARNED = tuple(name for name in MAIN_EXPERIMENTS if name != "majority")  # the models that tell comments apart
+RECALL_GAP = 0.02  # the difference in recall that the question of power asks for
+SHOWN_LETTERS = 300  # of a comment, where a reader asks to see it
 COSTS = {  # column of the comparison table: what it is called in a sentence
     "trainable_parameters": "fewest trained parameters",
     "total_seconds": "shortest training, the teacher's included",
@@ -31,20 +39,297 @@ def validation_and_test(table: pd.DataFrame) -> str:
     )
 
 
+def called_toxic(results: Results, name: str) -> dict[int, np.ndarray]:
+    """By seed, which test comments a model calls toxic at its own threshold: bool (rows,), in the results' order."""
+    by_seed = results.by_name[name]
+    return {
+        seed: probabilities >= by_seed[seed]["threshold"]
+        for seed, probabilities in zip(by_seed, results.probabilities(name), strict=True)
+    }
+
+
 def different_comments(results: Results, pairs: list[tuple[str, str]]) -> pd.DataFrame:
     """Misses and false alarms of seed 1 at each model's own threshold, and McNemar's p-value, a row a pair."""
     labels, rows = results.labels(), []
     for a, b in pairs:
-        called = {}
-        for name in (a, b):
-            first = next(iter(results.by_name[name].values()))
-            called[name] = (results.probabilities(name)[0] >= first["threshold"]).astype(int)
+        called = {name: next(iter(called_toxic(results, name).values())).astype(int) for name in (a, b)}
         row = {"models": f"{a} and {b}", "verdicts differ": int((called[a] != called[b]).sum())}
         for name, side in ((a, "first"), (b, "second")):
             row[f"misses of the {side}"] = int(((called[name] == 0) & (labels == 1)).sum())
             row[f"false alarms of the {side}"] = int(((called[name] == 1) & (labels == 0)).sum())
         rows.append(row | {"McNemar p": mcnemar_p(labels, called[a], called[b])})
     return pd.DataFrame(rows)
+
+
+# --- what this test set can show -------------------------------------------------------------------------------------
+
+
+def recall_power(results: Results, pairs: list[tuple[str, str]]) -> pd.DataFrame:
+    """The toxic test comments that a gap of RECALL_GAP in recall needs at 80 % power, and those there are, by pair.
+
+    The discordant share (toxic comments that one of the two alone finds) is the run's, a mean over the seeds both have.
+    """
+    toxic, rows = results.labels() == 1, []
+    for a, b in pairs:
+        found = [called_toxic(results, name) for name in (a, b)]
+        seeds = [seed for seed in found[0] if seed in found[1]]
+        of_a, of_b = (np.stack([verdicts[seed][toxic] for seed in seeds]) for verdicts in found)
+        discordant = float((of_a != of_b).mean())
+        rows.append(
+            {
+                "models": f"{a} and {b}",
+                "difference in recall": of_a.mean() - of_b.mean(),
+                "found by one alone": discordant,
+                "toxic comments here": int(toxic.sum()),
+                # a gap cannot be larger than the discordant share that holds it
+                "toxic comments needed": toxic_rows_needed(RECALL_GAP, max(RECALL_GAP, discordant)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def enough_toxic_comments(power: pd.DataFrame, results: Results) -> str:
+    """Whether the test set has the toxic comments that a gap in recall needs, from the table of recall_power."""
+    needed, here = power["toxic comments needed"], int(power["toxic comments here"].iloc[0])
+    between = f"{needed.min():,}" if needed.nunique() == 1 else f"{needed.min():,} to {needed.max():,}"
+    enough = needed <= here
+    answer = "enough for every pair" if enough.all() else "enough for some pairs only"
+    if not enough.any():
+        answer = "too few for any pair"
+    prevalence = results.labels().mean()
+    return (
+        f"**What we see:** to find a true gap of {100 * RECALL_GAP:.0f} points in recall on eight of ten test sets "
+        f"takes {between} toxic comments. This one has {here:,}: {answer}. At its share of toxic comments "
+        f"({prevalence:.1%}) the pair that needs most would take about {round(needed.max() / prevalence, -2):,.0f} "
+        "test comments."
+    )
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def calibration_table(results: Results) -> pd.DataFrame:
+    """Said and seen, a row a model, means over its seeds; `at 0.9 and above` is the last bin of calibration_bins."""
+    labels, rows = results.labels(), []
+    for name in results.by_name:
+        by_seed = [calibration(labels, probabilities) for probabilities in results.probabilities(name)]
+        last = [calibration_bins(labels, probabilities).iloc[-1] for probabilities in results.probabilities(name)]
+        sure, toxic = (float(np.sum([bin_[column] for bin_ in last])) for column in ("rows", "toxic"))
+        mean = {key: float(np.mean([found[key] for found in by_seed])) for key in by_seed[0]}
+        rows.append(
+            {
+                "experiment": name,
+                "seeds": len(by_seed),
+                "mean probability": mean["mean_probability"],
+                "share toxic": float(labels.mean()),
+                "Brier score": mean["brier"],
+                "calibration error": mean["calibration_error"],
+                "comments at 0.9 and above": round(sure / len(by_seed)),
+                "of them toxic": toxic / sure if sure else float("nan"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def can_probabilities_be_believed(table: pd.DataFrame) -> str:
+    """What the models say and what is seen, from the table of calibration_table."""
+    lines = [f"**What we see:** {table['share toxic'].iloc[0]:.1%} of the test comments are toxic.", ""]
+    at = table.set_index("experiment")
+    for name in (name for name in ASKED if name in at.index):
+        row = at.loc[name]
+        direction = "more" if row["mean probability"] > row["share toxic"] else "less"
+        text = f"- **{name}** says {row['mean probability']:.1%} on average, {direction} than that"
+        if row["comments at 0.9 and above"]:
+            text += (
+                f"; where it says 90 % or more ({row['comments at 0.9 and above']:,} comments), "
+                f"{row['of them toxic']:.0%} are toxic"
+            )
+        lines.append(f"{text}. Brier score {row['Brier score']:.3f}, calibration error {row['calibration error']:.3f}.")
+    if "majority" in at.index:
+        lines += ["", f"Knowing nothing but the share of toxic comments scores {at['Brier score']['majority']:.3f} "]
+        lines[-1] += "by Brier (the row `majority`): only what lies below that was learned from the comments."
+    return "\n".join(lines)
+
+
+# --- slices ----------------------------------------------------------------------------------------------------------
+
+
+def row_ids(results: Results, split: str = "test") -> np.ndarray:
+    """The ids of a split's comments, in the order of Results.probabilities and Results.labels."""
+    (name, seed), directory = next(iter(results.directories.items()))
+    frame = pd.read_parquet(predictions_path(directory, name, seed), columns=["row_id", "split"])
+    return frame.loc[frame["split"] == split, "row_id"].sort_values().to_numpy()
+
+
+def scored_comments(results: Results, run: Run, *columns: str) -> pd.DataFrame | None:
+    """Row id, length in tokens before cutting and the six labels of the test comments, in the results' order.
+
+    None where the comments are not at hand because only the published results are read.
+
+    Raises:
+        ValueError: the run's comments are not those that were scored.
+    """
+    if not (run.data_dir / "data.json").is_file():
+        return None
+    rows = load_data(run).splits["test"].select_columns(["row_id", "tokens", *LABELS, *columns]).to_pandas()
+    rows = rows.sort_values("row_id", ignore_index=True)
+    if rows["row_id"].tolist() != row_ids(results).tolist():
+        raise ValueError(f"the test comments of run {run.name!r} are not those of its results; run 01 to 03 again")
+    return rows
+
+
+def what_is_at_hand(comments: pd.DataFrame | None, run: Run) -> str:
+    """How many test comments are cut, or that the run's comments are not there to be looked at."""
+    if comments is None:
+        return (
+            "The comments of this run are not at hand: only its published results are. The tables by length and by "
+            "label need them: run 01_data_preparation with Kaggle's files (JIGSAW_DIR or data/jigsaw/) first."
+        )
+    cut = comments["tokens"] > run.profile.max_length
+    return (
+        f"{len(comments):,} test comments; {cut.sum():,} have more than {run.profile.max_length} tokens and are cut, "
+        f"{(cut & (comments['toxic'] == 1)).sum():,} of them toxic"
+    )
+
+
+def share_called_toxic(results: Results, groups: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Of each group of test comments (a mask of rows), the share that each model calls toxic; means over seeds.
+
+    `margin` is the largest half-width of the shares' 95 % intervals (Wilson 1927): two shares of a group that are
+    nearer than that say little.
+    """
+    called = {
+        name: np.mean(list(called_toxic(results, name).values()), axis=0) for name in LEARNED if name in results.by_name
+    }
+    rows = []
+    for group, mask in groups.items():
+        row, count = {"group": group, "comments": int(mask.sum())}, int(mask.sum())
+        if count:
+            shares = {name: float(values[mask].mean()) for name, values in called.items()}
+            ends = [proportion_confint(share * count, count, method="wilson") for share in shares.values()]
+            row |= shares | {"margin": max(high - low for low, high in ends) / 2}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["group", "comments", *called, "margin"])
+
+
+def by_length(results: Results, comments: pd.DataFrame, max_length: int) -> pd.DataFrame:
+    """share_called_toxic of comments that the models read whole and of those cut at max_length tokens."""
+    cut, toxic = comments["tokens"].to_numpy() > max_length, comments["toxic"].to_numpy() == 1
+    groups = {"toxic, whole": toxic & ~cut, "toxic, cut": toxic & cut}
+    return share_called_toxic(results, groups | {"clean, whole": ~toxic & ~cut, "clean, cut": ~toxic & cut})
+
+
+def by_label(results: Results, comments: pd.DataFrame) -> pd.DataFrame:
+    """share_called_toxic of the comments that carry each of the six labels: the recall on each kind."""
+    return share_called_toxic(results, {label: comments[label].to_numpy() == 1 for label in LABELS})
+
+
+def does_cutting_hide(table: pd.DataFrame, max_length: int) -> str:
+    """The recall on cut against whole comments, with Newcombe's 95 % interval, from the table of by_length."""
+    at = table.set_index("group")
+    whole, cut = at.loc["toxic, whole"], at.loc["toxic, cut"]
+    if not (whole["comments"] and cut["comments"]):
+        return f"**What we see:** all toxic test comments are on one side of {max_length} tokens: nothing to compare."
+    lines = [
+        f"**What we see:** recall on cut toxic comments ({cut['comments']:.0f}) minus recall on whole ones "
+        f"({whole['comments']:.0f}):",
+        "",
+    ]
+    for name in (name for name in ASKED if name in table):
+        low, high = confint_proportions_2indep(
+            cut[name] * cut["comments"],
+            cut["comments"],
+            whole[name] * whole["comments"],
+            whole["comments"],
+            compare="diff",
+            method="newcomb",
+        )
+        verdict = "excludes 0" if low > 0 or high < 0 else "holds 0"
+        difference = cut[name] - whole[name]
+        lines.append(f"- {name}: {difference:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, which {verdict}")
+    return "\n".join(lines)
+
+
+def who_finds_what(results: Results, names: tuple[str, ...] = ASKED) -> pd.DataFrame:
+    """How many test comments are called toxic by all, some or none of the models, first seed: a row a kind of overlap.
+
+    On toxic comments that is being found, on clean ones a false alarm.
+    """
+    called = np.stack([next(iter(called_toxic(results, name).values())) for name in names])
+    by_so_many, toxic = called.sum(axis=0), results.labels() == 1
+    kinds = {f"all {len(names)}": by_so_many == len(names)}
+    kinds |= {f"{count} of them": by_so_many == count for count in range(len(names) - 1, 1, -1)}
+    kinds |= {f"{name} alone": (by_so_many == 1) & own for name, own in zip(names, called, strict=True)}
+    kinds["none"] = by_so_many == 0
+    return pd.DataFrame(
+        {
+            "called toxic by": kinds.keys(),
+            "toxic comments": [int((mask & toxic).sum()) for mask in kinds.values()],
+            "share of them": [float(mask[toxic].mean()) for mask in kinds.values()],
+            "clean comments": [int((mask & ~toxic).sum()) for mask in kinds.values()],
+        }
+    )
+
+
+def found_by_none(results: Results, names: tuple[str, ...] = ASKED) -> str:
+    """The toxic comments that no model finds, beside how many independent misses would leave."""
+    toxic = results.labels() == 1
+    found = np.stack([next(iter(called_toxic(results, name).values()))[toxic] for name in names])
+    none, expected = int((~found.any(axis=0)).sum()), toxic.sum() * np.prod(1 - found.mean(axis=1))
+    return (
+        f"**What we see:** of {toxic.sum()} toxic test comments {int(found.all(axis=0).sum())} are found by all of "
+        f"{', '.join(names)}, {none} by none. If each missed comments of its own, {expected:.1f} would be missed by "
+        "all: what stands above that is hard, or labelled in doubt, for all of them alike, and no choice between "
+        "these models finds it."
+    )
+
+
+# --- the worst errors ------------------------------------------------------------------------------------------------
+
+
+def worst_errors(results: Results, name: str, run: Run, count: int = 5, show_comments: bool = False) -> pd.DataFrame:
+    """The most confident misses and false alarms of a model's first seed on the test set, up to `count` of each.
+
+    `others wrong` counts the other learned models (their first seed) that err on the row too: where all of them do,
+    look at the label first. The comments' first letters are shown only if asked for, since they are abusive; show_table
+    escapes the HTML in them.
+
+    Returns:
+        A frame with `error`, `row_id` (Kaggle's), `label`, `probability` (of toxic), `others wrong`, and `comment`.
+
+    Raises:
+        FileNotFoundError: comments were asked for and the run has none.
+    """
+    labels, ids = results.labels(), row_ids(results)
+    probability = results.probabilities(name)[0]
+    wrong = {
+        other: next(iter(called_toxic(results, other).values())) != labels
+        for other in {name, *LEARNED}
+        if other in results.by_name
+    }
+    others = np.sum([wrong[other] for other in wrong if other != name], axis=0)
+    misses, alarms = (np.flatnonzero(wrong[name] & (labels == label)) for label in (1, 0))
+    misses = misses[np.argsort(probability[misses], kind="stable")][:count]
+    alarms = alarms[np.argsort(-probability[alarms], kind="stable")][:count]
+    rows = np.concatenate([misses, alarms])
+    errors = pd.DataFrame(
+        {
+            "error": ["miss"] * len(misses) + ["false alarm"] * len(alarms),
+            "row_id": ids[rows],
+            "label": np.where(labels[rows] == 1, "toxic", "clean"),
+            "probability": probability[rows],
+            f"others wrong (of {len(wrong) - 1})": others[rows],
+        }
+    )
+    if show_comments:
+        comments = scored_comments(results, run, "comment_text")
+        if comments is None:
+            raise FileNotFoundError(what_is_at_hand(None, run))
+        errors["comment"] = comments["comment_text"].iloc[rows].str.slice(0, SHOWN_LETTERS).to_numpy()
+    return errors
+
+
+# --- the discussion --------------------------------------------------------------------------------------------------
 
 
 def does_a_bert_pay(results: Results, table: pd.DataFrame) -> str:

@@ -2,11 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from helpers import discussion
-from helpers.experiments import comparison_table, load_results
+from helpers.config import LABELS
+from helpers.data import load_data
+from helpers.evaluation import toxic_rows_needed
+from helpers.experiments import comparison_table, load_results, predictions_path
 
 
 @pytest.fixture
@@ -93,3 +97,228 @@ def test_the_fall_from_validation_to_test_is_computed(table):
     at = table.set_index("experiment")
     fall = at["validation_average_precision"]["tfidf"] - at["average_precision"]["tfidf"]
     assert f"TF-IDF by {fall:.3f}" in discussion.validation_and_test(table)
+
+
+# --- made results: ten test comments whose verdicts are known --------------------------------------------------------
+
+
+class MadeResults:
+    """As much of Results as the tables read: test probabilities by model and seed, every threshold 0.5."""
+
+    def __init__(self, labels: list[int], probabilities: dict[str, list[list[float]]]) -> None:
+        self._labels, self._probabilities = np.array(labels), probabilities
+        self.by_name = {
+            name: {seed: {"threshold": 0.5} for seed in range(1, len(by_seed) + 1)}
+            for name, by_seed in probabilities.items()
+        }
+
+    def labels(self, split: str = "test") -> np.ndarray:
+        return self._labels
+
+    def probabilities(self, name: str, split: str = "test") -> np.ndarray:
+        return np.array(self._probabilities[name])
+
+
+def verdicts(called: str) -> list[float]:
+    """Probabilities on either side of the threshold: 'x' is called toxic, '.' is not."""
+    return [0.8 if letter == "x" else 0.1 for letter in called]
+
+
+@pytest.fixture
+def made() -> MadeResults:
+    """Comments 1 to 5 are toxic. All find 1; teacher and odd find 2; lora alone 3; nobody 4 and 5; even alone errs."""
+    called = {"teacher": "xx........", "odd": "xx........", "even": "x....xx...", "lora": "x.x......."}
+    return MadeResults([1] * 5 + [0] * 5, {name: [verdicts(each)] for name, each in called.items()})
+
+
+def test_a_comment_is_found_by_all_by_some_by_one_alone_or_by_none(made):
+    found = discussion.who_finds_what(made).set_index("called toxic by")
+    assert found["toxic comments"].to_dict() == {
+        "all 4": 1,
+        "3 of them": 0,
+        "2 of them": 1,
+        "teacher alone": 0,
+        "odd alone": 0,
+        "even alone": 0,
+        "lora alone": 1,
+        "none": 2,
+    }
+
+
+def test_every_comment_stands_in_one_kind_of_overlap(results):
+    found, labels = discussion.who_finds_what(results), results.labels()
+    counts = found[["toxic comments", "clean comments"]].sum().tolist()
+    assert counts == [labels.sum(), (1 - labels).sum()]
+
+
+def test_misses_in_common_are_held_against_independent_ones(made):
+    # recalls 2/5, 2/5, 1/5, 2/5: independent misses leave 5 · 0.6 · 0.6 · 0.8 · 0.6 = 0.864 comments
+    assert "2 by none" in discussion.found_by_none(made) and "0.9 would be missed" in discussion.found_by_none(made)
+
+
+def test_verdicts_are_each_seeds_own():
+    made = MadeResults([1, 0], {"odd": [[0.6, 0.6], [0.6, 0.6]]})
+    made.by_name["odd"][2]["threshold"] = 0.7
+    assert {seed: found.tolist() for seed, found in discussion.called_toxic(made, "odd").items()} == {
+        1: [True, True],
+        2: [False, False],
+    }
+
+
+# --- power -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_discordant_share_is_that_of_the_toxic_comments_alone(made):
+    found = discussion.recall_power(made, [("odd", "even")]).iloc[0]  # on toxic comments they differ in number 2 only
+    assert found["found by one alone"] == pytest.approx(1 / 5)
+    assert found["toxic comments needed"] == toxic_rows_needed(discussion.RECALL_GAP, 1 / 5)
+
+
+def test_models_that_find_the_same_comments_have_a_number_too(made):
+    found = discussion.recall_power(made, [("teacher", "odd")]).iloc[0]
+    assert found["toxic comments needed"] == toxic_rows_needed(discussion.RECALL_GAP, discussion.RECALL_GAP)
+
+
+@pytest.mark.parametrize(
+    ("needed", "answer"),
+    [([400, 500], "too few for any pair"), ([90, 500], "some pairs only"), ([90, 95], "enough for every pair")],
+)
+def test_it_is_said_whether_the_toxic_comments_are_enough(made, needed, answer):
+    power = pd.DataFrame({"toxic comments needed": needed, "toxic comments here": [100, 100]})
+    assert answer in discussion.enough_toxic_comments(power, made)
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def test_the_calibration_table_has_a_row_a_model_and_means_over_seeds():
+    made = MadeResults([1, 0, 0, 0], {"odd": [[0.95, 0.05, 0.05, 0.05], [0.95, 0.95, 0.95, 0.05]]})
+    row = discussion.calibration_table(made).iloc[0]
+    assert (row["seeds"], row["comments at 0.9 and above"]) == (2, 2)
+    assert row["of them toxic"] == pytest.approx(2 / 4)
+    assert row["mean probability"] == pytest.approx((1.1 + 2.9) / 8)
+
+
+def test_what_is_said_of_calibration_holds_the_tables_numbers(results):
+    table = discussion.calibration_table(results)
+    text, at = discussion.can_probabilities_be_believed(table), table.set_index("experiment")
+    assert all(f"Brier score {at['Brier score'][name]:.3f}" in text for name in discussion.ASKED)
+
+
+# --- slices ----------------------------------------------------------------------------------------------------------
+
+
+def test_row_ids_stand_in_the_order_of_the_labels(finished_run, results):
+    split = load_data(finished_run).splits["test"]
+    toxic = dict(zip(split["row_id"], split["toxic"], strict=True))
+    assert [toxic[row] for row in discussion.row_ids(results)] == results.labels().tolist()
+
+
+def test_the_comments_to_slice_stand_in_the_order_of_the_labels(finished_run, results):
+    comments = discussion.scored_comments(results, finished_run)
+    assert comments["toxic"].tolist() == results.labels().tolist()
+
+
+def test_the_comments_to_slice_hold_no_text_unless_it_is_asked_for(finished_run, results):
+    assert list(discussion.scored_comments(results, finished_run)) == ["row_id", "tokens", *LABELS]
+
+
+def test_without_the_runs_data_a_sentence_says_what_to_do(copied_run):
+    results = load_results(copied_run)
+    (copied_run.data_dir / "data.json").unlink()
+    comments = discussion.scored_comments(results, copied_run)
+    assert comments is None
+    assert "run 01_data_preparation" in discussion.what_is_at_hand(comments, copied_run)
+
+
+def test_other_comments_than_the_scored_ones_are_refused(copied_run):
+    results = load_results(copied_run)
+    name, seed = next(iter(results.directories))
+    path = predictions_path(results.directories[name, seed], name, seed)
+    frame = pd.read_parquet(path)
+    frame.assign(row_id="another " + frame["row_id"]).to_parquet(path, index=False)
+    with pytest.raises(ValueError, match="not those of its results"):
+        discussion.scored_comments(results, copied_run)
+
+
+def test_shares_are_those_of_the_group_with_its_count(made):
+    first_three = np.arange(10) < 3
+    row = discussion.share_called_toxic(made, {"first three": first_three}).iloc[0]
+    assert row["comments"] == 3
+    assert row[["teacher", "even", "lora"]].tolist() == pytest.approx([2 / 3, 1 / 3, 2 / 3])
+
+
+def test_a_group_without_comments_has_no_shares(made):
+    row = discussion.share_called_toxic(made, {"nobody": np.zeros(10, dtype=bool)}).iloc[0]
+    assert row["comments"] == 0 and np.isnan([row["odd"], row["margin"]]).all()
+
+
+def test_a_comment_is_cut_if_it_has_more_tokens_than_fit(made):
+    comments = pd.DataFrame({"tokens": [64, 65, 64, 65, 66, 3, 3, 3, 3, 99], "toxic": made.labels()})
+    found = discussion.by_length(made, comments, 64).set_index("group")
+    assert found["comments"].to_dict() == {"toxic, whole": 2, "toxic, cut": 3, "clean, whole": 4, "clean, cut": 1}
+    assert found["lora"]["toxic, whole"] == 1
+
+
+def test_the_share_found_of_the_label_toxic_is_the_recall(finished_run, results):
+    comments = discussion.scored_comments(results, finished_run)
+    found = discussion.by_label(results, comments).set_index("group")
+    assert found["odd"]["toxic"] == pytest.approx(results.by_name["odd"][1]["test"]["recall"])
+
+
+def test_where_nothing_is_cut_there_is_nothing_to_compare(made):
+    table = discussion.by_length(made, pd.DataFrame({"tokens": [5] * 10, "toxic": made.labels()}), 64)
+    assert "nothing to compare" in discussion.does_cutting_hide(table, 64)
+
+
+def test_the_difference_that_cutting_makes_comes_with_its_interval(made):
+    table = discussion.by_length(
+        made, pd.DataFrame({"tokens": [5, 5, 99, 99, 99, *[5] * 5], "toxic": made.labels()}), 64
+    )
+    assert "- teacher: -1.00, 95 % interval" in discussion.does_cutting_hide(table, 64)
+
+
+# --- the worst errors ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def errors(monkeypatch) -> pd.DataFrame:
+    """The worst miss and the worst false alarm of `odd` among six comments; `even` misses comment 1 too."""
+    monkeypatch.setattr(discussion, "row_ids", lambda results: np.array([f"row-{number}" for number in range(6)]))
+    odd, even = [0.3, 0.1, 0.9, 0.6, 0.99, 0.2], [0.9, 0.1, 0.9, 0.1, 0.1, 0.1]
+    return discussion.worst_errors(
+        MadeResults([1, 1, 1, 0, 0, 0], {"odd": [odd], "even": [even]}), "odd", None, count=1
+    )
+
+
+def test_the_worst_errors_are_the_most_confident_ones(errors):
+    assert errors[["error", "row_id", "probability"]].to_numpy().tolist() == [
+        ["miss", "row-1", 0.1],
+        ["false alarm", "row-4", 0.99],
+    ]
+
+
+def test_beside_an_error_stands_how_many_other_models_make_it(errors):
+    assert errors["others wrong (of 1)"].tolist() == [1, 0]
+
+
+def test_the_worst_errors_carry_ids_and_labels_of_their_rows(finished_run, results):
+    labels = dict(zip(discussion.row_ids(results), results.labels(), strict=True))
+    for _, row in discussion.worst_errors(results, "majority", finished_run, count=50).iterrows():
+        assert row["label"] == ("toxic" if labels[row["row_id"]] else "clean")
+        assert (row["error"] == "miss") == (row["label"] == "toxic")
+
+
+def test_comments_are_shown_only_if_asked_for(finished_run, results):
+    assert "comment" not in discussion.worst_errors(results, "majority", finished_run)
+    shown = discussion.worst_errors(results, "majority", finished_run, show_comments=True)
+    split = load_data(finished_run).splits["test"]
+    texts = dict(zip(split["row_id"], split["comment_text"], strict=True))
+    assert [texts[row].startswith(text) for row, text in shown[["row_id", "comment"]].to_numpy()] == [True] * len(shown)
+
+
+def test_comments_that_are_not_at_hand_cannot_be_shown(copied_run):
+    results = load_results(copied_run)
+    (copied_run.data_dir / "data.json").unlink()
+    with pytest.raises(FileNotFoundError, match="run 01_data_preparation"):
+        discussion.worst_errors(results, "majority", copied_run, show_comments=True)
