@@ -378,7 +378,7 @@ def verdicts(comparisons: dict[str, dict], run: Run) -> Image:
 # --- notebook 05 -----------------------------------------------------------------------------------------------------
 
 
-def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str) -> Figure:
+def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str) -> Image:
     """Validation average precision of a grid's experiments, a panel a table; the first of each is the default."""
     figure, axes = _new(
         run,
@@ -403,7 +403,7 @@ def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str
     return save_figure(figure, run, name)
 
 
-def layer_removal(steps: list[dict], run: Run) -> Figure:
+def layer_removal(steps: list[dict], run: Run) -> Image:
     """Greedy removal: the scores from 12 layers down to 1, and what each of the 12 layers is worth to the teacher."""
     figure, (left, right) = _new(
         run, "Which layers does this task need? (validation, nothing retrained)", 11, 4, ncols=2
@@ -422,7 +422,7 @@ def layer_removal(steps: list[dict], run: Run) -> Figure:
     return save_figure(figure, run, "layer_removal")
 
 
-def overfitting(results: Results, names: Sequence[str], run: Run) -> Figure:
+def overfitting(results: Results, names: Sequence[str], run: Run) -> Image:
     """Validation minus training cross-entropy by epoch, mean over seeds: above 0 and growing, the model overfits."""
     figure, axes = _new(run, "The gap between validation and training cross-entropy")
     for name in names:
@@ -438,7 +438,7 @@ def overfitting(results: Results, names: Sequence[str], run: Run) -> Figure:
     return save_figure(figure, run, "overfitting")
 
 
-def pareto(table: pd.DataFrame, fronts: dict[str, np.ndarray], run: Run) -> Figure:
+def pareto(table: pd.DataFrame, fronts: dict[str, np.ndarray], run: Run) -> Image:
     """Test average precision against each cost of `fronts` (column: who is on the front); a line joins the front."""
     titles = {
         "trainable_parameters": ("trained parameters", 1),
