@@ -11,6 +11,7 @@ from helpers.config import LABELS
 from helpers.data import load_data
 from helpers.evaluation import toxic_rows_needed
 from helpers.experiments import comparison_table, load_results, predictions_path
+from helpers.improvements import fronts
 
 
 @pytest.fixture
@@ -322,3 +323,28 @@ def test_comments_that_are_not_at_hand_cannot_be_shown(copied_run):
     (copied_run.data_dir / "data.json").unlink()
     with pytest.raises(FileNotFoundError, match="run 01_data_preparation"):
         discussion.worst_errors(results, "majority", copied_run, show_comments=True)
+
+
+# --- notebook 05 -----------------------------------------------------------------------------------------------------
+
+
+def test_lora_stands_beside_full_fine_tuning_of_the_same_layers(results):
+    found = discussion.what_lora_saves(results).set_index("model")
+    assert found.loc[["teacher", "lora"], "layers"].tolist() == ["12", "12"]
+    assert found.loc[["odd_hard", "lora_6"], "layers"].tolist() == ["6", "6"]
+    assert found["trained (M)"]["lora"] < found["trained (M)"]["teacher"] / 10
+
+
+def test_time_to_the_best_epoch_is_at_most_the_time_of_all(results):
+    found = discussion.what_lora_saves(results).set_index("model")
+    of_all = results.by_name["lora"][1]["costs"]["training_seconds"]
+    assert 0 < found["seconds to the best epoch"]["lora"] <= of_all
+
+
+def test_the_five_sentences_name_the_cheapest_and_the_best_of_each_front(table):
+    trained, on_front = fronts(table)
+    lines = discussion.five_sentences(trained, on_front).splitlines()
+    assert [line[:2] for line in lines[:5]] == ["1.", "2.", "3.", "4.", "5."]
+    for line, cost in zip(lines, on_front, strict=False):
+        cheapest = trained[on_front[cost]].sort_values(cost)["experiment"].iloc[0]
+        assert f"take `{cheapest}`" in line
