@@ -21,16 +21,17 @@ def keep_mask(shape: torch.Size, p: float) -> torch.Tensor:
 
 
 class _Dropout(torch.autograd.Function):
-    """Keeps the boolean mask for the backward pass: a byte a value, where a product would keep four."""
+    """Keeps the scaled mask for the backward pass, which is then one product."""
 
     @staticmethod
     def forward(context, values: torch.Tensor, p: float) -> torch.Tensor:
-        context.mask, context.scale = keep_mask(values.shape, p), LEVELS / (LEVELS - round(p * LEVELS))
-        return values * context.mask.to(values.dtype).mul_(context.scale)  # a boolean factor would take half longer
+        scale = LEVELS / (LEVELS - round(p * LEVELS))
+        context.mask = keep_mask(values.shape, p).to(values.dtype).mul_(scale)
+        return values * context.mask
 
     @staticmethod
     def backward(context, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient * context.mask.to(gradient.dtype).mul_(context.scale), None
+        return gradient * context.mask, None
 
 
 def dropout(values: torch.Tensor, p: float) -> torch.Tensor:
@@ -41,8 +42,9 @@ def dropout(values: torch.Tensor, p: float) -> torch.Tensor:
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, scale=None) -> torch.Tensor:
     """Scaled dot-product attention of (B, heads, T, d) with dropout on its weights; the mask as torch takes it."""
     scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.transpose(-2, -1)
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    if attn_mask is not None:  # in place: the product's gradient does not need the product
+        boolean = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill_(~attn_mask, -torch.inf) if boolean else scores.add_(attn_mask)
     return dropout(scores.softmax(dim=-1), dropout_p) @ value
 
 
