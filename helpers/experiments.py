@@ -608,7 +608,7 @@ def load_results(run: Run, task: str = "toxic", extra: Sequence[Experiment] = ()
     if run.profile.task != task:
         raise ValueError(f"run {run.name!r} was made with TASK={run.profile.task}; this needs one with TASK={task}")
     by_name, directories, missing = {}, {}, []
-    for experiment in [*(EXPERIMENTS[name] for name in run.profile.experiments), *extra]:
+    for experiment in dict.fromkeys([*(EXPERIMENTS[name] for name in run.profile.experiments), *extra]):
         name = experiment.name
         for seed in run.profile.seeds[:1] if experiment.start == "baseline" else run.profile.seeds:
             found = find_result(run, experiment, seed)
