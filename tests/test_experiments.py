@@ -87,6 +87,8 @@ def test_the_students_keep_the_layers_they_are_named_after():
         "lora_6": ODD_LAYERS,
         "odd_hard": ODD_LAYERS,
         "even_hard": EVEN_LAYERS,
+        "first_six": (1, 2, 3, 4, 5, 6),
+        "last_six": (7, 8, 9, 10, 11, 12),
     }
 
 
@@ -125,8 +127,7 @@ def test_a_setting_changes_the_fingerprints_of_what_depends_on_it_and_no_other(f
 
 def test_another_pretrained_model_changes_every_fingerprint_that_starts_from_it(fingerprints, monkeypatch):
     before = fingerprints()
-    model = experiments.find_pretrained("tiny-random")
-    monkeypatch.setattr(experiments, "find_pretrained", lambda _: replace(model, sha256="f" * 64))
+    monkeypatch.setattr(experiments, "pretrained_sha256", lambda _: "f" * 64)
     after = fingerprints()
     assert {name for name in EXPERIMENTS if before[name] == after[name]} == {"majority", "tfidf"}
 

@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+import zipfile
 
 import huggingface_hub
 import pytest
@@ -204,3 +205,47 @@ def test_the_tokenizers_pad_token_is_the_models(stacked):
 
 def test_the_vocabulary_is_bert_uncaseds(stacked):
     assert len(load_tokenizer(find_pretrained("tiny-random"))) == stacked.config.vocab_size == 30_522
+
+
+# --- all-mpnet-base-v2 -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["minilm-stacked", "minilm", "tiny-random"])
+def test_the_hash_in_fingerprints_is_that_of_the_weights(name):
+    assert models.pretrained_sha256(name) == find_pretrained(name).sha256
+
+
+def test_packages_that_are_not_installed_are_named_with_the_command_that_fetches_them(
+    monkeypatch, not_looked_for_yet, tmp_path
+):
+    monkeypatch.setattr(models, "ROOT", tmp_path)
+    monkeypatch.setattr(models, "MPNET_PACKAGES", ("no-such-package",))
+    with pytest.raises(FileNotFoundError, match="all-mpnet-base-v2 are not installed; run: make base"):
+        find_pretrained("all-mpnet-base-v2")
+
+
+@pytest.fixture
+def pieces(monkeypatch, tmp_path, not_looked_for_yet) -> None:
+    """Five packages that hold one zip in pieces, as all-mpnet-base-v2's do, with a few bytes for weights."""
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
+        for name in models.MPNET_FILES:
+            archive.writestr(f"all-mpnet-base-v2/{name}", name)
+    whole = (tmp_path / "whole.zip").read_bytes()
+    size = -(-len(whole) // 5)
+    for number, package in enumerate(models.MPNET_PACKAGES):
+        (tmp_path / package).write_bytes(whole[number * size : (number + 1) * size])
+    monkeypatch.setattr(models, "ROOT", tmp_path)
+    monkeypatch.setattr(models, "_zip_piece", lambda package: tmp_path / package)
+
+
+def test_a_model_in_five_pieces_is_joined_once(pieces, monkeypatch):
+    directory = models.mpnet_directory()
+    assert sorted(path.name for path in directory.iterdir()) == sorted(models.MPNET_FILES)
+    assert (directory / "vocab.txt").read_text() == "vocab.txt"
+    monkeypatch.setattr(models, "_zip_piece", None)
+    assert models.mpnet_directory() == directory
+
+
+def test_joined_weights_that_are_not_the_published_ones_are_refused(pieces):
+    with pytest.raises(ValueError, match="MPNet packages has SHA-256"):
+        find_pretrained("all-mpnet-base-v2")
