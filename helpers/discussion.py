@@ -141,7 +141,7 @@ def can_probabilities_be_believed(table: pd.DataFrame) -> str:
         text = f"- **{name}** says {row['mean probability']:.1%} on average, {direction} than that"
         if row["comments at 0.9 and above"]:
             text += (
-                f"; where it says 90 % or more ({row['comments at 0.9 and above']:,} comments), "
+                f"; where it says 90 % or more ({row['comments at 0.9 and above']:,.0f} comments), "
                 f"{row['of them toxic']:.0%} are toxic"
             )
         lines.append(f"{text}. Brier score {row['Brier score']:.3f}, calibration error {row['calibration error']:.3f}.")
