@@ -207,8 +207,8 @@ def experiment_settings(experiment: Experiment, seed: int, profile: Profile) -> 
     changed = experiment.profile(profile)
     if experiment.adapter:
         settings["adapter"] = changed.settings("lora_rank", "lora_alpha", "lora_dropout")
-    if changed.lora_targets != "attention":
-        settings["adapter"]["lora_targets"] = changed.lora_targets
+        if changed.lora_targets != "attention":
+            settings["adapter"]["lora_targets"] = changed.lora_targets
     if experiment.redrawn:
         settings["redrawn"] = True
     if experiment.matched:
@@ -277,12 +277,12 @@ def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str)
         return None
     if not predictions_path(run.results_dir, experiment.name, seed).is_file():
         return None
-    if experiment.start != "baseline" and not _has_model(experiment, seed, run, made_from):
+    if experiment.start != "baseline" and not has_model(experiment, seed, run, made_from):
         return None
     return result
 
 
-def _has_model(experiment: Experiment, seed: int, run: Run, made_from: str) -> bool:
+def has_model(experiment: Experiment, seed: int, run: Run, made_from: str) -> bool:
     """Whether the weights of this fingerprint are there; an adapter is none without its base."""
     directory = run.model_dir(experiment.name, seed)
     weights = [directory / "model.safetensors"]
@@ -633,10 +633,15 @@ def load_results(run: Run, task: str = "toxic", extra: Sequence[Experiment] = ()
     return Results(by_name, directories, missing)
 
 
-def published_dir(run: Run) -> Path:
-    """Where results of such a run are published: results/, and below it those of six labels, of base, and of grids."""
+def published_part(run: Run) -> Path:
+    """Where results of such a run are published, below results/: six labels, base and grids in folders of their own."""
     beside = {"labels": run.profile.task == "labels", "base": run.profile.name == "base"}
-    return PUBLISHED_RESULTS.joinpath(*(name for name, own in beside.items() if own), run.part)
+    return Path(*(name for name, own in beside.items() if own), run.part)
+
+
+def published_dir(run: Run) -> Path:
+    """The folder of the published results that a run may read."""
+    return PUBLISHED_RESULTS / published_part(run)
 
 
 def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path] | None:

@@ -40,6 +40,7 @@ from helpers.training import TrainingError, predict, progress_bar
 GRID_ROWS = 1_500
 TEACHER_RATES = (2.5e-5, 5e-5, 1e-4)
 STUDENT_RATES, LORA_RATES = (0.5, 1, 2), (3, 10, 30)  # times the teacher's rate (DESIGN.md, rule 13)
+TEMPERATURES, SOFT_WEIGHTS = (1.0, 2.0, 4.0, 8.0), (0.25, 0.5, 1.0)
 OUTPUTS_OF_PAIRS = (2, 4, 6, 8, 10, 12)  # student layer k does the work of teacher layers 2k − 1 and 2k
 
 
@@ -107,8 +108,9 @@ def layer_selections(task_specific: tuple[int, ...] | None) -> list[Experiment]:
 def soft_target_settings(profile: Profile) -> list[Experiment]:
     """The odd student at other temperatures T and other weights α of the soft targets."""
     return [
-        *(varied("odd", profile, f"T = {t:g}", temperature=t) for t in (1.0, 2.0, 4.0, 8.0)),
-        *(varied("odd", profile, f"α = {a:g}", alpha=a) for a in (0.25, 1.0)),
+        EXPERIMENTS["odd"],
+        *(varied("odd", profile, f"T = {t:g}", temperature=t) for t in TEMPERATURES if t != profile.temperature),
+        *(varied("odd", profile, f"α = {a:g}", alpha=a) for a in SOFT_WEIGHTS if a != profile.alpha),
     ]
 
 
@@ -120,7 +122,13 @@ def lora_settings(profile: Profile) -> list[Experiment]:
         *(varied("lora", profile, f"dropout {p:g}", lora_dropout=p) for p in (0.0, 0.3)),
         *(varied("lora", profile, f"weight decay {w:g}", weight_decay=w) for w in (0.0, 0.1, 1.0)),
         *(varied("lora", profile, f"rank {r}", lora_rank=r, lora_alpha=2 * r) for r in (2, 32)),
-        varied("lora", profile, "all linear layers", lora_targets="all_linear", lora_learning_rate=slower),
+        varied(
+            "lora",
+            profile,
+            "all linear layers, a third of the rate",  # at the full rate they collapse
+            lora_targets="all_linear",
+            lora_learning_rate=slower,
+        ),
     ]
 
 
@@ -146,7 +154,7 @@ def copy_controls() -> list[Experiment]:
 
 
 def sections(run: Run) -> dict[str, list[Experiment]]:
-    """The grids by section, in the order of notebook 05. The first experiment of a section is its default.
+    """The grids by section, in the order of notebook 05. A section begins with its default; rates rise.
 
     The task-specific layers are there once `task_specific_layers` has found them.
     """
@@ -289,19 +297,26 @@ def winners(run: Run) -> dict[str, tuple[Experiment, Experiment]]:
     found = {}
     for name, tried in sections(run).items():
         if name.startswith("rates") or name == "copy":
-            continue  # rates become the profile's settings; the copy's controls are a claim, not a proposal
+            continue  # the profile's rates are set by hand after the search; the copy's controls propose nothing
         best = winner(run_grid(tried, run))
+        if name == "hybrid":
+            best = "hybrid"  # the proposal, whichever of the two it stands beside was better
         if best != tried[0].name:
             found[name] = (next(experiment for experiment in tried if experiment.name == best), tried[0])
     return found
 
 
 def run_winners(run: Run) -> Results:
-    """Trains every section's winner with every seed of the run; the run's results with the winners' among them."""
-    chosen = [winner for winner, _ in winners(run).values()]
+    """Trains every section's winner, and its default, with every seed of the run; the run's results and theirs.
+
+    A winner starts from its seed's teacher, which is trained first where the run has no weights of it.
+    """
+    chosen = list(dict.fromkeys(experiment for pair in winners(run).values() for experiment in pair))
     for seed in run.seeds:
         for experiment in chosen:
             if find_result(run, experiment, seed) is None:
+                if experiment.needs_teacher:
+                    run_experiment("teacher", seed, run)
                 run_experiment(experiment, seed, run)
     return load_results(run, extra=chosen)
 

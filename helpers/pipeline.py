@@ -24,7 +24,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from helpers.benchmark import benchmark_in_markdown
 from helpers.config import unknown
-from helpers.experiments import EXPERIMENTS, find_result, load_results, predictions_path, published_dir
+from helpers.experiments import EXPERIMENTS, Experiment, find_result, load_results, predictions_path, published_part
 from helpers.improvements import grid_run, sections
 from helpers.runs import ROOT, Run, check_notebook_task, open_run, read_json, write_file, write_json
 
@@ -162,13 +162,9 @@ def publish(run: Run) -> None:
     if not (run.results_dir / "comparison.csv").is_file():
         raise FileNotFoundError(f"run {run.name!r} is not finished: run 01 to 04 first")
     check_real_comments(run)
-    grid = grid_run(run)
-    sources = {"results": run.results_dir, "results/grid": grid.results_dir, "figures": run.figures_dir}
-    for folder, source in sources.items():
-        if source.is_dir():
-            shutil.copytree(source, ROOT / folder, dirs_exist_ok=True)
-    remove_outdated(run, ROOT / "results")
-    remove_outdated(grid, ROOT / "results" / "grid")
+    copy_results(run)
+    copy_results(grid_run(run))
+    shutil.copytree(run.figures_dir, ROOT / "figures", dirs_exist_ok=True)
     for image, figure in REPORT_FIGURES.items():
         shutil.copyfile(run.figures_dir / figure, ROOT / image)
     for name in (*NOTEBOOKS, *MORE_NOTEBOOKS):
@@ -181,9 +177,28 @@ def publish(run: Run) -> None:
     print(f"published {run.name}: results/, figures/, {', '.join(REPORT_FIGURES)} and the executed notebooks")
 
 
-def remove_outdated(run: Run, directory: Path) -> None:
-    """Removes the published results that the run's settings would not give any more, and their predictions."""
+def copy_results(run: Run) -> None:
+    """Copies a run's results that fit its settings below results/; removes those there that do not fit any more."""
+    directory = ROOT / "results" / published_part(run)
     known = EXPERIMENTS | {experiment.name: experiment for tried in sections(run).values() for experiment in tried}
+    if run.results_dir.is_dir():
+        (directory / "predictions").mkdir(parents=True, exist_ok=True)
+    for path in run.results_dir.glob("*-*.json"):
+        name, seed = path.stem.rsplit("-", 1)
+        found = find_result(run, known[name], int(seed)) if name in known else None
+        if found and found[1] == run.results_dir:
+            predictions = predictions_path(directory, name, int(seed))
+            shutil.copyfile(predictions_path(run.results_dir, name, int(seed)), predictions)
+            shutil.copyfile(path, directory / path.name)
+    for name in ("comparison.csv", "probe.json", "greedy_removal.json"):
+        made = run.results_dir / name
+        if made.is_file() and (read_json(made) or {}).get("finished", True):
+            shutil.copyfile(made, directory / name)
+    remove_outdated(run, directory, known)
+
+
+def remove_outdated(run: Run, directory: Path, known: dict[str, Experiment]) -> None:
+    """Removes the published results that the run's settings would not give any more, and their predictions."""
     for path in directory.glob("*-*.json"):
         name, seed = path.stem.rsplit("-", 1)
         if name not in known or find_result(run, known[name], int(seed)) is None:
@@ -200,10 +215,9 @@ def publish_beside(run: Run) -> None:
     """
     found = load_results(run, run.profile.task)
     check_real_comments(run)
-    directory = ROOT / "results" / published_dir(run).name
-    shutil.copytree(run.results_dir, directory, dirs_exist_ok=True)
-    remove_outdated(run, directory)
-    print(f"published {run.name}: results/{directory.name}/ ({', '.join(found.by_name)})")
+    copy_results(run)
+    copy_results(grid_run(run))
+    print(f"published {run.name}: results/{published_part(run)}/ ({', '.join(found.by_name)})")
 
 
 def check_real_comments(run: Run) -> None:

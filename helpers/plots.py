@@ -379,7 +379,7 @@ def verdicts(comparisons: dict[str, dict], run: Run) -> Image:
 
 
 def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str) -> Image:
-    """Validation average precision of a grid's experiments, a panel a table; the first of each is the default."""
+    """Validation average precision of a grid's experiments, a panel a table; the main experiment is the default."""
     figure, axes = _new(
         run,
         f"{title} (validation; blue: the default, dashed)",
@@ -391,10 +391,12 @@ def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str
     )
     for panel, (heading, table) in zip(axes[0], tables.items(), strict=True):
         scores = table["average_precision"]
-        colours = ["#0072b2", *["#9a9a9a"] * (len(table) - 1)]
+        is_default = table["experiment"].isin(MAIN_EXPERIMENTS) & ~table["experiment"].eq("even")
+        colours = np.where(is_default, "#0072b2", "#9a9a9a")
         panel.hlines(table["title"], scores.min() - 0.01, scores, color=colours, linewidth=1)
         panel.scatter(scores, table["title"], color=colours, s=45, zorder=3)
-        panel.axvline(scores.iloc[0], color="#0072b2", linestyle="--", linewidth=1)
+        for default in scores[is_default]:
+            panel.axvline(default, color="#0072b2", linestyle="--", linewidth=1)
         for place, value in enumerate(scores):
             panel.annotate(f"{value:.3f}", (value, place), xytext=(6, -3), textcoords="offset points", fontsize=8)
         panel.invert_yaxis()
@@ -430,7 +432,8 @@ def overfitting(results: Results, names: Sequence[str], run: Run) -> Image:
         gaps = [[epoch["validation"]["hard"] - epoch["training"]["hard"] for epoch in epochs] for epochs in records]
         epochs = np.arange(1, len(gaps[0]) + 1)
         axes.plot(epochs, np.mean(gaps, axis=0), "o-", color=COLOURS.get(name, OTHER_COLOUR), label=name)
-        axes.fill_between(epochs, np.min(gaps, axis=0), np.max(gaps, axis=0), color=COLOURS.get(name), alpha=0.15)
+        colour = COLOURS.get(name, OTHER_COLOUR)
+        axes.fill_between(epochs, np.min(gaps, axis=0), np.max(gaps, axis=0), color=colour, alpha=0.15)
     axes.axhline(0, color="black", linewidth=1)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="epoch (band: from the lowest to the highest seed)", ylabel="validation − training cross-entropy")

@@ -13,7 +13,7 @@ from datasets import Dataset
 from helpers.config import LABELS
 from helpers.data import tokenise
 from helpers.evaluation import toxic_probability
-from helpers.experiments import Results, load_trained, published_dir
+from helpers.experiments import EXPERIMENTS, MissingStage, Results, has_model, load_trained, published_dir
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.runs import Run, read_json, write_json
 from helpers.sample_comments import PROBE_FORMS, probe_comments
@@ -36,10 +36,10 @@ def probe(results: Results, names: list[str], run: Run) -> pd.DataFrame:
     """The share of probes that each model calls toxic at its own threshold, by form: a row a model, mean over seeds.
 
     Shares of `clean` are false alarms. What was found is kept in results/probe.json; a model that was trained anew
-    since then is asked again.
+    since then is asked again. Seeds whose weights are not at hand are left out (`seeds` counts those that were asked).
 
     Raises:
-        MissingStage: a model is neither at hand nor among what is published.
+        MissingStage: there are no weights at all, and nothing is published.
     """
     known = {}
     for directory in (published_dir(run), run.results_dir):
@@ -49,11 +49,16 @@ def probe(results: Results, names: list[str], run: Run) -> pd.DataFrame:
         for seed, result in results.by_name[name].items():
             key = f"{name}-{seed}-{result['fingerprint']}"
             if key not in known:
+                if not has_model(EXPERIMENTS[name], seed, run, result["fingerprint"]):
+                    continue
                 rows = rows or probe_rows(run)
                 known[key] = _shares(load_trained(name, seed, run), *rows, result["threshold"])
-            found[key] = known[key] | {"model": name}
+            found[key] = known[key] | {"model": name, "seeds": 1}
+    if not found:
+        raise MissingStage(f"run {run.name!r} has no weights to probe: run 02 and 03 first (same PROFILE and RUN)")
     write_json(run.results_dir / "probe.json", {"probes": PROBES, "found": {key: known[key] for key in found}})
-    return pd.DataFrame(found.values()).groupby("model", sort=False).mean().reset_index()
+    by_model = pd.DataFrame(found.values()).groupby("model", sort=False)
+    return by_model[list(PROBE_FORMS)].mean().assign(seeds=by_model["seeds"].sum()).reset_index()
 
 
 def _shares(model, rows: Dataset, forms: np.ndarray, threshold: float) -> dict[str, float]:

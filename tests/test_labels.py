@@ -228,6 +228,6 @@ def test_publishing_toxic_leaves_what_six_labels_published(finished_run, tmp_pat
     for name in ("gone-1.json", "odd-1.json", "predictions/gone-1.parquet", "labels/odd-1.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    pipeline.remove_outdated(finished_run, tmp_path)
+    pipeline.remove_outdated(finished_run, tmp_path, experiments.EXPERIMENTS)
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == ["labels/odd-1.json", "odd-1.json"]
