@@ -800,13 +800,18 @@ def in_order(names: list[str]) -> list[str]:
     return [name for name in EXPERIMENTS if name in names]
 
 
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say which run a command works on."""
+    parser.add_argument("--profile", help="as in `make run`")
+    parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
+    parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m helpers.experiments", description="Runs experiments of a run.")
     parser.add_argument("names", nargs="*", help="which experiments (default: the profile's)")
     parser.add_argument("--seed", help="the profile's seeds to run, for instance 1 or 1,2 (default: all)")
-    parser.add_argument("--profile", help="as in `make run`")
-    parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
-    parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
+    add_run_arguments(parser)
     return parser.parse_args(arguments)
 
 

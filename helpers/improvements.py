@@ -25,6 +25,7 @@ from helpers.experiments import (
     EXPERIMENTS,
     Experiment,
     Results,
+    add_run_arguments,
     find_result,
     load_results,
     load_teacher,
@@ -156,7 +157,7 @@ def copy_controls() -> list[Experiment]:
 def sections(run: Run) -> dict[str, list[Experiment]]:
     """The grids by section, in the order of notebook 05. A section begins with its default; rates rise.
 
-    The task-specific layers are there once `task_specific_layers` has found them.
+    The task-specific layers are there once `greedy_removal` has found them.
     """
     grid = grid_run(run)
     rates = {f"rates of {family}": tried for family, tried in rate_search(grid.profile).items()}
@@ -356,9 +357,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m helpers.improvements", description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", help="for instance rates, layers (default: all, then the winners)")
     parser.add_argument("--seed", help="the profile's seeds to train winners with (default: all)")
-    parser.add_argument("--profile", help="as in `make run`")
-    parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
-    parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
+    add_run_arguments(parser)
     return parser.parse_args(arguments)
 
 
