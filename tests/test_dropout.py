@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.dropout import CheapDropout, attention, dropout, keep_mask
+from helpers.dropout import CheapDropout, attention, dropout, scaled_mask
 
 
 @pytest.fixture(autouse=True)
@@ -14,12 +14,12 @@ def seeded():
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.3, 0.5])
 def test_values_are_dropped_at_the_rate_asked_for(p):
-    share = 1 - keep_mask(torch.Size([1_000_000]), p).float().mean()
+    share = 1 - (scaled_mask(torch.Size([1_000_000]), p) > 0).float().mean()
     assert share == pytest.approx(p, abs=5 * (p * (1 - p) / 1e6) ** 0.5 + 1 / 65_536)
 
 
 def test_neighbours_are_dropped_independently():
-    kept = keep_mask(torch.Size([1_000_000]), 0.1).float()
+    kept = (scaled_mask(torch.Size([1_000_000]), 0.1) > 0).float()
     for distance in (1, 2, 3, 4):
         both = (kept[:-distance] * kept[distance:]).mean()
         assert both == pytest.approx(0.81, abs=2e-3)
@@ -45,14 +45,14 @@ def test_the_seed_decides_the_mask():
     masks = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        masks.append(keep_mask(torch.Size([3, 7]), 0.5))
+        masks.append(scaled_mask(torch.Size([3, 7]), 0.5))
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 7)])
 def test_a_mask_has_the_shape_of_its_values(shape):
-    assert keep_mask(torch.Size(shape), 0.1).shape == shape
+    assert scaled_mask(torch.Size(shape), 0.1).shape == shape
 
 
 def query_key_value() -> list[torch.Tensor]:
@@ -83,7 +83,7 @@ def test_attention_with_dropout_has_torchs_expectation():
 def test_a_model_in_training_draws_from_here(tiny_bert, batch, monkeypatch):
     """3 a layer (attention weights, attention output, feed-forward) of 12, the embeddings' and the classifier's."""
     rates = []
-    monkeypatch.setattr("helpers.dropout.keep_mask", lambda shape, p: rates.append(p) or torch.ones(shape))
+    monkeypatch.setattr("helpers.dropout.scaled_mask", lambda shape, p: rates.append(p) or torch.ones(shape))
     with CheapDropout():
         tiny_bert.train()(batch["input_ids"], batch["attention_mask"])
     assert rates == [0.1] * (3 * 12 + 2)
