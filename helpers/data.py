@@ -32,9 +32,11 @@ from helpers.runs import (
     file_sha256,
     fingerprint,
     hub_reachable,
+    is_sealed,
     new_directory,
     no_comments,
     read_json,
+    seal,
     write_json,
 )
 from helpers.sample_comments import write_sample_comments, write_separable_comments
@@ -388,7 +390,8 @@ def data_files(run: Run) -> Path:
     asked = {"source": run.data_source}
     if run.data_source != "hub":
         asked |= profile.settings("train_rows", "test_rows", "split_seed")
-    if read_json(directory / "comments.json") == asked and all((directory / name).is_file() for name in FILES):
+    made_from = fingerprint(asked)
+    if is_sealed(directory, made_from):
         return directory
     if run.data_source == "sample":
         write_sample_comments(directory, 5 * profile.train_rows, 2 * profile.test_rows, profile.split_seed)
@@ -396,7 +399,7 @@ def data_files(run: Run) -> Path:
         write_separable_comments(directory, 2 * profile.train_rows, 2 * profile.test_rows, profile.split_seed)
     else:
         _fetch_from_hub(directory)
-    write_json(directory / "comments.json", asked)
+    seal(directory, made_from)
     return directory
 
 
@@ -432,8 +435,13 @@ def prepare_data(run: Run, tokenizer, tokenizer_sha256: str) -> PreparedData:
     """
     source = data_files(run)
     made_from = data_fingerprint(run, source, tokenizer_sha256)
-    if (read_json(run.data_dir / "data.json") or {}).get("fingerprint") == made_from:
+    if is_sealed(run.data_dir, made_from):
         return load_data(run)
+    _write_data(run, source, tokenizer, made_from)
+    return load_data(run)
+
+
+def _write_data(run: Run, source: Path, tokenizer, made_from: str) -> None:
     train, test, counts = read_jigsaw(source)
     splits, dropped = split_rows(train, test, run.profile)
     tokenised = datasets.DatasetDict()
@@ -451,7 +459,7 @@ def prepare_data(run: Run, tokenizer, tokenizer_sha256: str) -> PreparedData:
     with new_directory(run.data_dir) as directory, _quiet_datasets():
         tokenised.save_to_disk(directory)
         write_json(directory / "data.json", summary)
-    return load_data(run)
+        seal(directory, made_from)
 
 
 def load_data(run: Run) -> PreparedData:
@@ -461,7 +469,7 @@ def load_data(run: Run) -> PreparedData:
         FileNotFoundError: they are not there; the message says what to run first.
     """
     summary = read_json(run.data_dir / "data.json")
-    if summary is None:
+    if summary is None or not is_sealed(run.data_dir, summary["fingerprint"]):
         raise FileNotFoundError(
             f"run {run.name!r} has no data yet: run 01_data_preparation first (same PROFILE and RUN)"
         )

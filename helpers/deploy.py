@@ -29,7 +29,7 @@ from helpers.data import DataError, PreparedData, tokenise
 from helpers.evaluation import compare, latency, toxic_probability
 from helpers.lora import merge_adapters
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import ROOT, new_directory, read_json, saved_task, write_file
+from helpers.runs import ROOT, is_sealed, new_directory, read_json, saved_task, seal, write_file
 from helpers.training import Collator, progress_bar
 
 FORMATS = {"onnx": "model.onnx", "int8": "model.int8.onnx"}
@@ -153,6 +153,7 @@ def measure_deployment(model: torch.nn.Module, directory: Path, data: PreparedDa
     with new_directory(directory) as temporary:
         export_onnx(plain, temporary / FORMATS["onnx"])
         quantise(temporary / FORMATS["onnx"], temporary / FORMATS["int8"])
+        seal(temporary, "exports")
     batches = latency_batches(data, plain.config.pad_token_id)
     weights = sum(p.numel() * p.element_size() for p in plain.parameters())
     facts = {"pytorch": measure_latency(torch_call(plain), batches) | {"bytes": weights}}
@@ -266,7 +267,7 @@ def find_model(name: str, seed: int, run: str | None) -> tuple[Path, dict]:
     """(folder of the run, result) of an exported model, in the run asked for or the one that finished last.
 
     Raises:
-        ValueError: the run's models have six logits, and a file is scored for `toxic` alone.
+        ValueError: the run's models have six logits, and a file is scored for `toxic` alone; or the files are damaged.
         FileNotFoundError: no such run, or no run with that model; the message says which models are there.
     """
     task = saved_task(read_json(ROOT / "runs" / run / "run.json")) if run else "toxic"
@@ -284,7 +285,11 @@ def find_model(name: str, seed: int, run: str | None) -> tuple[Path, dict]:
         raise FileNotFoundError(
             f"{where} has no exported model {name}-{seed} (only {', '.join(there) or 'none'}); `make run` makes them"
         )
-    return max(results, key=lambda pair: pair[1]["finished"])
+    folder, result = max(results, key=lambda pair: pair[1]["finished"])
+    exports = folder / "models" / f"{name}-{seed}" / "onnx"
+    if not is_sealed(exports, "exports"):
+        raise ValueError(f"models/{name}-{seed}/ is damaged: remove it and run `make run` again")
+    return folder, result
 
 
 def main(arguments: list[str] | None = None) -> int:

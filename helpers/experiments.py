@@ -56,16 +56,21 @@ from helpers.layers import (
     draw_layers,
     merge_layers,
 )
-from helpers.lora import add_adapters, count_parameters, load_adapter, save_adapter
+from helpers.lora import add_adapters, count_parameters, has_its_base, load_adapter, save_adapter
 from helpers.models import find_pretrained, load_model, load_tokenizer, lora_targets, pretrained_sha256
 from helpers.runs import (
     PUBLISHED_RESULTS,
     Run,
     device_name,
+    file_sha256,
     fingerprint,
+    has_changed,
+    is_sealed,
     new_directory,
     open_run,
     read_json,
+    say_damaged,
+    seal,
     task_suffix,
     versions,
     write_file,
@@ -271,11 +276,9 @@ def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
 
 
 def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str) -> dict | None:
-    """The experiment's result, if its JSON, predictions and weights are all there and carry this fingerprint."""
-    result = read_json(result_path(run.results_dir, experiment.name, seed))
-    if result is None or result.get("fingerprint") != made_from:
-        return None
-    if not predictions_path(run.results_dir, experiment.name, seed).is_file():
+    """The experiment's result, if its JSON, predictions and weights are all there, whole, and of this fingerprint."""
+    result = read_result(run.results_dir, experiment.name, seed)
+    if result is None or result["fingerprint"] != made_from:
         return None
     if experiment.start != "baseline" and not has_model(experiment, seed, run, made_from):
         return None
@@ -285,12 +288,7 @@ def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str)
 def has_model(experiment: Experiment, seed: int, run: Run, made_from: str) -> bool:
     """Whether the weights of this fingerprint are there; an adapter is none without its base."""
     directory = run.model_dir(experiment.name, seed)
-    weights = [directory / "model.safetensors"]
-    if experiment.adapter:
-        base = run.model_dir(f"{experiment.name}_base", seed)
-        weights = [directory / "adapter_model.safetensors", base / "model.safetensors"]
-    saved = read_json(directory / "fingerprint.json") or {}
-    return saved.get("fingerprint") == made_from and all(path.is_file() for path in weights)
+    return is_sealed(directory, made_from) and (not experiment.adapter or has_its_base(directory))
 
 
 def _run_baseline(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> None:
@@ -428,11 +426,11 @@ def save_model(experiment: Experiment, seed: int, run: Run, model: torch.nn.Modu
     directory = run.model_dir(experiment.name, seed)
     if experiment.adapter:
         save_adapter(model, directory, run.model_dir(f"{experiment.name}_base", seed))
-        write_json(directory / "fingerprint.json", {"fingerprint": made_from})
+        seal(directory, made_from)
         return
     with new_directory(directory) as temporary:
         model.save_pretrained(temporary)
-        write_json(temporary / "fingerprint.json", {"fingerprint": made_from})
+        seal(temporary, made_from)
 
 
 def load_trained(name: str, seed: int, run: Run) -> torch.nn.Module:
@@ -460,6 +458,17 @@ def result_path(directory: Path, name: str, seed: int) -> Path:
 
 def predictions_path(directory: Path, name: str, seed: int) -> Path:
     return directory / "predictions" / f"{name}-{seed}.parquet"
+
+
+def read_result(directory: Path, name: str, seed: int) -> dict | None:
+    """A result that lies in this folder, if it is whole and the predictions beside it are those it was made with."""
+    result, predictions = read_json(result_path(directory, name, seed)), predictions_path(directory, name, seed)
+    if result is None or not predictions.is_file():
+        return None
+    if has_changed(predictions, result.get("predictions_sha256", "")):
+        say_damaged(predictions)
+        return None
+    return result
 
 
 def _training_facts(experiment, seed, run, data, model, history, before, after) -> dict:
@@ -559,10 +568,9 @@ def _write_result(experiment, seed, run, data, made_from, logits, threshold, fac
     }
     result |= scores | facts
     frame = pd.concat(_predictions(data, split, values, run.profile) for split, values in logits.items())
-    write_file(
-        predictions_path(run.results_dir, experiment.name, seed),
-        lambda temporary: frame.to_parquet(temporary, index=False),
-    )
+    predictions = predictions_path(run.results_dir, experiment.name, seed)
+    write_file(predictions, lambda temporary: frame.to_parquet(temporary, index=False))
+    result["predictions_sha256"] = file_sha256(predictions)
     write_json(result_path(run.results_dir, experiment.name, seed), result)
 
 
@@ -648,11 +656,11 @@ def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path
     """A result and its folder. Without the run's data the settings alone decide, as no comment is at hand to hash."""
     data, name = read_json(run.data_dir / "data.json"), experiment.name
     for directory in (run.results_dir, published_dir(run)):
-        result = read_json(result_path(directory, name, seed))
-        if result is None or not predictions_path(directory, name, seed).is_file():
+        result = read_result(directory, name, seed)
+        if result is None:
             continue
-        data_hash = data["fingerprint"] if data else result.get("inputs", {}).get("data", "")
-        if result.get("fingerprint") == experiment_fingerprint(experiment, seed, run.profile, data_hash):
+        data_hash = data["fingerprint"] if data else result["inputs"]["data"]
+        if result["fingerprint"] == experiment_fingerprint(experiment, seed, run.profile, data_hash):
             return result, directory
     return None
 

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from helpers.models import encoder_layers, lora_targets
-from helpers.runs import file_sha256, new_directory, read_json, write_json
+from helpers.runs import file_sha256, has_changed, new_directory, read_json, say_damaged, write_json
 
 
 def add_adapters(
@@ -84,6 +84,18 @@ def save_adapter(model: PeftModel, directory: Path, base_directory: Path) -> Non
         write_json(temporary / "base.json", {"name": base_directory.name, "sha256": file_sha256(weights)})
 
 
+def has_its_base(directory: Path) -> bool:
+    """Whether the base that the adapter in this folder was trained on lies beside it, unchanged."""
+    base = read_json(directory / "base.json")
+    weights = directory.parent / base["name"] / "model.safetensors" if base else None
+    if weights is None or not weights.is_file():
+        return False
+    if has_changed(weights, base["sha256"]):
+        say_damaged(weights)
+        return False
+    return True
+
+
 def load_adapter(directory: Path) -> PeftModel:
     """The saved adapter on the base it was trained on, which lies beside it; in eval mode.
 
@@ -98,7 +110,7 @@ def load_adapter(directory: Path) -> PeftModel:
     weights = base_directory / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"the adapter {directory.name}/ needs its base {base['name']}/ beside it")
-    if file_sha256(weights) != base["sha256"]:
+    if has_changed(weights, base["sha256"]):
         raise ValueError(
             f"{base['name']}/ has changed since the adapter {directory.name}/ was trained on it; train again"
         )

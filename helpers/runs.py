@@ -1,11 +1,13 @@
 """One run is one folder, runs/<run>/: where its files lie, how they are written, how a stage knows that it is done.
 
 A stage writes to a temporary name and renames, so that a file is either whole or not there. Beside its output it
-leaves a fingerprint: its settings and the fingerprints of its inputs. The same fingerprint means 'done already'.
+leaves a fingerprint: its settings and the fingerprints of its inputs. The same fingerprint means 'done already', as
+long as every file still has the hash it was written with.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -222,18 +224,33 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Writes a dict as readable JSON, whole or not at all. NaN is refused, as other readers cannot parse it."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """Writes a dict as readable JSON with a checksum, whole or not at all. NaN is refused: others cannot parse it."""
+    value = json.loads(json.dumps(value, allow_nan=False))  # as it will be read: keys are text, tuples lists
+    value.pop("checksum", None)
+    text = json.dumps(value | {"checksum": fingerprint(value)}, indent=1, ensure_ascii=False) + "\n"
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict | None:
-    """The dict in a JSON file; None if the file is missing or broken, which a stage treats alike: made again."""
+    """The dict in a JSON file, without its checksum; None if there is no such file.
+
+    A file that was cut or changed since it was written reads as missing too, which is said: a stage makes it again.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return value if isinstance(value, dict) else None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or value.pop("checksum", None) not in (None, fingerprint(value)):
+        say_damaged(path)
+        return None
+    return value
+
+
+def say_damaged(path: Path) -> None:
+    """Tells that a file is not used, since it is not as it was written."""
+    print(f"{path.parent.name}/{path.name} was cut or changed after it was written: not used", flush=True)
 
 
 @contextmanager
@@ -250,6 +267,40 @@ def new_directory(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def seal(directory: Path, made_from: str) -> None:
+    """Ends the writing of a folder: fingerprint.json says what it was made from, and each file's SHA-256."""
+    files = {str(path.relative_to(directory)): file_sha256(path) for path in _files_below(directory)}
+    write_json(directory / "fingerprint.json", {"fingerprint": made_from, "files": files})
+
+
+def is_sealed(directory: Path, made_from: str) -> bool:
+    """Whether the folder was made from this, and each of its files is as it was written; if not, the file is named."""
+    sealed = read_json(directory / "fingerprint.json") or {}
+    if sealed.get("fingerprint") != made_from:
+        return False
+    for name, sha256 in sealed.get("files", {}).items():
+        path = directory / name
+        if not path.is_file() or has_changed(path, sha256):
+            say_damaged(path)
+            return False
+    return "files" in sealed
+
+
+def has_changed(path: Path, sha256: str) -> bool:
+    """Whether a file is not the one with this hash. A file of the same size and time is not read twice."""
+    facts = path.stat()
+    return _sha256_once(path, facts.st_ino, facts.st_size, facts.st_mtime_ns) != sha256
+
+
+@functools.lru_cache(maxsize=1_000)
+def _sha256_once(path: Path, *_facts: int) -> str:
+    return file_sha256(path)
+
+
+def _files_below(directory: Path) -> list[Path]:
+    return [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != "fingerprint.json"]
 
 
 def versions() -> dict[str, str]:

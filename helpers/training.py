@@ -35,7 +35,7 @@ from tqdm import tqdm
 from helpers.dropout import CheapDropout
 from helpers.losses import distillation_loss, hard_loss, per_label
 from helpers.models import label_columns
-from helpers.runs import fingerprint, new_directory, read_json, write_json
+from helpers.runs import fingerprint, is_sealed, new_directory, read_json, seal, write_json
 
 BUCKET_BATCHES = 20  # comments are sorted by length within so many shuffled batches
 CHECKPOINT_SECONDS = 120.0
@@ -196,14 +196,15 @@ def save_targets(
         logits = predict(teacher, dataset, states=states, layers=layers, label="teacher outputs")
         states.flush()
         np.save(temporary / "logits.npy", logits.numpy())
-        write_json(temporary / "rows.json", {"fingerprint": made_from, "row_ids": list(dataset["row_id"])})
+        write_json(temporary / "rows.json", {"row_ids": list(dataset["row_id"])})
+        seal(temporary, made_from)
 
 
 def load_targets(directory: Path, made_from: str) -> TeacherTargets | None:
-    """The saved targets, memory-mapped; None if they are missing or were made from something else."""
-    rows = read_json(directory / "rows.json")
-    if rows is None or rows["fingerprint"] != made_from:
+    """The saved targets, memory-mapped; None if they are missing, damaged or were made from something else."""
+    if not is_sealed(directory, made_from):
         return None
+    rows = read_json(directory / "rows.json")
     # "c": a write would stay in memory; torch takes no array that cannot be written to
     logits, states = (
         torch.from_numpy(np.load(directory / f"{name}.npy", mmap_mode="c")) for name in ("logits", "states")
@@ -473,6 +474,7 @@ class _TrainingRun:
         weights = {name: p.detach().contiguous() for name, p in named if p.requires_grad}
         with new_directory(self.directory / f"best-{self.progress['best_epoch']}") as temporary:
             save_file(weights, temporary / "weights.safetensors")
+            seal(temporary, self.made_from)
 
     def save(self, memory: dict) -> None:
         """Writes a checkpoint and removes the ones before it."""
@@ -482,7 +484,8 @@ class _TrainingRun:
         name = f"step-{self.progress['step']:07d}-{self.epoch}"
         with new_directory(self.directory / name) as temporary:
             self.accelerator.save_state(str(temporary))
-            write_json(temporary / "progress.json", self.progress | {"made_from": self.made_from})
+            write_json(temporary / "progress.json", self.progress)
+            seal(temporary, self.made_from)
         best = f"best-{self.progress['best_epoch']}"
         for other in self.directory.iterdir():
             if other.name not in (name, best):
@@ -492,8 +495,11 @@ class _TrainingRun:
         """Goes on from the newest checkpoint of these very settings; anything else in the folder is removed."""
         with self.accelerator.main_process_first():
             for checkpoint in sorted(self.directory.glob("step-*[0-9]"), reverse=True):
+                if not is_sealed(checkpoint, self.made_from):
+                    continue
                 progress = read_json(checkpoint / "progress.json")
-                if progress and progress.pop("made_from") == self.made_from:
+                best = progress["best_epoch"]
+                if best is None or is_sealed(self.directory / f"best-{best}", self.made_from):
                     self.accelerator.load_state(str(checkpoint))
                     self.progress = progress
                     return

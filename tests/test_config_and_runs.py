@@ -17,9 +17,11 @@ from helpers.runs import (
     file_sha256,
     find_data_source,
     fingerprint,
+    is_sealed,
     new_directory,
     open_run,
     read_json,
+    seal,
     write_json,
 )
 
@@ -408,7 +410,7 @@ def test_a_run_refuses_another_task(monkeypatch, made, asked):
 
 def test_a_run_of_toxic_writes_down_what_it_did_before_there_were_tasks(root):
     open_run("smoke", name="mine")
-    written = json.loads((root / "runs" / "mine" / "run.json").read_text())
+    written = read_json(root / "runs" / "mine" / "run.json")
     assert written == {"profile": "smoke", "data_source": "separable", "jigsaw_dir": None}
 
 
@@ -477,3 +479,57 @@ def test_published_results_of_another_profile_do_not_stand_in_for_comments(root)
 def test_a_runs_name_cannot_lead_out_of_its_folder(name):
     with pytest.raises(ValueError, match="a run's name is a folder's"):
         open_run("smoke", name=name)
+
+
+# --- damaged files ---------------------------------------------------------------------------------------------------
+
+
+def test_json_that_was_changed_after_it_was_written_reads_as_missing_and_is_named(root, capsys):
+    path = root / "new" / "value.json"
+    write_json(path, {"loss": 0.25})
+    path.write_text(path.read_text().replace("0.25", "0.15"))
+    assert read_json(path) is None
+    assert "new/value.json was cut or changed" in capsys.readouterr().out
+
+
+def test_json_is_read_without_its_checksum(root):
+    write_json(root / "value.json", {1: (2, 3)})
+    assert read_json(root / "value.json") == {"1": [2, 3]}
+
+
+def test_json_that_others_wrote_needs_no_checksum(root):
+    (root / "config.json").write_text('{"layers": 12}')
+    assert read_json(root / "config.json") == {"layers": 12}
+
+
+@pytest.fixture
+def sealed(root) -> Path:
+    directory = root / "model"
+    (directory / "inner").mkdir(parents=True)
+    (directory / "weights").write_bytes(b"1234")
+    (directory / "inner" / "config").write_bytes(b"5678")
+    seal(directory, "these settings")
+    return directory
+
+
+def test_a_sealed_folder_is_known_by_what_it_was_made_from(sealed):
+    assert is_sealed(sealed, "these settings")
+    assert not is_sealed(sealed, "other settings")
+
+
+@pytest.mark.parametrize("name", ["weights", "inner/config", "fingerprint.json"])
+def test_a_sealed_folder_with_a_changed_file_is_not_used(sealed, name):
+    content = bytearray((sealed / name).read_bytes())
+    content[-3] ^= 1
+    (sealed / name).write_bytes(content)
+    assert not is_sealed(sealed, "these settings")
+
+
+def test_a_folder_that_was_never_sealed_is_not_used(root):
+    write_json(root / "fingerprint.json", {"fingerprint": "these settings"})
+    assert not is_sealed(root, "these settings")
+
+
+def test_files_that_come_later_do_not_break_the_seal(sealed):
+    (sealed / "export").write_bytes(b"9")
+    assert is_sealed(sealed, "these settings")

@@ -32,7 +32,7 @@ from helpers.experiments import (
 )
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS
 from helpers.lora import count_parameters
-from helpers.runs import read_json, write_json
+from helpers.runs import file_sha256, read_json, write_json
 from helpers.training import TrainingError, predict
 
 SMOKE = load_profile("smoke")
@@ -64,6 +64,19 @@ def fingerprints():
         return {n: experiment_fingerprint(EXPERIMENTS[n], seed, profile, data) for n in EXPERIMENTS}
 
     return of
+
+
+def damage_file(path, damage: str) -> None:
+    """Cuts a file in half, or changes one of its digits or bytes; a file that is linked elsewhere is copied first."""
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2
+    if damage == "cut":
+        content = content[:half]
+    else:
+        place = next(i for i in range(half, len(content)) if content[i : i + 1].isdigit() or path.suffix != ".json")
+        content[place] = ord("7") if content[place] != ord("7") else ord("3")
+    path.unlink()
+    path.write_bytes(content)
 
 
 def saved_logits(run, name: str, split: str) -> np.ndarray:
@@ -187,6 +200,43 @@ def test_a_broken_result_is_made_again(copied_run, no_training, content):
     result_path(copied_run.results_dir, "odd", 1).write_text(content)
     with pytest.raises(Retrained):
         run_experiment("odd", 1, copied_run)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "results/lora-1.json",
+        "results/predictions/lora-1.parquet",
+        "models/lora-1/adapter_model.safetensors",
+        "models/lora-1/adapter_config.json",
+        "models/lora_base-1/model.safetensors",
+    ],
+)
+@pytest.mark.parametrize("damage", ["cut", "altered"])
+def test_an_experiment_with_a_damaged_file_is_made_again_and_the_file_is_named(
+    copied_run, no_training, capsys, damaged, damage
+):
+    damage_file(copied_run.directory / damaged, damage)
+    with pytest.raises(Retrained):
+        run_experiment("lora", 1, copied_run)
+    assert f"{damaged.split('/')[-1]} was cut or changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered"])
+def test_damaged_data_is_never_used(copied_run, damage):
+    damage_file(next(copied_run.data_dir.rglob("*.arrow")), damage)
+    with pytest.raises(FileNotFoundError, match="run 01_data_preparation first"):
+        run_experiment("odd", 1, copied_run)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered"])
+@pytest.mark.parametrize("file", ["states.npy", "logits.npy", "rows.json"])
+def test_damaged_teacher_outputs_are_computed_again(copied_run, file, damage):
+    directory = copied_run.targets_dir(1)
+    before = (directory / file).read_bytes()
+    damage_file(directory / file, damage)
+    teacher_targets(1, copied_run, load_data(copied_run))
+    assert (directory / file).read_bytes() == before
 
 
 def test_an_experiment_before_its_data_names_the_first_notebook(smoke_run):
@@ -381,6 +431,8 @@ def test_probabilities_are_in_the_order_of_the_ids_however_the_file_is_ordered(c
     before = load_results(copied_run).probabilities("odd")
     path = predictions_path(copied_run.results_dir, "odd", 1)
     pd.read_parquet(path).sample(frac=1, random_state=1).to_parquet(path, index=False)
+    result = read_json(result_path(copied_run.results_dir, "odd", 1))
+    write_json(result_path(copied_run.results_dir, "odd", 1), result | {"predictions_sha256": file_sha256(path)})
     assert np.array_equal(load_results(copied_run).probabilities("odd"), before)
 
 
