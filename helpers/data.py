@@ -35,6 +35,7 @@ from helpers.runs import (
     is_sealed,
     new_directory,
     no_comments,
+    only_writer,
     read_json,
     seal,
     write_json,
@@ -437,7 +438,8 @@ def prepare_data(run: Run, tokenizer, tokenizer_sha256: str) -> PreparedData:
     made_from = data_fingerprint(run, source, tokenizer_sha256)
     if is_sealed(run.data_dir, made_from):
         return load_data(run)
-    _write_data(run, source, tokenizer, made_from)
+    with only_writer(run):
+        _write_data(run, source, tokenizer, made_from)
     return load_data(run)
 
 

@@ -20,6 +20,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +68,7 @@ from helpers.runs import (
     has_changed,
     is_sealed,
     new_directory,
+    only_writer,
     open_run,
     read_json,
     say_damaged,
@@ -267,10 +269,11 @@ def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
     done = finished_result(experiment, seed, run, made_from)
     if done is not None:
         return done
-    if experiment.start != "baseline":
-        _run_training(experiment, seed, run, data, made_from)
-    elif state.is_main_process:
-        _run_baseline(experiment, seed, run, data, made_from)
+    with only_writer(run) if state.is_main_process else nullcontext():
+        if experiment.start != "baseline":
+            _run_training(experiment, seed, run, data, made_from)
+        elif state.is_main_process:
+            _run_baseline(experiment, seed, run, data, made_from)
     state.wait_for_everyone()  # what comes next may read what the first process has just written
     return read_json(result_path(run.results_dir, experiment.name, seed))
 

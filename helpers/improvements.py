@@ -35,7 +35,7 @@ from helpers.experiments import (
 from helpers.layers import NEIGHBOURS, SPREAD_LAYERS, copy_layers
 from helpers.losses import hard_loss
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import Run, fingerprint, open_run, read_json, write_json
+from helpers.runs import Run, fingerprint, only_writer, open_run, read_json, write_json
 from helpers.training import TrainingError, predict, progress_bar
 
 GRID_ROWS = 1_500
@@ -240,11 +240,12 @@ def greedy_removal(run: Run) -> list[dict]:
     saved = read_json(path) or {}
     steps = saved["steps"] if saved.get("fingerprint") == made_from else []
     layers = tuple(steps[-1]["next"]) if steps else tuple(range(1, 13))
-    while layers:
-        step = _removal_step(teacher, layers, data)
-        steps.append(step)
-        write_json(path, {"fingerprint": made_from, "finished": not step["next"], "steps": steps})
-        layers = tuple(step["next"])
+    with only_writer(grid):
+        while layers:
+            step = _removal_step(teacher, layers, data)
+            steps.append(step)
+            write_json(path, {"fingerprint": made_from, "finished": not step["next"], "steps": steps})
+            layers = tuple(step["next"])
     return steps
 
 

@@ -2,7 +2,7 @@
 
 A stage writes to a temporary name and renames, so that a file is either whole or not there. Beside its output it
 leaves a fingerprint: its settings and the fingerprints of its inputs. The same fingerprint means 'done already', as
-long as every file still has the hash it was written with.
+long as every file still has the hash it was written with. While a stage writes, it holds the run's lock.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+
+import filelock
 
 from helpers.config import Profile, load_profile
 
@@ -301,6 +304,38 @@ def _sha256_once(path: Path, *_facts: int) -> str:
 
 def _files_below(directory: Path) -> list[Path]:
     return [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != "fingerprint.json"]
+
+
+class RunInUse(OSError):
+    """Another process is writing to the run; the message says which."""
+
+
+@contextmanager
+def only_writer(run: Run) -> Iterator[None]:
+    """Holds the run's lock while the block runs, so that no two processes train the same thing or mix their files.
+
+    The system lets go of the lock when its process ends, however it ends. A file system without locks has none.
+
+    Raises:
+        RunInUse: another process holds it.
+    """
+    run.directory.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(run.directory / "lock", is_singleton=True)  # so that blocks may be nested
+    holder = run.directory / "lock-holder.json"
+    try:
+        held = lock.acquire(timeout=0)
+    except NotImplementedError:
+        held = nullcontext()
+    except filelock.Timeout:
+        by = read_json(holder) or {"process": "unknown", "since": "unknown"}
+        raise RunInUse(
+            f"run {run.name!r} is in use by process {by['process']} (since {by['since']}): wait until it has ended, "
+            "stop it (a notebook: restart its kernel), or give another RUN="
+        ) from None
+    with held:
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(holder, {"process": f"{os.getpid()} on {platform.node()}", "since": since})
+        yield
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +16,14 @@ import helpers.runs
 from helpers.config import PROFILES, load_profile
 from helpers.runs import (
     Run,
+    RunInUse,
     check_notebook_task,
     file_sha256,
     find_data_source,
     fingerprint,
     is_sealed,
     new_directory,
+    only_writer,
     open_run,
     read_json,
     seal,
@@ -481,7 +486,7 @@ def test_a_runs_name_cannot_lead_out_of_its_folder(name):
         open_run("smoke", name=name)
 
 
-# --- damaged files ---------------------------------------------------------------------------------------------------
+# --- damaged files, and the lock -------------------------------------------------------------------------------------
 
 
 def test_json_that_was_changed_after_it_was_written_reads_as_missing_and_is_named(root, capsys):
@@ -533,3 +538,49 @@ def test_a_folder_that_was_never_sealed_is_not_used(root):
 def test_files_that_come_later_do_not_break_the_seal(sealed):
     (sealed / "export").write_bytes(b"9")
     assert is_sealed(sealed, "these settings")
+
+
+HOLD = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import helpers.runs
+helpers.runs.ROOT = Path(sys.argv[2])
+with helpers.runs.only_writer(helpers.runs.open_run("smoke", name="mine")):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(root) -> Iterator[subprocess.Popen]:
+    """Another process that holds the lock of the run `mine`."""
+    project = str(Path(__file__).resolve().parent.parent)
+    command = [sys.executable, "-c", HOLD, project, str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_run_that_another_process_writes_to_is_refused_with_its_holder(holder):
+    with (
+        pytest.raises(RunInUse, match=rf"run 'mine' is in use by process {holder.pid} on .*RUN="),
+        only_writer(open_run("smoke", name="mine")),
+    ):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(holder):
+    holder.kill()
+    holder.wait()
+    with only_writer(open_run("smoke", name="mine")):
+        pass
+
+
+def test_the_lock_may_be_taken_twice_by_its_own_process(root):
+    run = open_run("smoke", name="mine")
+    with only_writer(run), only_writer(run):
+        pass
+    with only_writer(run):
+        pass
