@@ -312,7 +312,10 @@ def quality(data: PreparedData) -> dict:
 def int8(data: PreparedData) -> dict:
     """The 6-layer student in int8 against the 12-layer teacher in PyTorch: throughput, bytes, average precision."""
     folder = bench_run().directory
-    teacher, student = (type(start(data)).from_pretrained(folder / name).eval() for name in ("teacher", "student"))
+    kind = type(start(data))
+    teacher, student = (
+        kind.from_pretrained(folder / name, use_safetensors=True).eval() for name in ("teacher", "student")
+    )
     logits = predict(student, data.splits["test"], label="student on the test set").numpy()
     facts = measure_deployment(student, folder / "onnx", data, logits)
     batches = latency_batches(data, teacher.config.pad_token_id, comments=256)

@@ -114,7 +114,9 @@ def load_adapter(directory: Path) -> PeftModel:
         raise ValueError(
             f"{base['name']}/ has changed since the adapter {directory.name}/ was trained on it; train again"
         )
-    model = AutoModelForSequenceClassification.from_pretrained(base_directory, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base_directory, dtype=torch.float32, use_safetensors=True
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # as above
         return PeftModel.from_pretrained(model, directory).eval()

@@ -88,7 +88,12 @@ def _checked(name: str, directory: Path, expected: str, origin: str, advice: str
 
 
 def pretrained_sha256(name: str) -> str:
-    """The hash that names a pretrained model in fingerprints; packaged weights need not be at hand to know it."""
+    """What names a pretrained model in fingerprints: the hash of its weights, which need not be at hand to know it.
+
+    The random model has none: its name and the seed say all.
+    """
+    if name == "tiny-random":
+        return name
     if name == "bert-base-uncased":
         return find_pretrained(name).sha256
     return MPNET_SHA256 if name == MPNET else MINILM_SHA256
@@ -157,7 +162,7 @@ def load_model(pretrained: Pretrained, seed: int, num_labels: int = 2) -> torch.
         else:
             with _quiet_loading():
                 model = AutoModelForSequenceClassification.from_pretrained(
-                    pretrained.directory, num_labels=num_labels, dtype=torch.float32
+                    pretrained.directory, num_labels=num_labels, dtype=torch.float32, use_safetensors=True
                 )
     names = {2: CLASS_NAMES, len(LABELS): dict(enumerate(LABELS))}.get(num_labels)
     if names:
@@ -245,8 +250,9 @@ def _hub_revision(name: str) -> str:
     try:
         path = hf_hub_download(name, "config.json", local_files_only=not online)
     except OSError as error:
+        why = f"does not give it ({type(error).__name__})" if online else "cannot be reached"
         raise FileNotFoundError(
-            f"{name} is not in the local cache and the model hub cannot be reached; connect to the internet, or run "
-            "PROFILE=quick, which needs no hub"
+            f"{name} is not in the local cache and the model hub {why}; look after your connection and try again, or "
+            "run PROFILE=quick, which needs no hub"
         ) from error
     return Path(path).parent.name  # the cache keeps a snapshot under its commit

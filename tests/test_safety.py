@@ -1,0 +1,101 @@
+"""Nothing that is read can run: no pickle, no code from a model's folder, no unpacking, no shell."""
+
+import ast
+import os
+import pickle
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training import SETTINGS
+
+from helpers.experiments import load_trained
+from helpers.layers import copy_layers
+from helpers.runs import ROOT, seal
+from helpers.training import _TrainingRun, average_precision
+
+SOURCES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "helpers").glob("*.py"))}
+for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    cells = nbformat.read(notebook, as_version=4).cells
+    SOURCES[notebook.name] = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "telnetlib"}
+FORBIDDEN_CALLS = {"eval", "exec", "os.system", "torch.load", "torch.save", "np.fromfile"}
+FORBIDDEN_METHODS = {"extract", "extractall", "read_pickle", "to_pickle", "unpack_archive"}
+
+
+def dotted(node: ast.AST) -> str:
+    """The name of what is called, `a.b.c`; empty for anything else."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_module_that_runs_what_it_reads_is_imported(name):
+    imported = set()
+    for node in ast.walk(ast.parse(SOURCES[name])):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert imported & FORBIDDEN_MODULES == set()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_is_called_that_runs_or_unpacks_what_it_reads(name):
+    calls = [node for node in ast.walk(ast.parse(SOURCES[name])) if isinstance(node, ast.Call)]
+    called = {dotted(call.func) for call in calls}
+    assert called & FORBIDDEN_CALLS == set()
+    assert {full.rsplit(".", 1)[-1] for full in called if "." in full} & FORBIDDEN_METHODS == set()
+    options = {keyword.arg: keyword.value for call in calls for keyword in call.keywords}
+    assert "trust_remote_code" not in options
+    assert "allow_pickle" not in options
+    assert not (isinstance(options.get("shell"), ast.Constant) and options["shell"].value)
+
+
+class Harmful:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_though_its_hashes_fit(tiny_bert, tiny_rows, tmp_path):
+    rows, validation = tiny_rows(16), tiny_rows(8, seed=1)
+
+    def new_run() -> _TrainingRun:
+        student = copy_layers(tiny_bert, [1, 3])
+        return _TrainingRun(student, rows, validation, SETTINGS, tmp_path / "c", "here", None, None, average_precision)
+
+    first = new_run()
+    first.restore()
+    first.save({"peak": 0})
+    checkpoint = next((tmp_path / "c").glob("step-*"))
+    with open(checkpoint / "optimizer.bin", "wb") as file:
+        pickle.dump(Harmful(tmp_path / "made"), file)
+    seal(checkpoint, first.made_from)
+    with pytest.raises(Exception, match=r"(?i)weights.only|unsupported"):
+        new_run().restore()
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_weights_are_read_as_safetensors_alone(name):
+    for call in (node for node in ast.walk(ast.parse(SOURCES[name])) if isinstance(node, ast.Call)):
+        if dotted(call.func).endswith("ForSequenceClassification.from_pretrained"):
+            assert "use_safetensors" in {keyword.arg for keyword in call.keywords}
+
+
+def test_a_model_whose_weights_are_a_pickle_is_not_loaded(copied_run):
+    directory = copied_run.model_dir("odd", 1)
+    weights = directory / "model.safetensors"
+    torch.save(load_file(weights), directory / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        load_trained("odd", 1, copied_run)
