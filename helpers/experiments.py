@@ -448,7 +448,7 @@ def load_trained(name: str, seed: int, run: Run) -> torch.nn.Module:
         raise MissingStage(f"run {run.name!r} has no model {name} with seed {seed}: run {experiment.notebook} first")
     if experiment.adapter:
         return load_adapter(directory).to(this_process().device)
-    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
     return model.eval().to(this_process().device)
 
 
@@ -595,6 +595,10 @@ class Results:
         return tuple(
             np.stack([toxic_probability(self._frame(name, seed, "test")[0]) for seed in seeds]) for name in (a, b)
         )
+
+    def logits(self, name: str, seed: int, split: str = "validation") -> np.ndarray:
+        """The two logits of a model's rows, shape (rows, 2), in the order of their ids."""
+        return self._frame(name, seed, split)[0]
 
     def labels(self, split: str = "test") -> np.ndarray:
         """The labels of the same rows in the same order, shape (rows,)."""

@@ -7,6 +7,7 @@ long as every file still has the hash it was written with. While a stage writes,
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -16,18 +17,19 @@ import os
 import platform
 import re
 import shutil
-import socket
+import ssl
 import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import filelock
 
@@ -36,6 +38,7 @@ from helpers.config import Profile, load_profile
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED_RESULTS = ROOT / "results"
 KAGGLE_PAGE = "https://www.kaggle.com/c/jigsaw-toxic-comment-classification-challenge/data"
+DRIVE = Path("/content/drive")  # where Colab mounts it
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "scikit-learn", "numpy", "pandas")
 
 
@@ -86,7 +89,7 @@ class Run:
 
     def show_path(self, path: Path) -> str:
         """The path as a reader should see it: relative to the project where it lies inside."""
-        path = Path(path).resolve()
+        path = Path(os.path.abspath(path))  # not resolved: runs/ may be a link
         return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
@@ -258,16 +261,25 @@ def say_damaged(path: Path) -> None:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill; renamed to `path`, in place of what stood there, when the block ends well."""
+    """A temporary folder to fill; renamed to `path`, in place of what stood there, when the block ends well.
+
+    Raises:
+        OSError: the disk is full or the folder read-only; what stood at `path` before is untouched.
+    """
+    from safetensors import SafetensorError  # here, so that the first cell can install it
+
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left_by_a_killed_process in path.parent.glob(f"{path.name}.*.tmp"):
+        shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
+    except SafetensorError as error:  # what the library makes of the system's error
+        raise OSError(f"{path.name} could not be written ({error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -324,14 +336,18 @@ def only_writer(run: Run) -> Iterator[None]:
     holder = run.directory / "lock-holder.json"
     try:
         held = lock.acquire(timeout=0)
-    except NotImplementedError:
-        held = nullcontext()
     except filelock.Timeout:
         by = read_json(holder) or {"process": "unknown", "since": "unknown"}
         raise RunInUse(
             f"run {run.name!r} is in use by process {by['process']} (since {by['since']}): wait until it has ended, "
             "stop it (a notebook: restart its kernel), or give another RUN="
         ) from None
+    except NotImplementedError:
+        held = nullcontext()
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        held = nullcontext()
     with held:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(holder, {"process": f"{os.getpid()} on {platform.node()}", "since": since})
@@ -353,24 +369,27 @@ def device_name() -> str:
 
 
 def hub_reachable(seconds: float = 3.0) -> bool:
-    """Whether the model hub answers: one connection, `seconds` at most, asked before any download is tried.
+    """Whether the model hub answers: one question, `seconds` at most, asked before any download is tried.
 
-    HF_ENDPOINT and HTTPS_PROXY are minded. If nothing answers, the hub library is told to stay offline, since it
-    would retry for most of a minute otherwise.
+    HF_ENDPOINT and proxies are minded. An answer counts, even if it is an error. If there is none, the hub library is
+    told to stay offline, since it would retry for minutes otherwise.
     """
     import huggingface_hub  # here, so that the first cell can install it
 
-    endpoint = getproxies().get("https") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    address = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+    question = Request(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", method="HEAD")
     answered = threading.Event()
 
-    def connect() -> None:
-        with suppress(OSError):
-            socket.create_connection((address.hostname, address.port or 443), timeout=seconds).close()
-            answered.set()
+    def ask() -> None:
+        try:
+            urlopen(question, timeout=seconds).close()
+        except (OSError, HTTPException) as error:
+            # Certificates are checked by the hub library, which may know others than Python does.
+            if not isinstance(error, HTTPError) and not isinstance(getattr(error, "reason", None), ssl.SSLError):
+                return
+        answered.set()
 
     # The timeout of a connection counts for each address anew and not for the name server, so a thread is given up on.
-    thread = threading.Thread(target=connect, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
     if not answered.is_set():
@@ -425,9 +444,33 @@ def check_notebook_task(run: Run) -> None:
         )
 
 
-def start_notebook() -> Run:
+def use_drive() -> None:
+    """On Colab: mounts Google Drive and lets runs/ lie there, so that a session that dropped goes on in the next.
+
+    Raises:
+        ValueError: this is not Colab, or runs/ is a folder here already and would be hidden.
+    """
+    try:
+        from google.colab import drive
+    except ImportError:
+        raise ValueError("KEEP_ON_DRIVE = True is for Colab; here runs/ stays on the disk anyway") from None
+    drive.mount(str(DRIVE))
+    target, runs = DRIVE / "MyDrive" / ROOT.name / "runs", ROOT / "runs"
+    target.mkdir(parents=True, exist_ok=True)
+    if not runs.exists():
+        runs.symlink_to(target)
+    elif runs.resolve() != target.resolve():
+        raise ValueError(
+            f"there is a folder runs/ here already, and KEEP_ON_DRIVE = True would hide it: move what it holds to "
+            f"{target} and remove it, or set KEEP_ON_DRIVE = False"
+        )
+
+
+def start_notebook(keep_on_drive: bool = False) -> Run:
     """What every notebook's first cell ends with: installs what is missing, opens the run, says what it runs on."""
     added = install_missing()
+    if keep_on_drive:
+        use_drive()
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's hint; the bars here are plain text
     run = open_run()
     check_notebook_task(run)

@@ -483,7 +483,10 @@ class _TrainingRun:
         self.progress["peak_memory_bytes"] = max(self.progress["peak_memory_bytes"], memory["peak"])
         name = f"step-{self.progress['step']:07d}-{self.epoch}"
         with new_directory(self.directory / name) as temporary:
-            self.accelerator.save_state(str(temporary))
+            try:
+                self.accelerator.save_state(str(temporary))
+            except RuntimeError as error:  # what torch.save makes of a full disk
+                raise OSError(f"the checkpoint {name} could not be written; is the disk full? ({error})") from error
             write_json(temporary / "progress.json", self.progress)
             seal(temporary, self.made_from)
         best = f"best-{self.progress['best_epoch']}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 
 import helpers.runs
@@ -27,6 +30,7 @@ from helpers.runs import (
     open_run,
     read_json,
     seal,
+    use_drive,
     write_json,
 )
 
@@ -584,3 +588,55 @@ def test_the_lock_may_be_taken_twice_by_its_own_process(root):
         pass
     with only_writer(run):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_has_none(root, monkeypatch, number):
+    def no_locks(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    with only_writer(open_run("smoke", name="mine")):
+        pass
+
+
+# --- Google Drive ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drive(root, monkeypatch) -> Path:
+    """A faked google.colab whose drive mounts at this folder; the place where runs/ will lie."""
+    module = types.ModuleType("google.colab")
+    module.drive = types.SimpleNamespace(mount=lambda place: Path(place).mkdir())
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    monkeypatch.setattr(helpers.runs, "DRIVE", root / "drive")
+    return root / "drive" / "MyDrive" / root.name / "runs"
+
+
+def test_runs_may_lie_on_google_drive(root, drive):
+    use_drive()
+    run = open_run("smoke", name="mine")
+    assert (drive / "mine" / "run.json").is_file()
+    assert run.show_path(run.directory) == "runs/mine"
+
+
+def test_the_next_session_finds_the_run_on_google_drive(root, drive):
+    use_drive()
+    open_run("smoke", name="mine")
+    (root / "runs").unlink()  # a new session has a new disk
+    sys.modules["google.colab"].drive.mount = lambda place: None  # and the same Drive
+    use_drive()
+    assert open_run(name="mine").profile.name == "smoke"
+
+
+def test_runs_on_this_machine_are_not_hidden_by_google_drive(root, drive):
+    open_run("smoke", name="mine")
+    with pytest.raises(ValueError, match=r"there is a folder runs/ here already"):
+        use_drive()
+
+
+def test_google_drive_is_for_colab(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    with pytest.raises(ValueError, match="is for Colab"):
+        use_drive()

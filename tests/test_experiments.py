@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -116,26 +116,55 @@ def test_the_comparisons_named_beforehand_are_these_four():
 # --- fingerprints ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("changes", "changed"),
-    [
-        ({"temperature": 3.0}, DISTILLED),
-        ({"alpha": 0.9}, DISTILLED),
-        ({"beta": 0.0}, DISTILLED),
-        ({"lora_rank": 4}, {"lora", "lora_6", "minilm_lora"}),
-        ({"lora_learning_rate": 1e-4}, {"lora", "lora_6", "minilm_lora"}),
-        ({"student_learning_rate": 1e-4}, FROM_THE_TEACHER - {"lora_6"}),
-        ({"teacher_learning_rate": 1e-4}, FROM_THE_TEACHER | {"teacher", "minilm"}),
-        ({"weight_decay": 0.1}, set(EXPERIMENTS) - {"majority", "tfidf"}),
-        ({"seed": 2}, set(EXPERIMENTS) - {"majority", "tfidf"}),
-        ({"data": "other data"}, set(EXPERIMENTS)),
-        ({"expected_time": "a year", "seeds": (1, 2, 3), "name": "other"}, set()),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_a_setting_changes_the_fingerprints_of_what_depends_on_it_and_no_other(fingerprints, changes, changed):
-    before, after = fingerprints(), fingerprints(**changes)
-    assert {name for name in EXPERIMENTS if before[name] != after[name]} == changed
+LORA = {"lora", "lora_6", "minilm_lora"}
+TRAINED_AT_ALL = set(EXPERIMENTS) - {"majority", "tfidf"}
+IN_FULL = TRAINED_AT_ALL - LORA
+# What is made again when a setting changes. A changed teacher changes its students and what stands on its copy.
+CHANGES = {
+    "pretrained": ("minilm-stacked", TRAINED_AT_ALL - {"minilm", "minilm_lora"}),
+    "epochs": (9, IN_FULL | {"lora_6"}),
+    "batch_size": (4, IN_FULL | {"lora_6"}),
+    "teacher_learning_rate": (1e-4, FROM_THE_TEACHER | {"teacher", "minilm"}),
+    "student_learning_rate": (1e-4, FROM_THE_TEACHER - {"lora_6"}),
+    "lora_learning_rate": (1e-4, LORA),
+    "lora_epochs": (9, LORA),
+    "lora_batch_size": (4, LORA),
+    "lora_rank": (4, LORA),
+    "lora_alpha": (4, LORA),
+    "lora_dropout": (0.3, LORA),
+    "lora_targets": ("all_linear", LORA),
+    "temperature": (3.0, DISTILLED),
+    "alpha": (0.9, DISTILLED),
+    "beta": (0.0, DISTILLED),
+    "weight_decay": (0.1, TRAINED_AT_ALL),
+    "warmup_share": (0.3, TRAINED_AT_ALL),
+    "max_gradient_norm": (0.5, TRAINED_AT_ALL),
+    "task": ("labels", TRAINED_AT_ALL),
+    "seeds": ((1, 2, 3), set()),
+    "name": ("other", set()),
+    "expected_time": ("a year", set()),
+    "experiments": (("teacher",), set()),
+    "data_without_files": ("error", set()),
+    "micro_batch_size": (4, set()),  # the gradients are the whole batch's either way
+}
+OF_THE_DATA = {"train_rows", "validation_rows", "test_rows", "max_length", "split_seed"}  # tests/test_data.py
+
+
+def test_every_setting_stands_in_the_table_of_what_it_changes():
+    assert set(CHANGES) | OF_THE_DATA == {field.name for field in fields(SMOKE)}
+
+
+@pytest.mark.parametrize("setting", CHANGES)
+def test_a_setting_changes_the_fingerprints_of_what_depends_on_it_and_no_other(fingerprints, setting):
+    value, changed = CHANGES[setting]
+    before, after = fingerprints(), fingerprints(**{setting: value})
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+@pytest.mark.parametrize(("what", "changed"), [("seed", TRAINED_AT_ALL), ("data", set(EXPERIMENTS))])
+def test_another_seed_or_other_data_changes_what_depends_on_it(fingerprints, what, changed):
+    before, after = fingerprints(), fingerprints(**{what: {"seed": 2, "data": "other data"}[what]})
+    assert {name for name in before if before[name] != after[name]} == changed
 
 
 def test_another_pretrained_model_changes_every_fingerprint_that_starts_from_it(fingerprints, monkeypatch):

@@ -1,0 +1,331 @@
+"""Killed at any moment, out of disk, two at once: nothing is lost, mixed or silently wrong.
+
+Faults are done to processes of their own, in the profile `smoke`. Models are not exported to ONNX, which would take
+longer than all else, and a checkpoint is written after every step.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+from helpers.runs import read_json
+
+PROJECT = Path(__file__).resolve().parent.parent
+NAMES = ("teacher", "odd", "lora_6")
+STAGES = """
+import errno
+import functools
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+import helpers.runs
+
+{fault}
+helpers.runs.ROOT = Path(sys.argv[1])
+torch.set_num_threads(1)
+import helpers.experiments as experiments
+
+experiments.PUBLISHED_RESULTS = helpers.runs.ROOT / "results"
+experiments.measure_deployment = lambda *_: {}
+experiments.train = functools.partial(experiments.train, checkpoint_seconds=0)
+print("ready", flush=True)
+sys.exit(experiments.main(["--profile", "smoke", *sys.argv[2:]]))
+"""
+OF_TIME = {"finished", "costs", "seconds"}
+
+
+def start(root: Path, *arguments: str, fault: str = "") -> subprocess.Popen:
+    """The command line of the experiments, with its run below this folder; `fault` is code that runs before it."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("PROFILE", "RUN", "JIGSAW_DIR")}
+    return subprocess.Popen(
+        [sys.executable, "-c", STAGES.replace("{fault}", fault), str(root), *arguments],
+        cwd=PROJECT,
+        env=environment | {"GOMP_SPINCOUNT": "1000"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(root: Path) -> float:
+    """Runs the stages to their end; the seconds that they took."""
+    process = start(root, *NAMES)
+    assert process.stdout.readline() == "ready\n"
+    started = time.monotonic()
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3_000:]
+    return time.monotonic() - started
+
+
+def kill_after(root: Path, seconds: float) -> int:
+    """Starts the stages and kills them (SIGKILL) so many seconds after their first; the exit code."""
+    with start(root, *NAMES) as process:
+        assert process.stdout.readline() == "ready\n"
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.kill()
+        return process.wait()
+
+
+def run_of(root: Path) -> Path:
+    return root / "runs" / "smoke-separable"
+
+
+def outcome(root: Path) -> dict[str, object]:
+    return outcome_of(run_of(root))
+
+
+def outcome_of(run: Path) -> dict[str, object]:
+    """What a run left that is the same each time: weights, predictions, targets as bytes; results without times."""
+    kinds = ("models/*/*.safetensors", "results/predictions/*.parquet", "targets/*/*.npy")
+    files = [path for kind in kinds for path in run.glob(kind)]
+    found: dict[str, object] = {str(path.relative_to(run)): path.read_bytes() for path in files}
+    for path in run.glob("results/*.json"):
+        result = read_json(path)
+        found[path.name] = {key: value for key, value in result.items() if key not in OF_TIME}
+    return found
+
+
+def finished_at(root: Path) -> dict[str, str]:
+    """When each finished experiment of a run was finished."""
+    results = {path.stem: read_json(path) for path in run_of(root).glob("results/*.json")}
+    return {name: result["finished"] for name, result in results.items() if result}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[dict[str, object], float]:
+    """The outcome of a run that nobody disturbed, and how many seconds its stages took."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    seconds = finish(root)
+    return outcome(root), seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [random.Random(number).random() for number in range(20)])
+def test_a_run_killed_at_a_random_moment_ends_as_if_it_was_not(uninterrupted, tmp_path, share):
+    expected, seconds = uninterrupted
+    kill_after(tmp_path, share * seconds)
+    finished = finished_at(tmp_path)
+    finish(tmp_path)
+    assert outcome(tmp_path) == expected
+    assert finished.items() <= finished_at(tmp_path).items()  # no finished stage was done again
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_as_if_it_was_not(uninterrupted, tmp_path):
+    expected, seconds = uninterrupted
+    moments = random.Random(0)
+    for _ in range(5):
+        kill_after(tmp_path, moments.random() * seconds / 3)
+    finish(tmp_path)
+    assert outcome(tmp_path) == expected
+
+
+# --- writes that fail ------------------------------------------------------------------------------------------------
+
+DISK_FULL = """
+rename = os.replace
+
+
+def full(source, target):
+    if "{target}" in str(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+    rename(source, target)
+
+
+os.replace = full
+"""
+# No file may grow beyond so many bytes: the system refuses the write itself, in whatever language it is called.
+TOO_LARGE = """
+import resource
+
+resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes}))
+"""
+# root may write anywhere; without its capabilities it may not (capset(2), version 3).
+NO_PRIVILEGES = """
+import ctypes
+
+header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert ctypes.CDLL(None).capset(header, nothing) == 0
+"""
+
+
+def fail(root: Path, fault: str) -> str:
+    """Runs the stages with a fault; the one line that they end with."""
+    _, errors = start(root, *NAMES, fault=fault).communicate(timeout=300)
+    said = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "Traceback" not in errors, errors[-3_000:]
+    return said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "target",
+    [
+        "run.json",
+        "/comments",
+        "/data",
+        "checkpoints/teacher-1/best-1",
+        "checkpoints/odd-1/step-",
+        "models/teacher-1",
+        "targets/teacher-1",
+        "models/lora_6_base-1",
+        "models/lora_6-1",
+        "predictions/teacher-1.parquet",
+        "results/odd-1.json",
+    ],
+)
+def test_a_full_disk_is_said_and_what_was_written_stays_valid(uninterrupted, tmp_path, target):
+    assert "No space left on device" in fail(tmp_path, DISK_FULL.replace("{target}", target))
+    finished = finished_at(tmp_path)
+    assert not list(tmp_path.rglob("*.tmp"))
+    finish(tmp_path)
+    assert outcome(tmp_path) == uninterrupted[0]
+    assert finished.items() <= finished_at(tmp_path).items()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [100, 2_000, 100_000, 5_000_000])
+def test_a_write_that_the_system_refuses_half_way_is_said_and_nothing_half_written_is_used(
+    uninterrupted, tmp_path, limit
+):
+    said = fail(tmp_path, TOO_LARGE.replace("{bytes}", str(limit)))
+    assert "ile too large" in said or "could not be written" in said
+    finish(tmp_path)
+    assert outcome(tmp_path) == uninterrupted[0]
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_read_only_is_said(uninterrupted, tmp_path):
+    finish(tmp_path)
+    shutil.rmtree(run_of(tmp_path) / "models" / "odd-1")
+    before = outcome(tmp_path)
+    folders = [run_of(tmp_path), *(path for path in run_of(tmp_path).rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        assert "Permission denied" in fail(tmp_path, NO_PRIVILEGES)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert outcome(tmp_path) == before
+
+
+# --- two at once -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_second_process_on_a_run_says_who_holds_it_and_the_first_is_not_disturbed(uninterrupted, tmp_path):
+    with start(tmp_path, *NAMES) as first:
+        while not (run_of(tmp_path) / "checkpoints").is_dir():
+            time.sleep(0.02)
+        first.send_signal(signal.SIGSTOP)
+        assert f"is in use by process {first.pid} on" in fail(tmp_path, "")
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(timeout=300) == 0
+    assert outcome(tmp_path) == uninterrupted[0]
+
+
+# --- a cell that is interrupted --------------------------------------------------------------------------------------
+
+KERNEL = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {project!r})
+import torch
+import helpers.runs
+helpers.runs.ROOT = Path({root!r})
+torch.set_num_threads(1)
+import helpers.experiments as experiments
+from helpers.data import prepare_data
+from helpers.models import find_pretrained, load_tokenizer
+experiments.measure_deployment = lambda *_: {{}}
+run = helpers.runs.open_run("smoke")
+pretrained = find_pretrained("tiny-random")
+prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_that_is_run_again_ends_as_if_it_was_not(uninterrupted, tmp_path):
+    manager, client = start_new_kernel()
+    try:
+        reply = client.execute_interactive(
+            KERNEL.format(project=str(PROJECT), root=str(tmp_path)), output_hook=lambda _: None, timeout=120
+        )
+        assert reply["content"]["status"] == "ok", reply["content"]
+
+        def interrupt(message: dict) -> None:
+            """At the first steps of the training bar."""
+            if "/8" in message["content"].get("text", "") and not interrupted:
+                interrupted.append(message)
+                manager.interrupt_kernel()
+
+        for name in NAMES:
+            interrupted: list[dict] = []
+            cell = f"experiments.run_experiment({name!r}, 1, run);"
+            first = client.execute_interactive(cell, output_hook=interrupt, timeout=120)
+            assert first["content"].get("ename") == "KeyboardInterrupt"
+            again = client.execute_interactive(cell, output_hook=lambda _: None, timeout=120)
+            assert again["content"]["status"] == "ok", again["content"]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert outcome(tmp_path) == uninterrupted[0]
+
+
+# --- the notebooks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def notebooks() -> Iterator[Callable[..., Path]]:
+    """A function that runs the four notebooks in a run of that name, and kills all of it after so many seconds."""
+    made = []
+
+    def run(name: str, seconds: float | None = None) -> Path:
+        folder = PROJECT / "runs" / name
+        made.append(folder)
+        command = [sys.executable, "-m", "helpers.pipeline", "--profile", "smoke", "--run", name]
+        with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            try:
+                _, errors = process.communicate(timeout=seconds)
+                assert process.returncode == 0, errors[-3_000:]
+            except subprocess.TimeoutExpired:
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()  # the kernel
+                process.kill()
+        return folder
+
+    yield run
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_notebooks_killed_twice_end_as_if_they_were_not(notebooks):
+    started = time.monotonic()
+    expected = outcome_of(notebooks("faults-uninterrupted"))
+    seconds, moments = time.monotonic() - started, random.Random(2)
+    for _ in range(2):
+        notebooks("faults-killed", moments.uniform(0.2, 0.6) * seconds)
+        finished = {path.stem: read_json(path)["finished"] for path in killed_results()}
+    assert outcome_of(notebooks("faults-killed")) == expected
+    assert finished.items() <= {path.stem: read_json(path)["finished"] for path in killed_results()}.items()
+
+
+def killed_results() -> list[Path]:
+    return sorted((PROJECT / "runs" / "faults-killed" / "results").glob("*-*.json"))
