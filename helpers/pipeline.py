@@ -2,7 +2,7 @@
 
 python -m helpers.pipeline                                  # notebooks 01 to 04, as `make run` does
 python -m helpers.pipeline 04_comparison --run study-jigsaw
-python -m helpers.pipeline 05_improvements                  # the report's proposals, on a finished run: hours in study
+python -m helpers.pipeline 05_improvements 06_common_mistakes   # on a finished run: hours in study
 python -m helpers.pipeline --publish --run study-jigsaw     # copy a finished run into what the repository shows
 """
 
@@ -29,7 +29,7 @@ from helpers.improvements import grid_run, sections
 from helpers.runs import ROOT, Run, check_notebook_task, open_run, read_json, write_file, write_json
 
 NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
-MORE_NOTEBOOKS = ("05_improvements",)  # on a finished run, by name
+MORE_NOTEBOOKS = ("05_improvements", "06_common_mistakes")  # on a finished run, by name
 REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
 README_COLUMNS = {  # column of comparison.csv: title, unit, digits
     "experiment": ("model", 1, None),
@@ -51,6 +51,7 @@ import sys
 from pathlib import Path
 
 REPOSITORY = "{repository}"
+KEEP_ON_DRIVE = False  # on Colab: True keeps runs/ on your Google Drive, for a session that drops
 here = Path.cwd()
 ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
 if ROOT is None:
@@ -61,7 +62,7 @@ sys.path.insert(0, str(ROOT))
 
 from helpers.runs import start_notebook
 
-run = start_notebook()"""
+run = start_notebook(KEEP_ON_DRIVE)"""
 
 
 def first_cell() -> str:

@@ -156,7 +156,7 @@ def _smooth(values: Sequence[float]) -> pd.Series:
     return pd.Series(values, dtype=float).rolling(max(1, len(values) // 25), min_periods=1).mean()
 
 
-def loss_parts(results: dict[str, dict], run: Run) -> Image:
+def loss_parts(results: dict[str, dict], run: Run, figure_name: str = "distillation_loss") -> Image:
     """The parts of the distillation loss by step, a panel a part, for distilled results by name; a running mean."""
     parts = {
         "total": "total",
@@ -167,10 +167,10 @@ def loss_parts(results: dict[str, dict], run: Run) -> Image:
     figure, axes = _new(run, "What the students minimise, part by part", 11, 3.6, ncols=4)
     for panel, (part, title) in zip(axes, parts.items(), strict=True):
         for name, result in results.items():
-            panel.plot(_smooth(result["history"]["steps"][part]), color=COLOURS[name], label=name)
+            panel.plot(_smooth(result["history"]["steps"][part]), color=COLOURS.get(name), label=name)
         panel.set(title=title, xlabel="step", ylim=(0, None))
     axes[0].legend()
-    return save_figure(figure, run, "distillation_loss")
+    return save_figure(figure, run, figure_name)
 
 
 def training_loss(results: Results, run: Run) -> Image:

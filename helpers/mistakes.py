@@ -1,0 +1,127 @@
+"""What notebook 06 needs to make the common mistakes on purpose: short trainings on few rows.
+
+Nothing else in the project uses this module.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import average_precision_score, f1_score
+
+from helpers.data import PreparedData, load_data
+from helpers.evaluation import best_threshold, toxic_probability
+from helpers.experiments import EXPERIMENTS, training_settings
+from helpers.losses import soft_loss
+from helpers.runs import Run, fingerprint
+from helpers.training import TeacherTargets, load_targets, predict, save_targets, train
+
+ROWS, EPOCHS = 600, 2
+
+
+def few_rows(run: Run) -> PreparedData:
+    """The run's splits with 600 rows each at most, so that the notebook takes minutes in every profile."""
+    data = load_data(run)
+    splits = {name: rows.select(range(min(ROWS, len(rows)))) for name, rows in data.splits.items()}
+    return replace(data, splits=splits)
+
+
+def outputs_of(teacher: torch.nn.Module, data: PreparedData, run: Run, name: str) -> TeacherTargets:
+    """A teacher's outputs on the few training rows, whether it is worth imitating or not: there is no gate here."""
+    directory = run.directory / "mistakes" / f"targets-{name}"
+    save_targets(teacher, data.splits["train"], directory, "mistakes")
+    return load_targets(directory, "mistakes")
+
+
+def train_briefly(
+    like: str,
+    name: str,
+    model: torch.nn.Module,
+    data: PreparedData,
+    run: Run,
+    targets: TeacherTargets | None = None,
+    **changes,
+) -> dict:
+    """Trains `model` in place for two epochs with the settings of the experiment `like`, some of them changed.
+
+    Returns:
+        The history, as `train` gives it, and `average_precision` on the few validation rows.
+    """
+    seed = run.seeds[0]
+    settings = replace(training_settings(EXPERIMENTS[like], seed, run.profile), epochs=EPOCHS, **changes)
+    folder = run.directory / "mistakes" / f"checkpoints-{name}"
+    history = train(
+        model,
+        data.splits["train"],
+        data.splits["validation"],
+        settings,
+        folder,
+        fingerprint({"mistake": name, "data": data.fingerprint}),
+        targets,
+        label=name,
+        micro_batch_size=run.profile.micro_batch_size,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    logits = predict(model, data.splits["validation"])
+    return {
+        "history": history,
+        "average_precision": float(
+            average_precision_score(data.labels("validation"), toxic_probability(logits.numpy()))
+        ),
+    }
+
+
+def first_and_last(history: dict, part: str) -> tuple[float, float]:
+    """The mean of a loss part over the first and over the last quarter of the steps."""
+    steps = history["steps"][part]
+    quarter = max(1, len(steps) // 4)
+    return float(np.mean(steps[:quarter])), float(np.mean(steps[-quarter:]))
+
+
+def leaked_scores(model: torch.nn.Module, data: PreparedData, shares: Sequence[float]) -> pd.DataFrame:
+    """Test scores of one model when such a share of the test rows is exchanged for rows it was trained on.
+
+    The threshold is chosen on validation and stays.
+    """
+    found = {split: toxic_probability(predict(model, rows).numpy()) for split, rows in data.splits.items()}
+    threshold = best_threshold(found["validation"], data.labels("validation"))
+    rows = []
+    for share in shares:
+        leaked = round(share * len(found["test"]))
+        labels = np.concatenate([data.labels("train")[:leaked], data.labels("test")[leaked:]])
+        probabilities = np.concatenate([found["train"][:leaked], found["test"][leaked:]])
+        rows.append(
+            {
+                "training rows in the test set": f"{share:.0%}",
+                "F1": f1_score(labels, probabilities >= threshold, zero_division=0),
+                "average precision": average_precision_score(labels, probabilities),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def shared_tensors(a: torch.nn.Module, b: torch.nn.Module) -> int:
+    """How many parameters of two models lie at the same place in memory."""
+    return len({p.data_ptr() for p in a.parameters()} & {p.data_ptr() for p in b.parameters()})
+
+
+def gradient_sizes(student: np.ndarray, teacher: np.ndarray, temperatures: Sequence[float]) -> pd.DataFrame:
+    """The size of the soft loss's gradient on the student's logits (N, 2), with the factor T² and without it."""
+    rows = []
+    for temperature in temperatures:
+        logits = torch.tensor(student, requires_grad=True)
+        soft_loss(logits, torch.tensor(teacher), temperature).backward()
+        size = float(logits.grad.norm())
+        rows.append({"T": temperature, "with T²": size, "without": size / temperature**2})
+    return pd.DataFrame(rows)
+
+
+def forget(run: Run) -> None:
+    """Removes what the notebook wrote for itself."""
+    shutil.rmtree(Path(run.directory) / "mistakes", ignore_errors=True)
