@@ -326,14 +326,15 @@ class RunInUse(OSError):
 def only_writer(run: Run) -> Iterator[None]:
     """Holds the run's lock while the block runs, so that no two processes train the same thing or mix their files.
 
-    The system lets go of the lock when its process ends, however it ends. A file system without locks has none.
+    The lock lies beside the run's folder, which a stage that fails leaves as it was. The system lets go of it when its
+    process ends, however it ends. A file system without locks has none.
 
     Raises:
         RunInUse: another process holds it.
     """
-    run.directory.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(run.directory / "lock", is_singleton=True)  # so that blocks may be nested
-    holder = run.directory / "lock-holder.json"
+    run.directory.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = run.directory.with_name(f".{run.directory.name}.lock")
+    lock, holder = filelock.FileLock(lock_path, is_singleton=True), lock_path.with_suffix(".json")  # may be nested
     try:
         held = lock.acquire(timeout=0)
     except filelock.Timeout:
