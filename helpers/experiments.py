@@ -65,13 +65,12 @@ from helpers.runs import (
     device_name,
     file_sha256,
     fingerprint,
-    has_changed,
     is_sealed,
+    is_whole,
     new_directory,
     only_writer,
     open_run,
     read_json,
-    say_damaged,
     seal,
     task_suffix,
     versions,
@@ -465,13 +464,10 @@ def predictions_path(directory: Path, name: str, seed: int) -> Path:
 
 def read_result(directory: Path, name: str, seed: int) -> dict | None:
     """A result that lies in this folder, if it is whole and the predictions beside it are those it was made with."""
-    result, predictions = read_json(result_path(directory, name, seed)), predictions_path(directory, name, seed)
-    if result is None or not predictions.is_file():
-        return None
-    if has_changed(predictions, result.get("predictions_sha256", "")):
-        say_damaged(predictions)
-        return None
-    return result
+    result = read_json(result_path(directory, name, seed))
+    if result and is_whole(predictions_path(directory, name, seed), result.get("predictions_sha256")):
+        return result
+    return None
 
 
 def _training_facts(experiment, seed, run, data, model, history, before, after) -> dict:

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from helpers.models import encoder_layers, lora_targets
-from helpers.runs import file_sha256, has_changed, new_directory, read_json, say_damaged, write_json
+from helpers.runs import file_sha256, has_changed, is_whole, new_directory, read_json, write_json
 
 
 def add_adapters(
@@ -87,13 +87,7 @@ def save_adapter(model: PeftModel, directory: Path, base_directory: Path) -> Non
 def has_its_base(directory: Path) -> bool:
     """Whether the base that the adapter in this folder was trained on lies beside it, unchanged."""
     base = read_json(directory / "base.json")
-    weights = directory.parent / base["name"] / "model.safetensors" if base else None
-    if weights is None or not weights.is_file():
-        return False
-    if has_changed(weights, base["sha256"]):
-        say_damaged(weights)
-        return False
-    return True
+    return base is not None and is_whole(directory.parent / base["name"] / "model.safetensors", base["sha256"])
 
 
 def load_adapter(directory: Path) -> PeftModel:

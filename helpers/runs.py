@@ -256,7 +256,8 @@ def read_json(path: Path) -> dict | None:
 
 def say_damaged(path: Path) -> None:
     """Tells that a file is not used, since it is not as it was written."""
-    print(f"{path.parent.name}/{path.name} was cut or changed after it was written: not used", flush=True)
+    happened = "was cut or changed after it was written" if path.exists() else "is gone"
+    print(f"{path.parent.name}/{path.name} {happened}: not used", flush=True)
 
 
 @contextmanager
@@ -286,24 +287,28 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 def seal(directory: Path, made_from: str) -> None:
     """Ends the writing of a folder: fingerprint.json says what it was made from, and each file's SHA-256."""
-    files = {str(path.relative_to(directory)): file_sha256(path) for path in _files_below(directory)}
+    paths = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != "fingerprint.json"]
+    files = {str(path.relative_to(directory)): file_sha256(path) for path in paths}
     write_json(directory / "fingerprint.json", {"fingerprint": made_from, "files": files})
 
 
 def is_sealed(directory: Path, made_from: str) -> bool:
     """Whether the folder was made from this, and each of its files is as it was written; if not, the file is named."""
     sealed = read_json(directory / "fingerprint.json") or {}
-    if sealed.get("fingerprint") != made_from:
+    if sealed.get("fingerprint") != made_from or "files" not in sealed:
         return False
-    for name, sha256 in sealed.get("files", {}).items():
-        path = directory / name
-        if not path.is_file() or has_changed(path, sha256):
-            say_damaged(path)
-            return False
-    return "files" in sealed
+    return all(is_whole(directory / name, sha256) for name, sha256 in sealed["files"].items())
 
 
-def has_changed(path: Path, sha256: str) -> bool:
+def is_whole(path: Path, sha256: str | None) -> bool:
+    """Whether the file is there and has this hash; if not, it is named."""
+    if path.is_file() and not has_changed(path, sha256):
+        return True
+    say_damaged(path)
+    return False
+
+
+def has_changed(path: Path, sha256: str | None) -> bool:
     """Whether a file is not the one with this hash. A file of the same size and time is not read twice."""
     facts = path.stat()
     return _sha256_once(path, facts.st_ino, facts.st_size, facts.st_mtime_ns) != sha256
@@ -312,10 +317,6 @@ def has_changed(path: Path, sha256: str) -> bool:
 @functools.lru_cache(maxsize=1_000)
 def _sha256_once(path: Path, *_facts: int) -> str:
     return file_sha256(path)
-
-
-def _files_below(directory: Path) -> list[Path]:
-    return [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != "fingerprint.json"]
 
 
 class RunInUse(OSError):
