@@ -8,15 +8,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import average_precision_score, f1_score
 
 from helpers.data import PreparedData, load_data
-from helpers.evaluation import best_threshold, toxic_probability
+from helpers.evaluation import best_threshold, score, toxic_probability
 from helpers.experiments import EXPERIMENTS, training_settings
 from helpers.losses import soft_loss
 from helpers.runs import Run, fingerprint
@@ -68,13 +66,8 @@ def train_briefly(
         micro_batch_size=run.profile.micro_batch_size,
     )
     shutil.rmtree(folder, ignore_errors=True)
-    logits = predict(model, data.splits["validation"])
-    return {
-        "history": history,
-        "average_precision": float(
-            average_precision_score(data.labels("validation"), toxic_probability(logits.numpy()))
-        ),
-    }
+    kept = history["epochs"][history["best_epoch"] - 1]["validation"]
+    return {"history": history, "average_precision": kept["average_precision"]}
 
 
 def first_and_last(history: dict, part: str) -> tuple[float, float]:
@@ -96,13 +89,9 @@ def leaked_scores(model: torch.nn.Module, data: PreparedData, shares: Sequence[f
         leaked = round(share * len(found["test"]))
         labels = np.concatenate([data.labels("train")[:leaked], data.labels("test")[leaked:]])
         probabilities = np.concatenate([found["train"][:leaked], found["test"][leaked:]])
-        rows.append(
-            {
-                "training rows in the test set": f"{share:.0%}",
-                "F1": f1_score(labels, probabilities >= threshold, zero_division=0),
-                "average precision": average_precision_score(labels, probabilities),
-            }
-        )
+        scores = score(probabilities, labels, threshold)
+        row = {"training rows in the test set": f"{share:.0%}", "F1": scores["f1"]}
+        rows.append(row | {"average precision": scores["average_precision"]})
     return pd.DataFrame(rows)
 
 
@@ -124,4 +113,4 @@ def gradient_sizes(student: np.ndarray, teacher: np.ndarray, temperatures: Seque
 
 def forget(run: Run) -> None:
     """Removes what the notebook wrote for itself."""
-    shutil.rmtree(Path(run.directory) / "mistakes", ignore_errors=True)
+    shutil.rmtree(run.directory / "mistakes", ignore_errors=True)
