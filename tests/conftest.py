@@ -1,8 +1,11 @@
 """What the tests share: tiny random models and datasets, everything offline, and one finished run of `smoke`."""
 
+import http.server
 import os
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait must not burn the cores that others need
@@ -161,3 +164,32 @@ def copied_run(finished_run, tmp_path, monkeypatch) -> helpers.runs.Run:
     shutil.copytree(finished_run.directory, tmp_path / "run", copy_function=copy_file)
     monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path / "results")
     return replace(finished_run, directory=tmp_path / "run")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers every question with `status`, or, where it is None, not at all."""
+
+    status: int | None = 503
+    released = threading.Event()
+
+    def do_GET(self) -> None:
+        if self.status is None:
+            self.released.wait(120)
+        else:
+            self.send_error(self.status)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(request) -> Iterator[str]:
+    """The address of a faked hub that answers with the status of the parameter."""
+    handler = type("Faked", (Hub,), {"status": request.param, "released": threading.Event()})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    handler.released.set()
+    server.shutdown()

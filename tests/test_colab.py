@@ -1,6 +1,5 @@
 """Each notebook opened alone, as Colab does: a folder with nothing else, and Google Drive between the sessions."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -49,7 +48,7 @@ def repository(tmp_path_factory) -> tuple[str, Path]:
     return f"file://{bare}", root
 
 
-def open_alone(name: str, address: str, root: Path, monkeypatch) -> nbformat.NotebookNode:
+def open_alone(name: str, address: str, root: Path, monkeypatch) -> None:
     """Executes one notebook in a new folder, with KEEP_ON_DRIVE, in the smoke profile."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
@@ -66,10 +65,9 @@ def open_alone(name: str, address: str, root: Path, monkeypatch) -> nbformat.Not
     for variable in ("RUN", "JIGSAW_DIR", "SEEDS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PROFILE", "smoke")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root / "packages")]))
+    monkeypatch.setenv("PYTHONPATH", str(root / "packages"))
     place = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
-    return notebook
 
 
 @pytest.mark.slow

@@ -85,11 +85,7 @@ def run_of(root: Path) -> Path:
     return root / "runs" / "smoke-separable"
 
 
-def outcome(root: Path) -> dict[str, object]:
-    return outcome_of(run_of(root))
-
-
-def outcome_of(run: Path) -> dict[str, object]:
+def outcome(run: Path) -> dict[str, object]:
     """What a run left that is the same each time: weights, predictions, targets as bytes; results without times."""
     kinds = ("models/*/*.safetensors", "results/predictions/*.parquet", "targets/*/*.npy")
     files = [path for kind in kinds for path in run.glob(kind)]
@@ -100,9 +96,9 @@ def outcome_of(run: Path) -> dict[str, object]:
     return found
 
 
-def finished_at(root: Path) -> dict[str, str]:
+def finished_at(run: Path) -> dict[str, str]:
     """When each finished experiment of a run was finished."""
-    results = {path.stem: read_json(path) for path in run_of(root).glob("results/*.json")}
+    results = {path.stem: read_json(path) for path in run.glob("results/*-*.json")}
     return {name: result["finished"] for name, result in results.items() if result}
 
 
@@ -111,7 +107,7 @@ def uninterrupted(tmp_path_factory) -> tuple[dict[str, object], float]:
     """The outcome of a run that nobody disturbed, and how many seconds its stages took."""
     root = tmp_path_factory.mktemp("uninterrupted")
     seconds = finish(root)
-    return outcome(root), seconds
+    return outcome(run_of(root)), seconds
 
 
 @pytest.mark.slow
@@ -119,10 +115,10 @@ def uninterrupted(tmp_path_factory) -> tuple[dict[str, object], float]:
 def test_a_run_killed_at_a_random_moment_ends_as_if_it_was_not(uninterrupted, tmp_path, share):
     expected, seconds = uninterrupted
     kill_after(tmp_path, share * seconds)
-    finished = finished_at(tmp_path)
+    finished = finished_at(run_of(tmp_path))
     finish(tmp_path)
-    assert outcome(tmp_path) == expected
-    assert finished.items() <= finished_at(tmp_path).items()  # no finished stage was done again
+    assert outcome(run_of(tmp_path)) == expected
+    assert finished.items() <= finished_at(run_of(tmp_path)).items()  # no finished stage was done again
 
 
 @pytest.mark.slow
@@ -132,7 +128,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_was_not(uninterrupted, tmp_p
     for _ in range(5):
         kill_after(tmp_path, moments.random() * seconds / 3)
     finish(tmp_path)
-    assert outcome(tmp_path) == expected
+    assert outcome(run_of(tmp_path)) == expected
 
 
 # --- writes that fail ------------------------------------------------------------------------------------------------
@@ -191,11 +187,11 @@ def fail(root: Path, fault: str) -> str:
 )
 def test_a_full_disk_is_said_and_what_was_written_stays_valid(uninterrupted, tmp_path, target):
     assert "No space left on device" in fail(tmp_path, DISK_FULL.replace("{target}", target))
-    finished = finished_at(tmp_path)
+    finished = finished_at(run_of(tmp_path))
     assert not list(tmp_path.rglob("*.tmp"))
     finish(tmp_path)
-    assert outcome(tmp_path) == uninterrupted[0]
-    assert finished.items() <= finished_at(tmp_path).items()
+    assert outcome(run_of(tmp_path)) == uninterrupted[0]
+    assert finished.items() <= finished_at(run_of(tmp_path)).items()
 
 
 @pytest.mark.slow
@@ -206,14 +202,14 @@ def test_a_write_that_the_system_refuses_half_way_is_said_and_nothing_half_writt
     said = fail(tmp_path, TOO_LARGE.replace("{bytes}", str(limit)))
     assert "ile too large" in said or "could not be written" in said
     finish(tmp_path)
-    assert outcome(tmp_path) == uninterrupted[0]
+    assert outcome(run_of(tmp_path)) == uninterrupted[0]
 
 
 @pytest.mark.slow
 def test_a_folder_that_is_read_only_is_said(uninterrupted, tmp_path):
     finish(tmp_path)
     shutil.rmtree(run_of(tmp_path) / "models" / "odd-1")
-    before = outcome(tmp_path)
+    before = outcome(run_of(tmp_path))
     folders = [run_of(tmp_path), *(path for path in run_of(tmp_path).rglob("*") if path.is_dir())]
     for folder in folders:
         folder.chmod(0o555)
@@ -222,7 +218,7 @@ def test_a_folder_that_is_read_only_is_said(uninterrupted, tmp_path):
     finally:
         for folder in folders:
             folder.chmod(0o755)
-    assert outcome(tmp_path) == before
+    assert outcome(run_of(tmp_path)) == before
 
 
 # --- two at once -----------------------------------------------------------------------------------------------------
@@ -237,7 +233,7 @@ def test_the_second_process_on_a_run_says_who_holds_it_and_the_first_is_not_dist
         assert f"is in use by process {first.pid} on" in fail(tmp_path, "")
         first.send_signal(signal.SIGCONT)
         assert first.wait(timeout=300) == 0
-    assert outcome(tmp_path) == uninterrupted[0]
+    assert outcome(run_of(tmp_path)) == uninterrupted[0]
 
 
 # --- a cell that is interrupted --------------------------------------------------------------------------------------
@@ -285,7 +281,7 @@ def test_an_interrupted_cell_that_is_run_again_ends_as_if_it_was_not(uninterrupt
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    assert outcome(tmp_path) == uninterrupted[0]
+    assert outcome(run_of(tmp_path)) == uninterrupted[0]
 
 
 # --- the notebooks ---------------------------------------------------------------------------------------------------
@@ -318,14 +314,10 @@ def notebooks() -> Iterator[Callable[..., Path]]:
 @pytest.mark.slow
 def test_notebooks_killed_twice_end_as_if_they_were_not(notebooks):
     started = time.monotonic()
-    expected = outcome_of(notebooks("faults-uninterrupted"))
+    expected = outcome(notebooks("faults-uninterrupted"))
     seconds, moments = time.monotonic() - started, random.Random(2)
     for _ in range(2):
-        notebooks("faults-killed", moments.uniform(0.2, 0.6) * seconds)
-        finished = {path.stem: read_json(path)["finished"] for path in killed_results()}
-    assert outcome_of(notebooks("faults-killed")) == expected
-    assert finished.items() <= {path.stem: read_json(path)["finished"] for path in killed_results()}.items()
-
-
-def killed_results() -> list[Path]:
-    return sorted((PROJECT / "runs" / "faults-killed" / "results").glob("*-*.json"))
+        finished = finished_at(notebooks("faults-killed", moments.uniform(0.2, 0.6) * seconds))
+    run = notebooks("faults-killed")
+    assert outcome(run) == expected
+    assert finished.items() <= finished_at(run).items()

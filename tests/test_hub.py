@@ -1,47 +1,15 @@
 """A model hub that is away, slow or broken: each is said within a minute, with what to try next."""
 
-import http.server
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from helpers.runs import ROOT
 
 FIND = "from helpers.models import find_pretrained; find_pretrained('bert-base-uncased')"
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers every question with `status`, or, where it is None, not at all."""
-
-    status: int | None = 503
-    released = threading.Event()
-
-    def do_GET(self) -> None:
-        if self.status is None:
-            self.released.wait(120)
-        else:
-            self.send_error(self.status)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(request) -> Iterator[str]:
-    """The address of a faked hub that answers with the status of the parameter."""
-    handler = type("Faked", (Hub,), {"status": request.param, "released": threading.Event()})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    handler.released.set()
-    server.shutdown()
 
 
 def ask(address: str, home) -> tuple[str, float]:

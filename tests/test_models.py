@@ -1,6 +1,5 @@
 """Where a pretrained model comes from, and what it is when it is loaded."""
 
-import http.server
 import importlib.util
 import os
 import socket
@@ -112,29 +111,19 @@ def test_without_a_hub_the_hub_library_stays_offline_though_it_was_imported_befo
     assert huggingface_hub.is_offline_mode()
 
 
-class Answering(http.server.BaseHTTPRequestHandler):
-    def do_HEAD(self) -> None:
-        self.send_error(503)
-
-    def log_message(self, *_) -> None:
-        pass
-
-
-def test_a_hub_that_answers_even_with_an_error_is_reachable_and_leaves_the_library_online(monkeypatch, online):
-    server = http.server.HTTPServer(("127.0.0.1", 0), Answering)
-    threading.Thread(target=server.handle_request, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+@pytest.mark.parametrize("hub", [503], indirect=True)
+def test_a_hub_that_answers_even_with_an_error_is_reachable_and_leaves_the_library_online(monkeypatch, online, hub):
+    monkeypatch.setenv("HF_ENDPOINT", hub)
     monkeypatch.setenv("NO_PROXY", "*")
     assert hub_reachable() is True
-    server.server_close()
     assert not huggingface_hub.is_offline_mode()
 
 
-def test_a_hub_that_takes_the_connection_and_says_nothing_is_not_reachable(monkeypatch, online):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setenv("NO_PROXY", "*")
-        assert hub_reachable(seconds=0.5) is False
+@pytest.mark.parametrize("hub", [None], indirect=True)
+def test_a_hub_that_takes_the_connection_and_says_nothing_is_not_reachable(monkeypatch, online, hub):
+    monkeypatch.setenv("HF_ENDPOINT", hub)
+    monkeypatch.setenv("NO_PROXY", "*")
+    assert hub_reachable(seconds=0.5) is False
 
 
 def test_the_question_takes_no_longer_than_it_may_though_a_name_server_hangs(monkeypatch, online):
