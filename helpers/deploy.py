@@ -236,7 +236,16 @@ def windows(rows: Iterator, size: int) -> Iterator[list]:
         yield window
 
 
-def score_file(source: Path, target: Path, model: OnnxModel, tokenizer, max_length: int, threshold: float) -> int:
+def comment_probabilities(call: Callable, comments: list[str], tokenizer, max_length: int) -> np.ndarray:
+    """The probabilities of `toxic` (N,), in the comments' order; `call`: ids and mask (B, T) → logits (B, 2)."""
+    ids, _ = tokenise(comments, tokenizer, max_length)
+    probabilities = np.empty(len(comments))
+    for rows, logits in in_length_order(call, ids, tokenizer.pad_token_id):
+        probabilities[rows] = toxic_probability(logits)
+    return probabilities
+
+
+def score_file(source: Path, target: Path, model: Callable, tokenizer, max_length: int, threshold: float) -> int:
     """Writes id, probability and verdict of every comment, in the order of the source; returns how many.
 
     Memory does not grow with the file: WINDOW comments at a time are read, scored by length and written. The target
@@ -250,10 +259,7 @@ def score_file(source: Path, target: Path, model: OnnxModel, tokenizer, max_leng
             writer = csv.writer(file)
             writer.writerow(["id", "probability", "toxic"])
             for window in windows(read_comments(source, lambda read: bar.update(read - bar.n)), WINDOW):
-                ids, _ = tokenise([text for _, text in window], tokenizer, max_length)
-                probabilities = np.empty(len(window))
-                for rows, logits in in_length_order(model, ids, tokenizer.pad_token_id):
-                    probabilities[rows] = toxic_probability(logits)
+                probabilities = comment_probabilities(model, [text for _, text in window], tokenizer, max_length)
                 for (row_id, _), probability in zip(window, probabilities, strict=True):
                     writer.writerow([row_id, f"{probability:.6f}", int(probability >= threshold)])
                 counted[0] += len(window)

@@ -441,11 +441,11 @@ def load_trained(name: str, seed: int, run: Run) -> torch.nn.Module:
     Raises:
         MissingStage: it is not there; the message says which notebook trains it.
     """
-    experiment = find_experiment(name)
     directory = run.model_dir(name, seed)
     if not directory.is_dir():
-        raise MissingStage(f"run {run.name!r} has no model {name} with seed {seed}: run {experiment.notebook} first")
-    if experiment.adapter:
+        notebook = find_experiment(name).notebook
+        raise MissingStage(f"run {run.name!r} has no model {name} with seed {seed}: run {notebook} first")
+    if (directory / "base.json").is_file():
         return load_adapter(directory).to(this_process().device)
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
     return model.eval().to(this_process().device)

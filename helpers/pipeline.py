@@ -29,7 +29,7 @@ from helpers.improvements import grid_run, sections
 from helpers.runs import ROOT, Run, check_notebook_task, open_run, read_json, write_file, write_json
 
 NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
-MORE_NOTEBOOKS = ("05_improvements", "06_common_mistakes")  # on a finished run, by name
+MORE_NOTEBOOKS = ("05_improvements", "06_common_mistakes", "07_demo")  # on a finished run, by name
 REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
 README_COLUMNS = {  # column of comparison.csv: title, unit, digits
     "experiment": ("model", 1, None),
@@ -65,18 +65,48 @@ from helpers.runs import start_notebook
 run = start_notebook(KEEP_ON_DRIVE)"""
 
 
-def first_cell() -> str:
-    """The source of every notebook's first code cell, with the repository's address from pyproject.toml."""
+def repository() -> str:
+    """The repository's address, from the one place that holds it, pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    return FIRST_CELL.format(repository=project["project"]["urls"]["Repository"])
+    return project["project"]["urls"]["Repository"]
+
+
+def first_cell() -> str:
+    """The source of every notebook's first code cell."""
+    return FIRST_CELL.format(repository=repository())
+
+
+def colab_link(name: str) -> str:
+    """Where Colab opens the notebook from the repository."""
+    return f"https://colab.research.google.com/github/{repository().split('github.com/')[-1]}/blob/main/notebooks/{name}.ipynb"
+
+
+def title(name: str) -> str:
+    """A notebook's number and short title, '2 · Layer distillation', from its first line."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    return notebook.cells[0].source.splitlines()[0].removeprefix("# ").split(":")[0]
+
+
+def navigation(name: str) -> str:
+    """The last line of a notebook's first and last cell: links to its neighbours, and to itself on Colab."""
+    names = (*NOTEBOOKS, *MORE_NOTEBOOKS)
+    place, links = names.index(name), []
+    for word, neighbour in (("Previous", place - 1), ("Next", place + 1)):
+        if 0 <= neighbour < len(names):
+            links.append(f"{word}: [{title(names[neighbour])}]({names[neighbour]}.ipynb)")
+    return " · ".join([*links, f"[open in Colab]({colab_link(name)})"])
 
 
 def write_first_cells() -> None:
-    """Puts the first cell into every notebook, after its address in pyproject.toml has changed."""
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    """Puts the first cell and the links into every notebook, after its address in pyproject.toml has changed."""
+    for name in (*NOTEBOOKS, *MORE_NOTEBOOKS):
+        path = ROOT / "notebooks" / f"{name}.ipynb"
         notebook = nbformat.read(path, as_version=4)
         cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
         cell.source = first_cell()
+        for cell in (notebook.cells[0], notebook.cells[-1]):
+            *text, _ = cell.source.splitlines()
+            cell.source = "\n".join([*text, navigation(name)])
         write_notebook(notebook, path)
 
 
@@ -275,7 +305,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", help="the profile's seeds to run now, for instance 1 or 1,2 (default: all)")
     parser.add_argument("--publish", action="store_true", help="run nothing; copy the finished run into the repository")
     parser.add_argument("--readme", action="store_true", help="run nothing; write README.md's tables anew")
-    parser.add_argument("--first-cells", action="store_true", help="run nothing; write the notebooks' first cells anew")
+    parser.add_argument(
+        "--first-cells", action="store_true", help="run nothing; write the notebooks' first cells and links anew"
+    )
     return parser.parse_args(arguments)
 
 

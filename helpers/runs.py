@@ -414,6 +414,7 @@ NEEDED = {  # what the notebooks import, by the name to install; torch and numpy
     "onnx": "onnx",
     "onnxscript": "onnxscript",
     "onnxruntime": "onnxruntime",
+    "gradio": "gradio",
 }
 
 

@@ -43,6 +43,24 @@ FAMILIES = {
     "mpnet": (MPNetConfig, MPNetForSequenceClassification),
 }
 
+ODD_COMMENTS = {  # what people, and those who wish ill, may type; each can stand in a CSV file
+    "empty": "",
+    "blank": " \t\n ",
+    "5,000 characters": "You are wrong. " * 333,
+    "one long word": "x" * 100_000,
+    "many words": "word " * 5_000,
+    "emoji": "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467" * 50,
+    "right to left": "\u05d0\u05ea\u05d4 \u0637\u064a\u0628 \u202eevil\u202c",
+    "zero width": "i\u200bd\u200ci\u200do\ufefft",
+    "control characters": "a\x01\x07\x1b[31m\x7fb",
+    "html": "<b>&amp;</b><script>alert(1)</script><img src=x onerror=alert(1)>",
+    "formula": '=1+1, "two"\nlines',
+    "formula that calls": "=cmd|' /C calc'!A0",
+    "at sign": "@SUM(1+1)*cmd|' /C calc'!A0",
+    "special tokens": "[CLS] [SEP] [MASK] [PAD]",
+    "combining marks": "a" + "\u0301" * 1_000,
+}
+
 
 def build_model(family: str = "bert", seed: int = 0, layers: int = 12, **settings) -> torch.nn.Module:
     """A random classifier, 32 wide, with a vocabulary of 100 and dropout 0.1; in eval mode."""

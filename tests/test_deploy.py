@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from conftest import ODD_COMMENTS
 
 from helpers import deploy
 from helpers.data import DataError, load_data
@@ -151,20 +152,7 @@ def test_rows_without_an_id_are_numbered(tmp_path, tokenizer):
     assert [row[0] for row in found[1:]] == ["1", "2"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        " ",
-        "x" * 100_000,
-        "word " * 5_000,
-        "\U0001f600" * 50,
-        "\u200b\u202e\x07",
-        "<b>&amp;</b>",
-        '=1+1, "two"\nlines',
-    ],
-    ids=["empty", "blank", "one long word", "many words", "emoji", "control characters", "html", "formula"],
-)
+@pytest.mark.parametrize("text", ODD_COMMENTS.values(), ids=ODD_COMMENTS)
 def test_any_comment_gets_a_finite_score(tmp_path, tokenizer, exported, text):
     found = score(write_csv(tmp_path / "in.csv", [["a", "before"], ["b", text], ["c", "after"]]), tokenizer)
     assert [row[0] for row in found[1:]] == ["a", "b", "c"]

@@ -7,6 +7,7 @@ import tomllib
 import pandas as pd
 import pytest
 import yaml
+from packaging.version import Version
 
 from helpers.pipeline import REPORT_FIGURES, results_in_markdown
 from helpers.runs import NEEDED, ROOT, read_json
@@ -25,8 +26,25 @@ def test_every_requirement_is_pinned_in_constraints():
     assert names(lines("requirements.txt")) <= names(lines("constraints.txt"))
 
 
-def test_every_constraint_is_an_exact_version():
-    assert [line for line in lines("constraints.txt") if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
+def test_every_constraint_is_an_exact_version(file):
+    assert [line for line in lines(file) if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+
+
+LOWEST_EXACT = {"torch"}  # the one package that both environments share
+
+
+def test_the_lowest_environment_has_the_lower_bound_of_every_requirement():
+    pinned = dict(line.lower().split("==") for line in lines("constraints-lowest.txt"))
+    for requirement in lines("requirements.txt"):
+        name, bound = re.match(r"([\w.-]+)>=([\d.]+)", requirement).groups()
+        if name not in LOWEST_EXACT:
+            assert Version(pinned[name]).release[: len(Version(bound).release)] == Version(bound).release, requirement
+
+
+def test_both_environments_have_the_same_torch():
+    [pinned] = [line for line in lines("constraints.txt") if line.startswith("torch==")]
+    assert pinned in lines("constraints-lowest.txt")
 
 
 def test_every_requirement_gives_its_reason():
@@ -78,7 +96,7 @@ def test_an_unsupported_python_gets_one_clear_line(tmp_path, version):
 def test_the_code_imports_nothing_from_modules_below():
     """helpers/ reads from top to bottom: a module imports only from those before it in DESIGN's order."""
     order = "config runs sample_comments data models layers dropout losses lora training evaluation deploy experiments "
-    order += "improvements probes discussion plots mistakes benchmark pipeline"
+    order += "improvements probes discussion plots mistakes demo benchmark pipeline"
     place = {name: number for number, name in enumerate(order.split())}
     for path in (ROOT / "helpers").glob("*.py"):
         for imported in re.findall(r"^from helpers\.(\w+) import", path.read_text(encoding="utf-8"), flags=re.M):

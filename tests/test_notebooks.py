@@ -12,7 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, first_cell
+from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, colab_link, first_cell, navigation
 from helpers.runs import ROOT
 
 PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in (*NOTEBOOKS, *MORE_NOTEBOOKS)]
@@ -43,6 +43,20 @@ def test_the_first_cell_is_the_generated_one(notebook):
     assert code_cells(notebook)[0].source == first_cell()
 
 
+@pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+def test_the_links_to_its_neighbours_and_to_colab_are_the_generated_ones(path):
+    notebook = nbformat.read(path, as_version=4)
+    for cell in (notebook.cells[0], notebook.cells[-1]):
+        assert cell.source.splitlines()[-1] == navigation(path.stem)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+def test_colab_opens_a_file_that_is_there_in_the_repository_of_the_first_cell(path):
+    owner_and_name, file = colab_link(path.stem).split("/github/")[1].split("/blob/main/")
+    assert f'"https://github.com/{owner_and_name}"' in first_cell()
+    assert (ROOT / file).is_file()
+
+
 def test_a_code_cell_is_short(notebook):
     long = [cell.source.splitlines()[0] for cell in code_cells(notebook) if len(cell.source.splitlines()) > 20]
     assert not long
@@ -69,6 +83,7 @@ def test_every_section_begins_with_its_question(notebook):
 
 def test_links_between_notebooks_lead_somewhere(notebook):
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert re.search(r"\]\(0\d_", text)
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / "notebooks" / target).is_file(), target
 
@@ -213,6 +228,13 @@ def test_the_improvements_run_on_a_finished_run(finished):
     notebook = nbformat.read(finished[1] / "notebooks" / "05_improvements.ipynb", as_version=4)
     assert "not Jigsaw" in outputs_text(notebook)
     assert not [path for path in (finished[1] / "grid" / "results").glob("*.json") if "intervals" in path.read_text()]
+
+
+@pytest.mark.slow
+def test_the_demo_notebook_starts_its_page_on_this_machine(finished):
+    outcome = pipeline("07_demo", "--run", RUN)
+    assert outcome.returncode == 0, outcome.stdout[-3_000:] + outcome.stderr[-3_000:]
+    assert re.search(r"also at http://127\.0\.0\.1:\d+/", outcome.stdout)
 
 
 def test_a_notebook_without_its_input_says_which_one_to_run_first():

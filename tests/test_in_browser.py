@@ -1,0 +1,153 @@
+"""The demo in a real browser, as a person uses it. Skipped where no Chromium with its driver is installed."""
+
+import csv
+import re
+import shutil
+import time
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from helpers.demo import build_page, launch, load_models
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the PATH"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    downloads = tmp_path_factory.mktemp("downloads")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    for flag in [*flags.split(), "disable-component-update", "disable-sync", "window-size=1200,1400"]:
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.downloads = downloads
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def address(finished_run):
+    page = build_page(load_models(finished_run), finished_run)
+    yield launch(page)
+    page.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    browser.get(address)
+    wait_for(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#comment textarea"))
+    return browser
+
+
+def wait_for(browser, condition, seconds=30):
+    return WebDriverWait(browser, seconds, ignored_exceptions=[Exception]).until(lambda _: condition())
+
+
+def text_of(browser, element):
+    return browser.find_element(By.ID, element).text
+
+
+def type_comment(browser, text):
+    box = browser.find_element(By.CSS_SELECTOR, "#comment textarea")
+    # as pasting does; chromedriver cannot type characters beyond the basic plane
+    browser.execute_script(
+        "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))", box, text
+    )
+
+
+def judged(browser, text):
+    """The verdict's text after typing and submitting."""
+    before = text_of(browser, "verdict")
+    type_comment(browser, text)
+    browser.find_element(By.ID, "judge").click()
+    wait_for(browser, lambda: text_of(browser, "verdict") not in ("", before))
+    return text_of(browser, "verdict")
+
+
+def test_a_typed_comment_gets_its_verdict(page):
+    found = judged(page, "hello there")
+    assert re.match(r"(not )?toxic\nProbability of toxic: 0\.\d{3}\. ", found)
+    assert "hello" in text_of(page, "words")
+
+
+def test_another_model_gives_its_own_verdict(page):
+    assert "Teacher, 12 layers calls a comment toxic" in judged(page, "hello there")
+    page.find_element(By.XPATH, "//*[@id='model']//label[contains(., 'Even student')]").click()
+    wait_for(page, lambda: "Even student, distilled calls a comment toxic" in text_of(page, "verdict"))
+
+
+def test_all_models_stand_side_by_side_with_their_latency(page):
+    type_comment(page, "hello there")
+    page.find_element(By.ID, "ask-all").click()
+    wait_for(page, lambda: "LoRA, 12 layers" in text_of(page, "side-by-side"))
+    shown = text_of(page, "side-by-side")
+    assert "milliseconds" in shown and "Odd student, distilled" in shown
+
+
+def test_an_empty_comment_is_asked_for(page):
+    assert judged(page, "  ") == "Type a comment first."
+
+
+@pytest.mark.parametrize("text", ["word " * 2_000, "\U0001f600 \U0001f468\u200d\U0001f469"], ids=["very long", "emoji"])
+def test_long_comments_and_emoji_get_a_verdict(page, text):
+    assert "Probability of toxic" in judged(page, text)
+
+
+def test_html_is_shown_as_text_and_never_run(page):
+    typed = "<img src=x onerror=\"document.title='broken'\"> <b>bold</b>"
+    judged(page, typed)
+    wait_for(page, lambda: "<b>bold</b>" in text_of(page, "words"))
+    assert page.title == "Toxic or not?"
+    assert not page.find_elements(By.CSS_SELECTOR, "#words img, #words b, #verdict img")
+
+
+def open_file_tab(page):
+    page.find_element(By.XPATH, "//button[@role='tab'][contains(., 'A CSV file')]").click()
+    wait_for(page, lambda: page.find_element(By.ID, "score").is_displayed())
+
+
+def upload(page, path):
+    page.find_element(By.CSS_SELECTOR, "#source input[type=file]").send_keys(str(path))
+    wait_for(page, lambda: path.name.split(".")[0] in text_of(page, "source"))
+    page.find_element(By.ID, "score").click()
+
+
+def test_a_file_is_uploaded_scored_and_downloaded(page, tmp_path):
+    source = tmp_path / "mine.csv"
+    with open(source, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["id", "comment_text"], ["a", "hello"], ["b", "=1+1"], ["c", "<b>"]])
+    open_file_tab(page)
+    upload(page, source)
+    wait_for(page, lambda: "scored 3 comments" in text_of(page, "done"))
+    wait_for(page, lambda: page.find_element(By.CSS_SELECTOR, "#scored a[download]")).click()
+    scored = page.downloads / "scored.csv"
+    wait_for(page, scored.is_file)
+    time.sleep(0.5)
+    with open(scored, encoding="utf-8", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == ["a", "b", "c"]
+
+
+def test_a_file_that_cannot_be_scored_is_explained_on_the_page(page, tmp_path):
+    source = tmp_path / "other.csv"
+    source.write_text("id,text\n1,hello\n")
+    open_file_tab(page)
+    upload(page, source)
+    wait_for(page, lambda: "no column comment_text" in page.find_element(By.TAG_NAME, "body").text)
+
+
+def test_the_page_asks_no_other_host_and_logs_no_error(page, address):
+    judged(page, "hello there")
+    asked = page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
