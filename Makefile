@@ -9,16 +9,17 @@
 # make bench          this recipe's training speed and memory beside the usual one's, on real comments: an hour on 2 cores
 # make lab            JupyterLab in notebooks/
 # make demo           a page on 127.0.0.1: type a comment, see the verdict of the models that were trained last
-# make publish        copy a finished run (RUN=…) into what the repository shows
+# make publish        copy a finished run (RUN=…) into what the repository shows; ANYWAY=1 though it is unfinished
+# make submission     NAME="…" ID="…" [COURSE="…"]: one zip of your own finished run (RUN=…), with a cover
 
 PYTHON ?= python3
 PIP_DISABLE_PIP_VERSION_CHECK := 1
 VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
-export PROFILE RUN JIGSAW_DIR SEEDS PIP_DISABLE_PIP_VERSION_CHECK
+export PROFILE RUN JIGSAW_DIR SEEDS NAME ID COURSE PIP_DISABLE_PIP_VERSION_CHECK
 
-.PHONY: run improvements base test test-all bench test-versions lab demo publish first-cells clean
+.PHONY: run improvements base test test-all bench test-versions lab demo publish submission first-cells clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -56,7 +57,10 @@ lab: $(VENV)/installed
 	cd notebooks && $(abspath $(BIN))/jupyter lab
 
 publish: $(VENV)/installed
-	@$(BIN)/python -m helpers.pipeline --publish
+	@$(BIN)/python -m helpers.publishing publish $(if $(ANYWAY),--anyway)
+
+submission: $(VENV)/installed
+	@$(BIN)/python -m helpers.publishing submission --name "$$NAME" --id "$$ID" --course "$$COURSE" $(if $(PUBLISHED),--published)
 
 first-cells: $(VENV)/installed
 	@$(BIN)/python -m helpers.pipeline --first-cells

@@ -3,14 +3,13 @@
 python -m helpers.pipeline                                  # notebooks 01 to 04, as `make run` does
 python -m helpers.pipeline 04_comparison --run study-jigsaw
 python -m helpers.pipeline 05_improvements 06_common_mistakes   # on a finished run: hours in study
-python -m helpers.pipeline --publish --run study-jigsaw     # copy a finished run into what the repository shows
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -22,28 +21,11 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from helpers.benchmark import benchmark_in_markdown
 from helpers.config import unknown
-from helpers.experiments import EXPERIMENTS, Experiment, find_result, load_results, predictions_path, published_part
-from helpers.improvements import grid_run, sections
-from helpers.runs import ROOT, Run, check_notebook_task, open_run, read_json, write_file, write_json
+from helpers.runs import ROOT, Run, check_notebook_task, open_run, write_file
 
 NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
 MORE_NOTEBOOKS = ("05_improvements", "06_common_mistakes", "07_demo")  # on a finished run, by name
-REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
-README_COLUMNS = {  # column of comparison.csv: title, unit, digits
-    "experiment": ("model", 1, None),
-    "parameters": ("parameters (M)", 1e6, 1),
-    "trainable_parameters": ("trained (M)", 1e6, 2),
-    "training_loss": ("training loss (CE)", 1, 3),
-    "accuracy": ("accuracy", 1, 3),
-    "f1": ("F1", 1, 3),
-    "precision": ("precision", 1, 3),
-    "recall": ("recall", 1, 3),
-    "average_precision": ("average precision", 1, 3),
-    "training_seconds": ("training (min)", 60, 1),
-    "latency_ms": ("latency (ms)", 1, 1),
-}
 FIRST_CELL = """\
 # The same in every notebook: finds the project (on Colab: fetches it) and opens the run.
 import subprocess
@@ -98,7 +80,7 @@ def navigation(name: str) -> str:
 
 
 def write_first_cells() -> None:
-    """Puts the first cell and the links into every notebook, after its address in pyproject.toml has changed."""
+    """Puts the first cell and the links into every notebook, and the badges into README.md, from the address."""
     for name in (*NOTEBOOKS, *MORE_NOTEBOOKS):
         path = ROOT / "notebooks" / f"{name}.ipynb"
         notebook = nbformat.read(path, as_version=4)
@@ -108,6 +90,10 @@ def write_first_cells() -> None:
             *text, _ = cell.source.splitlines()
             cell.source = "\n".join([*text, navigation(name)])
         write_notebook(notebook, path)
+    readme = ROOT / "README.md"
+    badges = re.compile(r"https://colab\.research\.google\.com/github/[^)]*/(\w+)\.ipynb")
+    text = badges.sub(lambda found: colab_link(found[1]), readme.read_text(encoding="utf-8"))
+    write_file(readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
@@ -180,121 +166,6 @@ def show_outcome(run: Run) -> None:
     print(f"results: {run.show_path(run.results_dir)}/")
 
 
-def publish(run: Run) -> None:
-    """Copies a finished run into what the repository shows: results/, figures/, the two images, executed notebooks.
-
-    What was published before stays where the run has not made it again and its fingerprint still fits: the seeds of a
-    long run may come from several machines. Everything else that was published is removed.
-
-    Raises:
-        FileNotFoundError: the run is not finished.
-        ValueError: the run was made on written comments, whose numbers say nothing about Jigsaw.
-    """
-    if not (run.results_dir / "comparison.csv").is_file():
-        raise FileNotFoundError(f"run {run.name!r} is not finished: run 01 to 04 first")
-    check_real_comments(run)
-    copy_results(run)
-    copy_results(grid_run(run))
-    shutil.copytree(run.figures_dir, ROOT / "figures", dirs_exist_ok=True)
-    for image, figure in REPORT_FIGURES.items():
-        shutil.copyfile(run.figures_dir / figure, ROOT / image)
-    for name in (*NOTEBOOKS, *MORE_NOTEBOOKS):
-        executed = run.directory / "notebooks" / f"{name}.ipynb"
-        if executed.is_file():
-            shutil.copyfile(executed, ROOT / "notebooks" / f"{name}.ipynb")
-    published = {"profile": run.profile.name, "data_source": run.data_source, "data": run.data_label}
-    write_json(ROOT / "results" / "run.json", published)
-    write_readme_results()
-    print(f"published {run.name}: results/, figures/, {', '.join(REPORT_FIGURES)} and the executed notebooks")
-
-
-def copy_results(run: Run) -> None:
-    """Copies a run's results that fit its settings below results/; removes those there that do not fit any more."""
-    directory = ROOT / "results" / published_part(run)
-    known = EXPERIMENTS | {experiment.name: experiment for tried in sections(run).values() for experiment in tried}
-    if run.results_dir.is_dir():
-        (directory / "predictions").mkdir(parents=True, exist_ok=True)
-    for path in run.results_dir.glob("*-*.json"):
-        name, seed = path.stem.rsplit("-", 1)
-        found = find_result(run, known[name], int(seed)) if name in known else None
-        if found and found[1] == run.results_dir:
-            predictions = predictions_path(directory, name, int(seed))
-            shutil.copyfile(predictions_path(run.results_dir, name, int(seed)), predictions)
-            shutil.copyfile(path, directory / path.name)
-    for name in ("comparison.csv", "probe.json", "greedy_removal.json"):
-        made = run.results_dir / name
-        if made.is_file() and (read_json(made) or {}).get("finished", True):
-            shutil.copyfile(made, directory / name)
-    remove_outdated(run, directory, known)
-
-
-def remove_outdated(run: Run, directory: Path, known: dict[str, Experiment]) -> None:
-    """Removes the published results that the run's settings would not give any more, and their predictions."""
-    for path in directory.glob("*-*.json"):
-        name, seed = path.stem.rsplit("-", 1)
-        if name not in known or find_result(run, known[name], int(seed)) is None:
-            path.unlink()
-            predictions_path(directory, name, int(seed)).unlink(missing_ok=True)
-
-
-def publish_beside(run: Run) -> None:
-    """Copies a run with TASK=labels or PROFILE=base to its folder below results/, beside the run that is shown.
-
-    Raises:
-        FileNotFoundError: a model of the run has no result.
-        ValueError: the run was made on written comments.
-    """
-    found = load_results(run, run.profile.task)
-    check_real_comments(run)
-    copy_results(run)
-    copy_results(grid_run(run))
-    print(f"published {run.name}: results/{published_part(run)}/ ({', '.join(found.by_name)})")
-
-
-def check_real_comments(run: Run) -> None:
-    """Refuses to publish a run on written comments."""
-    if run.data_source not in ("jigsaw", "hub"):
-        raise ValueError(f"run {run.name!r} was made on {run.data_label}; publish a run on the real comments")
-
-
-def results_in_markdown(directory: Path) -> str:
-    """The published comparison as README.md shows it, made from comparison.csv and run.json."""
-    table, run = pd.read_csv(directory / "comparison.csv"), read_json(directory / "run.json")
-    seeds = int(table["seeds"].max())
-    lines = [
-        f"Profile `{run['profile']}`, {run['data']}, {seeds} seed{'s' if seeds > 1 else ''}. Scores: the test set's; "
-        "F1, precision and recall are the toxic class's. A student's training comes on top of its teacher's.",
-        "",
-        "| " + " | ".join(title for title, _, _ in README_COLUMNS.values()) + " |",
-        "|" + "---|" * len(README_COLUMNS),
-    ]
-    for _, row in table.iterrows():
-        cells = [
-            str(row[column]) if digits is None else "–" if pd.isna(row[column]) else f"{row[column] / unit:.{digits}f}"
-            for column, (_, unit, digits) in README_COLUMNS.items()
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def write_readme_results() -> None:
-    """Puts the published tables between README.md's markers."""
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    text = between_markers(text, "results", results_in_markdown(ROOT / "results"))
-    benchmark = read_json(ROOT / "results" / "benchmark.json")
-    if benchmark:
-        text = between_markers(text, "benchmark", benchmark_in_markdown(benchmark))
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def between_markers(text: str, name: str, content: str) -> str:
-    """The text with `content` between its lines <!-- name --> and <!-- /name -->."""
-    before, rest = text.split(f"<!-- {name} -->")
-    _, after = rest.split(f"<!-- /{name} -->")
-    return f"{before}<!-- {name} -->\n{content}\n<!-- /{name} -->{after}"
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m helpers.pipeline", description=__doc__.splitlines()[0])
     known = f"{' '.join(NOTEBOOKS)}; by name also: {' '.join(MORE_NOTEBOOKS)}"
@@ -303,8 +174,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
     parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
     parser.add_argument("--seeds", help="the profile's seeds to run now, for instance 1 or 1,2 (default: all)")
-    parser.add_argument("--publish", action="store_true", help="run nothing; copy the finished run into the repository")
-    parser.add_argument("--readme", action="store_true", help="run nothing; write README.md's tables anew")
     parser.add_argument(
         "--first-cells", action="store_true", help="run nothing; write the notebooks' first cells and links anew"
     )
@@ -316,9 +185,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     if options.first_cells:
         write_first_cells()
-        return 0
-    if options.readme:
-        write_readme_results()
         return 0
     for variable, value in (
         ("PROFILE", options.profile),
@@ -335,10 +201,6 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(unknown("notebook", wrong[0], known))
         run = open_run()
         os.environ["RUN"] = run.name
-        if options.publish:
-            is_shown = run.profile.task == "toxic" and run.profile.name != "base"
-            (publish if is_shown else publish_beside)(run)
-            return 0
         check_notebook_task(run)
         print(f"run {run.name}: profile {run.profile.name}, {run.profile.expected_time}; comments: {run.data_label}")
         for name in options.notebooks or NOTEBOOKS:

@@ -9,7 +9,9 @@ import pytest
 import yaml
 from packaging.version import Version
 
-from helpers.pipeline import REPORT_FIGURES, results_in_markdown
+from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, colab_link
+from helpers.publishing import REPORT_FIGURES
+from helpers.report import BLOCKS, between_markers, shown_run
 from helpers.runs import NEEDED, ROOT, read_json
 
 
@@ -96,7 +98,7 @@ def test_an_unsupported_python_gets_one_clear_line(tmp_path, version):
 def test_the_code_imports_nothing_from_modules_below():
     """helpers/ reads from top to bottom: a module imports only from those before it in DESIGN's order."""
     order = "config runs sample_comments data models layers dropout losses lora training evaluation deploy experiments "
-    order += "improvements probes discussion plots mistakes demo benchmark pipeline"
+    order += "improvements probes discussion plots mistakes demo benchmark report pipeline publishing"
     place = {name: number for number, name in enumerate(order.split())}
     for path in (ROOT / "helpers").glob("*.py"):
         for imported in re.findall(r"^from helpers\.(\w+) import", path.read_text(encoding="utf-8"), flags=re.M):
@@ -106,8 +108,25 @@ def test_the_code_imports_nothing_from_modules_below():
 # --- what is published -----------------------------------------------------------------------------------------------
 
 
-def test_the_readmes_table_is_the_published_results():
-    assert results_in_markdown(ROOT / "results") in (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_readmes_tables_and_sentences_are_those_of_the_published_results(name):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert between_markers(text, name, BLOCKS[name](shown_run(ROOT))) == text
+
+
+def test_the_report_has_the_courseworks_headings_in_their_order():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    headings = ["Quick start", "Task 4: Evaluation and Analysis", "Model Types", "Odd Layer Model", "Even Layer Model"]
+    headings += ["LoRA Model", "Evaluation Process", "Training loss", "Test set performance", "Expected Outcomes"]
+    headings += ["Challenges Encountered and Improvements", "knowledge transfer", "layer selection", "overfitting"]
+    headings += ["integration", "Proposed improvements", "Visualizations", "image.png", "image-1.png", "### Dataset"]
+    places = [text.find(heading) for heading in headings]
+    assert -1 not in places and places == sorted(places)
+
+
+@pytest.mark.parametrize("name", [*NOTEBOOKS, *MORE_NOTEBOOKS])
+def test_every_notebook_has_a_badge_that_opens_it_on_colab(name):
+    assert f"]({colab_link(name)})" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_published_table_is_the_published_results():

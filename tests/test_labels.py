@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics
 
 import helpers.runs
-from helpers import deploy, experiments, pipeline
+from helpers import deploy, experiments, pipeline, publishing
 from helpers.config import LABELS, PROFILES, load_profile
 from helpers.data import load_data
 from helpers.experiments import (
@@ -213,21 +213,24 @@ def test_the_notebooks_are_not_run_on_six_labels(project, monkeypatch, capsys):
 
 def test_a_run_on_other_comments_than_jigsaws_is_not_published(run):
     with pytest.raises(ValueError, match="publish a run on the real comments"):
-        pipeline.publish_beside(run)
+        publishing.publish_beside(run)
 
 
 def test_published_results_of_six_labels_lie_in_a_folder_of_their_own(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
-    pipeline.publish_beside(replace(run, data_source="jigsaw"))
+    monkeypatch.setattr(publishing, "ROOT", tmp_path)
+    monkeypatch.setattr(publishing, "PUBLISHED_RESULTS", tmp_path / "results")
+    monkeypatch.setattr(publishing, "write_report", lambda root: None)
+    publishing.publish_beside(replace(run, data_source="jigsaw"))
     copied = {path.name for path in (tmp_path / "results" / "labels").glob("*.json")}
     assert copied == {f"{name}-1.json" for name in NAMES}
 
 
 def test_publishing_toxic_leaves_what_six_labels_published(finished_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path)
+    for module in (experiments, publishing):
+        monkeypatch.setattr(module, "PUBLISHED_RESULTS", tmp_path)
     for name in ("gone-1.json", "odd-1.json", "predictions/gone-1.parquet", "labels/odd-1.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    pipeline.remove_outdated(finished_run, tmp_path, experiments.EXPERIMENTS)
+    publishing.remove_outdated(finished_run)
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == ["labels/odd-1.json", "odd-1.json"]

@@ -1,0 +1,337 @@
+"""Shows a finished run: `publish` copies it into the repository, `submission` packs it as a student's own work.
+
+make publish RUN=study-jigsaw
+make submission NAME="Ada Lovelace" ID="1815" RUN=quick-sample
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from nbconvert import HTMLExporter
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+from helpers.experiments import (
+    EXPERIMENTS,
+    Experiment,
+    Results,
+    base_run,
+    comparison_table,
+    find_result,
+    labels_run,
+    load_results,
+    predictions_path,
+    published_part,
+    result_path,
+)
+from helpers.improvements import grid_run, sections
+from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS
+from helpers.report import write_report
+from helpers.runs import PUBLISHED_RESULTS, ROOT, Run, open_run, read_json, write_file, write_json
+
+REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
+SHOWN_NOTEBOOKS = (*NOTEBOOKS, *MORE_NOTEBOOKS[:-1])  # the demo's outputs are a page that is served while it runs
+BESIDE_RESULTS = ("comparison.csv", "probe.json", "greedy_removal.json")
+PROJECT_FILES = ("README.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml", "requirements.txt")
+PROJECT_FILES += ("constraints.txt", "constraints-lowest.txt")
+SUBMISSION_BYTES = 20_000_000
+
+
+# --- what may be shown -----------------------------------------------------------------------------------------------
+
+
+def check_finished(run: Run) -> Results:
+    """The results of a run that is finished and of one piece.
+
+    Raises:
+        FileNotFoundError: something has not been run; the message says what makes it.
+        ValueError: the parts of the run do not belong together.
+    """
+    results = load_results(run)
+    if results.missing:
+        names = ", ".join(f"{name} (seed {seed})" for name, seed in results.missing)
+        raise FileNotFoundError(f"run {run.name!r} is not finished: no result of {names}; run 02 and 03 again")
+    notebooks = [run.directory / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+    absent = [path.stem for path in notebooks if not path.is_file()]
+    if absent or not (run.results_dir / "comparison.csv").is_file():
+        raise FileNotFoundError(f"run {run.name!r} is not finished: run {', '.join(absent) or '04_comparison'} first")
+    written = pd.read_csv(run.results_dir / "comparison.csv")
+    if list(written["average_precision"].round(9)) != list(comparison_table(results)["average_precision"].round(9)):
+        raise ValueError(f"run {run.name!r} is mixed: its notebook 04 was run on other results; run 04 again")
+    for path in notebooks:
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        shown = str(cells[0].outputs)
+        if f"run: {run.name}; comments: {run.data_label}" not in shown:
+            raise ValueError(
+                f"run {run.name!r} is mixed: its notebook {path.stem} was run on another run; run it again"
+            )
+        if any(output.output_type == "error" for cell in cells for output in cell.outputs):
+            raise ValueError(f"run {run.name!r} is not finished: its notebook {path.stem} ended with an error")
+    return results
+
+
+def check_real_comments(run: Run) -> None:
+    """Refuses to publish a run on written comments."""
+    if run.data_source not in ("jigsaw", "hub"):
+        raise ValueError(f"run {run.name!r} was made on {run.data_label}; publish a run on the real comments")
+
+
+def check_own(run: Run, results: Results) -> None:
+    """Refuses results that are the published ones, which nobody's own run has made.
+
+    Raises:
+        ValueError: some are; the message says which.
+    """
+    borrowed = []
+    for (name, seed), directory in results.directories.items():
+        published = read_json(result_path(PUBLISHED_RESULTS, name, seed))
+        if directory != run.results_dir or published == read_json(result_path(directory, name, seed)):
+            borrowed.append(f"{name} (seed {seed})")
+    if borrowed:
+        raise ValueError(
+            f"these results of run {run.name!r} are the published ones, not yours: {', '.join(borrowed)}. Train them "
+            f"(`make run PROFILE={run.profile.name}` with the comments at hand, or PROFILE=quick), or hand the "
+            "published run in as such with PUBLISHED=1: the cover will say so"
+        )
+
+
+# --- copying a run ---------------------------------------------------------------------------------------------------
+
+
+def copy_run(run: Run, target: Path, borrowed: bool = False) -> None:
+    """Copies what a repository shows of a run: results with their grids, figures, the two images, executed notebooks.
+
+    `borrowed` takes the published results too, where the run has none of its own.
+    """
+    for part in (run, base_run(run), labels_run(run)):
+        copy_results(part, target, borrowed)
+        copy_results(grid_run(part), target, borrowed)
+    shutil.copytree(run.figures_dir, target / "figures", dirs_exist_ok=True)
+    for image, figure in REPORT_FIGURES.items():
+        shutil.copyfile(run.figures_dir / figure, target / image)
+    for name in SHOWN_NOTEBOOKS:
+        executed = run.directory / "notebooks" / f"{name}.ipynb"
+        if executed.is_file():
+            shutil.copyfile(executed, target / "notebooks" / f"{name}.ipynb")
+    facts = {"profile": run.profile.name, "data_source": run.data_source, "data": run.data_label}
+    write_json(target / "results" / "run.json", facts)
+
+
+def copy_results(run: Run, target: Path, borrowed: bool = False) -> None:
+    """Copies a run's results, and those `borrowed` that fit its settings, to their place below `target`/results/."""
+    directory = target / "results" / published_part(run)
+    for experiment, seed in _possible(run):
+        found = find_result(run, experiment, seed)
+        if found and (borrowed or found[1] == run.results_dir):
+            predictions = predictions_path(directory, experiment.name, seed)
+            predictions.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(predictions_path(found[1], experiment.name, seed), predictions)
+            shutil.copyfile(result_path(found[1], experiment.name, seed), result_path(directory, experiment.name, seed))
+    for name in BESIDE_RESULTS:
+        made = run.results_dir / name
+        finished = made.suffix == ".csv" or (read_json(made) or {}).get("finished", True)
+        if made.is_file() and finished and directory.is_dir():
+            shutil.copyfile(made, directory / name)
+
+
+def _possible(run: Run) -> Iterator[tuple[Experiment, int]]:
+    """Every experiment and seed that may lie in the run: the named ones and those of its grids."""
+    tried = {experiment.name: experiment for section in sections(run).values() for experiment in section}
+    for experiment in (EXPERIMENTS | tried).values():
+        for seed in run.profile.seeds:
+            yield experiment, seed
+
+
+def remove_outdated(run: Run) -> None:
+    """Removes the published results that the run's settings would not give any more, and their predictions."""
+    directory = PUBLISHED_RESULTS / published_part(run)
+    fitting = {
+        result_path(directory, experiment.name, seed)
+        for experiment, seed in _possible(run)
+        if find_result(run, experiment, seed)
+    }
+    for path in set(directory.glob("*-*.json")) - fitting:
+        name, seed = path.stem.rsplit("-", 1)
+        path.unlink()
+        predictions_path(directory, name, int(seed)).unlink(missing_ok=True)
+
+
+def publish(run: Run, anyway: bool = False) -> None:
+    """Copies a finished run into what the repository shows, and writes README.md's tables and sentences from it.
+
+    What was published before stays where the run has not made it again and its fingerprint still fits: the seeds of a
+    long run may come from several machines. Everything else that was published is removed.
+
+    Raises:
+        FileNotFoundError: the run is not finished (unless `anyway`, which shows what is missing as 'not yet run').
+        ValueError: the run is mixed, or made on written comments (unless `anyway`).
+    """
+    if anyway:
+        load_results(run)
+    else:
+        check_real_comments(run)
+        check_finished(run)
+    copy_run(run, ROOT)
+    for part in (run, grid_run(run)):
+        remove_outdated(part)
+    write_report(ROOT)
+    print(f"published {run.name}: results/, figures/, {', '.join(REPORT_FIGURES)}, README.md, the executed notebooks")
+
+
+def publish_beside(run: Run) -> None:
+    """Copies a run with TASK=labels or PROFILE=base to its folder below results/, beside the run that is shown.
+
+    Raises:
+        FileNotFoundError: a model of the run has no result.
+        ValueError: the run was made on written comments.
+    """
+    found = load_results(run, run.profile.task)
+    check_real_comments(run)
+    for part in (run, grid_run(run)):
+        copy_results(part, ROOT)
+        remove_outdated(part)
+    write_report(ROOT)
+    print(f"published {run.name}: results/{published_part(run)}/ ({', '.join(found.by_name)}), README.md")
+
+
+# --- a student's own work --------------------------------------------------------------------------------------------
+
+
+def submission(run: Run, name: str, number: str, course: str = "", published: bool = False) -> Path:
+    """Packs a finished run with a cover into one zip, runs/<run>/submission-<number>.zip; returns its path.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+        ValueError: no name or number; the run is mixed, or (unless `published`) is not the student's own; too large.
+    """
+    if not name.strip() or not re.fullmatch(r"[\w.-]+", number):
+        raise ValueError('give NAME="your name" and ID="your number" (letters, digits, "-", "_", "." only)')
+    results = check_finished(run)
+    if not published:
+        check_own(run, results)
+    target = run.directory / f"submission-{number}.zip"
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / f"{number}-smaller-bert"
+        copy_project(root)
+        copy_run(run, root, borrowed=published)
+        subprocess.run([sys.executable, "-m", "helpers.report"], cwd=root, check=True)  # from these results alone
+        write_cover(root / "README.md", cover(run, results, name, number, course, published))
+        write_pages(root)
+        write_file(target, lambda temporary: _pack(root, temporary))
+    return target
+
+
+def copy_project(root: Path) -> None:
+    """Copies the code, the notebooks without outputs and the files that describe the environment to a new folder."""
+    (root / "notebooks").mkdir(parents=True)
+    shutil.copytree(ROOT / "helpers", root / "helpers", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in PROJECT_FILES:
+        shutil.copyfile(ROOT / name, root / name)
+    for name in (*NOTEBOOKS, *MORE_NOTEBOOKS):
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
+
+
+def cover(run: Run, results: Results, name: str, number: str, course: str, published: bool) -> str:
+    """The first page, in Markdown: who, when, and which run this is."""
+    some = next(iter(results.by_name["teacher"].values()))
+    rows = ", ".join(f"{count:,} {split}" for split, count in some["rows"].items())
+    facts = {
+        "name": name,
+        "number": number,
+        "course": course or "–",
+        "date": date.today().isoformat(),
+        "profile": f"{run.profile.name}, {len(results.by_name['teacher'])} seed(s), {some['device']}",
+        "data": f"{run.data_label}: {rows} comments",
+        "results": "the published run, handed in unchanged" if published else "of my own run",
+        "to run notebook 4 again": f"PROFILE={run.profile.name} python -m helpers.pipeline 04_comparison",
+    }
+    lines = [f"| {what} | {html.escape(str(value)).replace('|', '&#124;')} |" for what, value in facts.items()]
+    return "\n".join(["| | |", "|---|---|", *(" ".join(line.split()) for line in lines)])
+
+
+def write_cover(readme: Path, text: str) -> None:
+    """Puts the cover below README.md's title; what speaks of the published run alone is left out."""
+    report = re.sub(r"<!-- published -->.*?<!-- /published -->\n", "", readme.read_text(encoding="utf-8"), flags=re.S)
+    heading, rest = report.split("\n", 1)
+    readme.write_text(f"{heading}\n\n{text}\n{rest}", encoding="utf-8")
+
+
+def write_pages(root: Path) -> None:
+    """Writes README.html and a page beside each notebook, pictures inside; links lead from page to page."""
+    exporter = HTMLExporter(embed_images=True)
+    readme = new_notebook(cells=[new_markdown_cell((root / "README.md").read_text(encoding="utf-8"))])
+    notebooks = {path: nbformat.read(path, as_version=4) for path in sorted((root / "notebooks").glob("*.ipynb"))}
+    for path, notebook in ({root / "README.md": readme} | notebooks).items():
+        place = {"metadata": {"path": str(path.parent), "name": path.stem}}
+        page, _ = exporter.from_notebook_node(notebook, resources=place)
+        page = re.sub(r'href="((?:notebooks/)?\d\d_\w+)\.ipynb"', r'href="\1.html"', page)
+        path.with_suffix(".html").write_text(page, encoding="utf-8")
+
+
+def _pack(root: Path, target: Path) -> None:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(root.parent))
+    if target.stat().st_size > SUBMISSION_BYTES:
+        raise ValueError(
+            f"the zip would have {target.stat().st_size / 1e6:.0f} MB, more than {SUBMISSION_BYTES / 1e6:.0f}: "
+            "hand in a run of a smaller profile"
+        )
+
+
+# --- from the command line -------------------------------------------------------------------------------------------
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m helpers.publishing", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, dest="command")
+    show = commands.add_parser("publish", help="copy a finished run into what the repository shows")
+    show.add_argument("--anyway", action="store_true", help="though it is unfinished, or made on written comments")
+    pack = commands.add_parser("submission", help="one zip of your own finished run")
+    pack.add_argument("--name", required=True)
+    pack.add_argument("--id", required=True, dest="number")
+    pack.add_argument("--course", default="")
+    pack.add_argument("--published", action="store_true", help="hand in the published run, and say so")
+    for command in (show, pack):
+        command.add_argument("--profile", help="as in `make run`")
+        command.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Publishes or packs a run; returns the exit code. Errors that a person can act on come without a traceback."""
+    options = parse_arguments(arguments)
+    try:
+        run = open_run(options.profile, options.run)
+        if options.command == "submission":
+            path = submission(run, options.name, options.number, options.course, options.published)
+            print(f"{run.show_path(path)}: {path.stat().st_size / 1e6:.1f} MB")
+        elif run.profile.task != "toxic" or run.profile.name == "base":
+            publish_beside(run)
+        else:
+            publish(run, options.anyway)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

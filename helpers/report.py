@@ -1,0 +1,313 @@
+"""README.md's tables and sentences, made from the results that lie beside it; nothing in them is typed by hand.
+
+A block of README.md stands between <!-- name --> and <!-- /name -->. `make publish` and `make submission` write all of
+them; this does it for the results that are there:
+
+    python -m helpers.report
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from helpers import discussion
+from helpers.benchmark import benchmark_in_markdown
+from helpers.config import PROFILES, load_profile
+from helpers.evaluation import describe
+from helpers.experiments import (
+    LABELS_REFERENCES,
+    LAYER_COMPARISONS,
+    MissingStage,
+    base_run,
+    comparison_table,
+    find_result,
+    labels_run,
+    labels_table,
+    load_results,
+    planned_comparisons,
+)
+from helpers.improvements import grid_run, run_grid, sections, winner, winner_comparisons, winners
+from helpers.runs import ROOT, Run, read_json, write_file
+
+TABLE = {  # column of the comparison: title, unit, digits
+    "experiment": ("model", 1, None),
+    "parameters": ("parameters (M)", 1e6, 1),
+    "trainable_parameters": ("trained (M)", 1e6, 2),
+    "training_loss": ("training loss (CE)", 1, 3),
+    "accuracy": ("accuracy", 1, 3),
+    "f1": ("F1", 1, 3),
+    "precision": ("precision", 1, 3),
+    "recall": ("recall", 1, 3),
+    "average_precision": ("average precision", 1, 3),
+    "training_seconds": ("training (min)", 60, 1),
+    "peak_memory_bytes": ("peak memory (GB)", 1e9, 1),
+    "latency_ms": ("latency (ms)", 1, 1),
+}
+SCORES = ("experiment", "accuracy", "f1", "precision", "recall", "average_precision")
+PROPOSALS = {  # section of notebook 05: the proposal in the report's words, its figure
+    "layers": ("Layer selection beyond odd and even", "grid_layers"),
+    "soft targets": ("Temperature and weight of the soft targets", "grid_soft"),
+    "regularised LoRA": ("Regularised LoRA", "grid_lora"),
+    "hybrid": ("LoRA with distillation", "grid_hybrid"),
+}
+BERT_BASE = {"colab": "make run PROFILE=colab", "full": "make run PROFILE=full"}  # need a GPU
+
+
+def shown_run(root: Path) -> Run:
+    """What is published below `root`/results/, as a run.
+
+    Raises:
+        FileNotFoundError: nothing is published there.
+    """
+    facts = read_json(root / "results" / "run.json")
+    if facts is None:
+        raise FileNotFoundError("results/run.json is missing: nothing is published here; `make publish RUN=…` does it")
+    profile = load_profile(facts["profile"], "toxic")
+    return Run("published", root, profile, facts["data_source"], None, profile.seeds)
+
+
+# --- the blocks ------------------------------------------------------------------------------------------------------
+
+
+def about_block(run: Run) -> str:
+    """What was run: model, rows, data, seeds, machine; and which rows of the comparison are still missing."""
+    results = load_results(run)
+    some = next(iter(results.by_name["teacher"].values()))
+    seeds = len(results.by_name["teacher"])
+    pretrained = {
+        "minilm-stacked": "a 12-layer BERT stacked from MiniLM's six layers, taken twice",
+        "all-mpnet-base-v2": "all-mpnet-base-v2, a real 12-layer encoder",
+        "bert-base-uncased": "bert-base-uncased",
+        "tiny-random": "a tiny random BERT, for tests",
+    }[run.profile.pretrained]
+    counted = ", ".join(f"{count:,} {split}" for split, count in some["rows"].items())
+    lines = [
+        f"**What is shown here** is one run: profile `{run.profile.name}`, {run.data_label} ({counted} comments), "
+        f"{pretrained}, {seeds} of {len(run.profile.seeds)} seeds; device: {some['device']}."
+    ]
+    for seed in sorted({seed for _, seed in results.missing}):
+        names = ", ".join(name for name, missing in results.missing if missing == seed)
+        lines.append(f"Not yet run with seed {seed}: {names}.")
+    if run.profile.pretrained != "bert-base-uncased":
+        commands = " or ".join(f"`{command}`" for command in BERT_BASE.values())
+        lines.append(f"**bert-base-uncased: not yet run.** {commands} on a machine with a GPU fills these rows.")
+    return "\n\n".join(lines)
+
+
+def results_block(run: Run) -> str:
+    """The results table, and beside bert-base 'not yet run' where it has not been."""
+    results = load_results(run)
+    table = comparison_table(results)
+    seeds = int(table["seeds"].max())
+    several = "means ± standard deviations over " if seeds > 1 else ""
+    lines = [
+        f"Profile `{run.profile.name}`, {run.data_label}, {several}{seeds} seed{'s' if seeds > 1 else ''}. Scores: the "
+        "test set's; F1, precision and recall are the toxic class's. A student's training comes on top of its "
+        "teacher's.",
+        "",
+        *_markdown_table(table, TABLE),
+    ]
+    if run.profile.pretrained != "bert-base-uncased":
+        blank = "| – " * (len(TABLE) - 2) + "|"
+        lines += [f"| bert-base (`{name}`) | not yet run {blank}" for name in BERT_BASE]
+    return "\n".join(lines)
+
+
+def observed_block(run: Run) -> str:
+    """What was expected beside what the verdicts say."""
+    results = load_results(run)
+    table, verdicts = comparison_table(results), planned_comparisons(results)
+    kept = discussion.what_is_kept(table).splitlines()[2:]
+    expected = [
+        (
+            "The students come close to their teacher with half of its layers.",
+            "\n".join(line for line in kept if line.startswith(("- **odd**", "- **even**"))),
+        ),
+        ("Odd and even are similar.", discussion.odd_or_even(verdicts, run)),
+        (
+            "LoRA is competitive and cheaper to train.",
+            "\n".join([*(line for line in kept if line.startswith("- **lora**")), *_with_lora(verdicts)]),
+        ),
+        ("Distilling helps.", discussion.did_distilling_help(results, verdicts)),
+    ]
+    answers = [(what, re.sub(r"^\*\*[^*]+\?\*\* ", "", found)) for what, found in expected]  # not the question again
+    blocks = [f"**Expected: {what}** Observed:\n\n{found}" for what, found in answers]
+    return "\n\n".join([*blocks, discussion.answer(table, verdicts)])
+
+
+def _with_lora(verdicts: dict[str, dict]) -> list[str]:
+    return [f"- {describe(title, found)}" for title, found in verdicts.items() if title.startswith("lora")]
+
+
+def improvements_block(run: Run) -> str:
+    """Each proposal: who won on validation, and what is left of its lead on test."""
+    lines = ["| proposal | best on validation (average precision; the default's) | figure |", "|---|---|---|"]
+    tried = sections(run)
+    missing = [name for name in PROPOSALS if not _is_finished(run, name)]
+    for name, (what, figure) in PROPOSALS.items():
+        if name in missing:
+            lines.append(f"| {what} | not yet run: `make improvements PROFILE={run.profile.name}` | – |")
+            continue
+        table = run_grid(tried[name], run)
+        found = table.set_index("experiment")
+        best = found.loc[winner(table)]
+        lines.append(
+            f"| {what} | {best['title']}: {best['average_precision']:.3f} ({found['average_precision'].iloc[0]:.3f}) "
+            f"| [figures/{figure}.png](figures/{figure}.png) |"
+        )
+    return "\n".join([*lines, "", *([] if missing else _winners_on_test(run))])
+
+
+def _is_finished(run: Run, section: str) -> bool:
+    grid = grid_run(run)
+    return all(find_result(grid, experiment, grid.seeds[0]) for experiment in sections(run)[section])
+
+
+def _winners_on_test(run: Run) -> list[str]:
+    chosen = list(dict.fromkeys(experiment for pair in winners(run).values() for experiment in pair))
+    results = load_results(run, extra=chosen)
+    absent = [experiment.name for experiment in chosen if experiment.name not in results.by_name]
+    if absent:
+        return [f"On test: not yet run ({', '.join(absent)}); `make improvements PROFILE={run.profile.name}` goes on."]
+    found = winner_comparisons(run, results)
+    lines = ["The winners against their defaults, on the test set:" if found else "Every default won its section."]
+    return [*lines, "", *(f"- {describe(title, comparison)}" for title, comparison in found.items())]
+
+
+def layers_block(run: Run) -> str:
+    """The run with a real encoder's layers, whose verdicts on layers count."""
+    real = base_run(run)
+    try:
+        results = load_results(real)
+    except MissingStage:
+        return "Not yet run: `make base`, then `PROFILE=base python -m helpers.experiments`."
+    seeds = max(len(by_seed) for by_seed in results.by_name.values())
+    verdicts = planned_comparisons(results, LAYER_COMPARISONS)
+    return "\n".join(
+        [
+            f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {real.data_label}, {seeds} seed"
+            f"{'s' if seeds > 1 else ''}, test scores.",
+            "",
+            *_markdown_table(comparison_table(results), {column: TABLE[column] for column in SCORES}),
+            "",
+            *(f"- {describe(title, found)}" for title, found in verdicts.items()),
+        ]
+    )
+
+
+def labels_block(run: Run) -> str:
+    """All six labels: Kaggle's metric of each model, and published scores with what they were measured on."""
+    try:
+        table = labels_table(labels_run(run))
+    except MissingStage:
+        return f"Not yet run: `TASK=labels python -m helpers.experiments --profile {run.profile.name}`."
+    lines = ["| model | mean column-wise ROC AUC | measured on |", "|---|---|---|"]
+    lines += [
+        f"| {row['experiment']} | {row['mean_column_roc_auc']:.4f} | this run's test set, one seed |"
+        for _, row in table.iterrows()
+    ]
+    lines += [
+        f"| {reference['model']} | {reference['mean_column_roc_auc']:.4f} | {reference['measured_on']} |"
+        for reference in LABELS_REFERENCES
+    ]
+    return "\n".join(lines)
+
+
+def benchmark_block(run: Run) -> str:
+    """The benchmark's tables, where it has been run."""
+    facts = read_json(run.results_dir / "benchmark.json")
+    return benchmark_in_markdown(facts) if facts else "Not measured beside these results; `make bench` does it."
+
+
+def profiles_block(run: Run) -> str:
+    """The run profiles: what each trains, on what, and how long it takes."""
+    comments = {"quick": "default without a GPU", "colab": "default with a GPU", "base": "after `make base`"}
+    names = {
+        "minilm-stacked": "MiniLM, stacked to 12 layers",
+        "all-mpnet-base-v2": "all-mpnet-base-v2, a real 12 × 768",
+    }
+    lines = [
+        "| profile | pretrained model | rows train / validation / test | seeds | expected time |",
+        "|---|---|---|---|---|",
+    ]
+    for name, profile in PROFILES.items():
+        if name == "smoke":
+            continue
+        rows = [
+            "all" if count is None else f"{count:.0%}" if isinstance(count, float) else f"{count:,}"
+            for count in (profile.train_rows, profile.validation_rows, profile.test_rows)
+        ]
+        comment = f" ({comments[name]})" if name in comments else ""
+        lines.append(
+            f"| `{name}`{comment} | {names.get(profile.pretrained, profile.pretrained)} | {' / '.join(rows)} | "
+            f"{len(profile.seeds)} | {profile.expected_time} |"
+        )
+    return "\n".join(lines)
+
+
+def _markdown_table(table: pd.DataFrame, columns: dict[str, tuple[str, float, int | None]]) -> list[str]:
+    """The lines of a table; scores of several seeds with their standard deviation."""
+    lines = ["| " + " | ".join(title for title, _, _ in columns.values()) + " |", "|" + "---|" * len(columns)]
+    for _, row in table.iterrows():
+        cells = []
+        for column, (_, unit, digits) in columns.items():
+            if digits is None:
+                cells.append(str(row[column]))
+                continue
+            text = "–" if pd.isna(row[column]) else f"{row[column] / unit:.{digits}f}"
+            spread = row.get(f"{column}_sd")
+            if column in SCORES and spread is not None and not pd.isna(spread):
+                text += f" ± {spread / unit:.{digits}f}"
+            cells.append(text)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+BLOCKS: dict[str, Callable[[Run], str]] = {
+    "about": about_block,
+    "profiles": profiles_block,
+    "results": results_block,
+    "observed": observed_block,
+    "layers": layers_block,
+    "improvements": improvements_block,
+    "labels": labels_block,
+    "benchmark": benchmark_block,
+}
+
+
+# --- writing them ----------------------------------------------------------------------------------------------------
+
+
+def between_markers(text: str, name: str, content: str) -> str:
+    """The text with `content` between its lines <!-- name --> and <!-- /name -->."""
+    before, rest = text.split(f"<!-- {name} -->")
+    _, after = rest.split(f"<!-- /{name} -->")
+    return f"{before}<!-- {name} -->\n{content}\n<!-- /{name} -->{after}"
+
+
+def write_report(root: Path) -> None:
+    """Writes every block of `root`/README.md anew from `root`/results/."""
+    path, run = root / "README.md", shown_run(root)
+    text = path.read_text(encoding="utf-8")
+    for name, block in BLOCKS.items():
+        text = between_markers(text, name, block(run))
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def main() -> int:
+    """Writes the report; returns the exit code."""
+    try:
+        write_report(ROOT)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

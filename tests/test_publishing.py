@@ -1,0 +1,242 @@
+"""What is shown is one finished run; what is handed in is the student's own, and works elsewhere."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import nbformat
+import pytest
+
+from helpers import experiments, publishing
+from helpers.experiments import load_results, write_comparison
+from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS
+from helpers.publishing import check_finished, check_own, cover, main, publish, submission
+from helpers.runs import ROOT
+
+
+@pytest.fixture
+def run(copied_run):
+    """A finished run with executed notebooks, whose cells are few: what the checks look at is there."""
+    write_comparison(load_results(copied_run), copied_run)
+    for name in NOTEBOOKS:
+        write_executed(copied_run, name, f"run: {copied_run.name}; comments: {copied_run.data_label}\n")
+    return copied_run
+
+
+def write_executed(run, name, text, error=False):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [nbformat.v4.new_output("stream", text=text)], 1
+    if error:
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        cells[-1].outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
+    path = run.directory / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+# --- what may be shown -----------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_passes(run):
+    assert set(check_finished(run).by_name) == set(run.profile.experiments)
+
+
+def test_a_run_without_an_experiment_is_not_finished(run):
+    (run.results_dir / "even-1.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no result of even: run 02_layer_distillation first"):
+        check_finished(run)
+
+
+def test_a_run_with_a_seed_missing_is_not_finished(run):
+    with pytest.raises(FileNotFoundError, match=r"no result of teacher \(seed 2\)"):
+        check_finished(replace(run, profile=replace(run.profile, seeds=(1, 2))))
+
+
+def test_a_run_whose_notebook_was_not_run_is_not_finished(run):
+    (run.directory / "notebooks" / "03_lora_fine_tuning.ipynb").unlink()
+    with pytest.raises(FileNotFoundError, match="run 03_lora_fine_tuning first"):
+        check_finished(run)
+
+
+def test_a_run_whose_notebook_failed_is_not_finished(run):
+    write_executed(run, "02_layer_distillation", f"run: {run.name}; comments: {run.data_label}\n", error=True)
+    with pytest.raises(ValueError, match="02_layer_distillation ended with an error"):
+        check_finished(run)
+
+
+def test_a_notebook_of_another_run_is_found(run):
+    write_executed(run, "04_comparison", "run: quick-sample; comments: written sample, not Jigsaw\n")
+    with pytest.raises(ValueError, match="is mixed: its notebook 04_comparison was run on another run"):
+        check_finished(run)
+
+
+def test_a_comparison_of_other_results_is_found(run):
+    path = run.results_dir / "comparison.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *reversed(lines[1:])]))
+    with pytest.raises(ValueError, match="is mixed: its notebook 04 was run on other results"):
+        check_finished(run)
+
+
+def test_a_run_on_written_comments_is_not_published(run):
+    with pytest.raises(ValueError, match="publish a run on the real comments"):
+        publish(run)
+
+
+def test_told_so_anything_with_a_result_of_each_is_published(run, tmp_path, monkeypatch):
+    for name, value in {"ROOT": tmp_path / "shown", "PUBLISHED_RESULTS": tmp_path / "shown" / "results"}.items():
+        monkeypatch.setattr(publishing, name, value)
+    monkeypatch.setattr(publishing, "write_report", lambda root: None)
+    for name in (*publishing.REPORT_FIGURES.values(), "verdicts.png"):
+        run.figures_dir.mkdir(exist_ok=True)
+        (run.figures_dir / name).write_bytes(b"picture")
+    (tmp_path / "shown" / "notebooks").mkdir(parents=True)
+    publish(run, anyway=True)
+    shown = {str(path.relative_to(tmp_path / "shown")) for path in (tmp_path / "shown").rglob("*") if path.is_file()}
+    assert {"image.png", "image-1.png", "figures/verdicts.png", "results/run.json", "results/odd-1.json"} < shown
+    assert {"results/predictions/odd-1.parquet", "results/comparison.csv", "notebooks/04_comparison.ipynb"} < shown
+
+
+# --- whose work it is ------------------------------------------------------------------------------------------------
+
+
+def test_ones_own_results_may_be_handed_in(run):
+    check_own(run, load_results(run))
+
+
+@pytest.mark.parametrize("way", ["read from results/", "copied into runs/"])
+def test_the_published_results_are_not_ones_own(run, way, tmp_path, monkeypatch):
+    published = tmp_path / "results"
+    (shutil.move if way == "read from results/" else shutil.copytree)(run.results_dir, published)
+    for module in (experiments, publishing):
+        monkeypatch.setattr(module, "PUBLISHED_RESULTS", published)
+    with pytest.raises(ValueError, match=r"the published ones, not yours: majority \(seed 1\)"):
+        check_own(run, load_results(run))
+
+
+@pytest.mark.parametrize(("name", "number"), [("", "1"), ("Ada", ""), ("Ada", "../1"), ("Ada", "a b")])
+def test_without_a_name_and_a_number_nothing_is_packed(run, name, number):
+    with pytest.raises(ValueError, match='give NAME="your name" and ID="your number"'):
+        submission(run, name, number)
+
+
+def test_the_cover_escapes_what_is_typed(run):
+    text = cover(run, load_results(run), "<b>Ada</b> | x\ny", "1", "", published=False)
+    assert "| name | &lt;b&gt;Ada&lt;/b&gt; &#124; x y |" in text
+    assert "| results | of my own run |" in text
+
+
+def test_the_cover_says_so_where_the_published_run_is_handed_in(run):
+    assert "the published run, handed in unchanged" in cover(run, load_results(run), "Ada", "1", "", published=True)
+
+
+def test_a_run_that_is_not_there_gets_one_clear_line(capsys, monkeypatch, tmp_path):
+    for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS", "TASK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("helpers.runs.ROOT", tmp_path)
+    assert main(["submission", "--profile", "smoke", "--name", "Ada", "--id", "1"]) == 2
+    assert "has no result of" in capsys.readouterr().err
+
+
+# --- the zip ---------------------------------------------------------------------------------------------------------
+
+
+class Links(HTMLParser):
+    """The local targets of a page's links and pictures, and its anchors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets, self.pictures, self.anchors = [], 0, set()
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found.get("id"), found.get("name")}
+        target = found.get("href") if tag == "a" else found.get("src") if tag == "img" else None
+        if target and target.startswith("data:"):
+            self.pictures += 1
+        elif target and "://" not in target:
+            self.targets.append(target)
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """A smoke run, made and handed in from the command line; unpacked in another folder."""
+    name = "test-submission"
+    clean = {key: value for key, value in os.environ.items() if key not in ("RUN", "JIGSAW_DIR", "SEEDS", "TASK")}
+    clean |= {"PROFILE": "smoke", "RUN": name}
+    folder = tmp_path_factory.mktemp("handed-in")
+    try:
+        for command in (["pipeline"], ["publishing", "submission", "--name", "Ada Lovelace", "--id", "1815"]):
+            outcome = subprocess.run(
+                [sys.executable, "-m", f"helpers.{command[0]}", *command[1:]],
+                cwd=ROOT,
+                env=clean,
+                capture_output=True,
+                text=True,
+            )
+            assert outcome.returncode == 0, outcome.stdout[-2_000:] + outcome.stderr[-2_000:]
+        packed = ROOT / "runs" / name / "submission-1815.zip"
+        assert packed.stat().st_size < 20_000_000
+        with zipfile.ZipFile(packed) as archive:
+            archive.extractall(folder)
+    finally:
+        shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
+    [root] = folder.iterdir()
+    return root
+
+
+@pytest.mark.slow
+def test_the_zip_holds_what_is_asked_for(unpacked):
+    asked = ["README.md", "README.html", "image.png", "image-1.png", "environment.yml", "requirements.txt"]
+    asked += ["constraints.txt", "helpers/layers.py", "results/comparison.csv", "results/odd-1.json"]
+    asked += ["results/predictions/odd-1.parquet", "figures/training_loss.png"]
+    asked += [f"notebooks/{name}.{end}" for name in (*NOTEBOOKS, *MORE_NOTEBOOKS) for end in ("ipynb", "html")]
+    assert [name for name in asked if not (unpacked / name).is_file()] == []
+
+
+@pytest.mark.slow
+def test_the_cover_and_the_numbers_are_the_students(unpacked):
+    text = (unpacked / "README.md").read_text(encoding="utf-8")
+    assert "| name | Ada Lovelace |" in text and "| number | 1815 |" in text
+    assert "| results | of my own run |" in text and "separable test data, not Jigsaw" in text
+    result = json.loads((unpacked / "results" / "odd-1.json").read_text())
+    [row] = re.findall(r"^\| odd \|.*$", text, flags=re.M)
+    assert f"| {result['test']['f1']:.3f} |" in row
+    assert "Jigsaw (3,000" not in text and "The published run" not in text
+
+
+@pytest.mark.slow
+def test_links_and_pictures_of_every_page_work(unpacked):
+    pages = sorted(unpacked.rglob("*.html"))
+    pictures = 0
+    for page in pages:
+        links = Links()
+        links.feed(page.read_text(encoding="utf-8"))
+        pictures += links.pictures
+        for target in links.targets:
+            path, _, anchor = target.partition("#")
+            assert (page.parent / unquote(path)).exists(), f"{page.name}: {target}"
+            assert path or {anchor, unquote(anchor)} & links.anchors, f"{page.name}: {target}"  # as browsers look
+    assert len(pages) == 8 and pictures > 10
+
+
+@pytest.mark.slow
+def test_notebook_4_runs_where_it_was_unpacked(unpacked):
+    clean = {key: value for key, value in os.environ.items() if key not in ("RUN", "JIGSAW_DIR", "SEEDS", "TASK")}
+    outcome = subprocess.run(
+        [sys.executable, "-m", "helpers.pipeline", "04_comparison"],
+        cwd=unpacked,
+        env=clean | {"PROFILE": "smoke"},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == 0, outcome.stdout[-2_000:] + outcome.stderr[-2_000:]
