@@ -362,11 +362,19 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """What the run computes on, for instance 'cpu, 2 threads' or 'Tesla T4'."""
+    """What the run computes on, for instance 'cpu, 2 threads', 'Tesla T4', or '2 × Tesla T4' in two processes."""
     import torch  # here, so that opening a run does not wait for torch
 
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        name, there, used = (
+            torch.cuda.get_device_name(),
+            torch.cuda.device_count(),
+            int(os.environ.get("WORLD_SIZE", 1)),
+        )
+        unused = f" (1 of {there}; `accelerate launch` uses all)" if used == 1 < there else ""
+        return f"{used} × {name}" if used > 1 else f"{name}{unused}"
+    if torch.backends.mps.is_available():
+        return "Apple GPU (mps)"
     return f"cpu, {torch.get_num_threads()} threads"
 
 

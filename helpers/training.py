@@ -218,11 +218,13 @@ def load_targets(directory: Path, made_from: str) -> TeacherTargets | None:
 def mixed_precision() -> str:
     """accelerate's name for the precision this device computes fast: bf16 from compute capability 8.0, else fp16.
 
-    A T4 (7.5) says that it supports bf16 and emulates it, so the capability is asked, not the feature. float32 on CPU.
+    A T4 (7.5) says that it supports bf16 and emulates it, so the capability is asked, not the feature. Of several GPUs
+    the oldest decides, since all processes must compute alike. float32 on a CPU.
     """
     if not torch.cuda.is_available():
         return "no"
-    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    oldest = min(torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count()))
+    return "bf16" if oldest >= (8, 0) else "fp16"
 
 
 def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float:

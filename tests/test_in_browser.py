@@ -1,16 +1,25 @@
-"""The demo in a real browser, as a person uses it. Skipped where no Chromium with its driver is installed."""
+"""The demo and the notebooks in a real browser, as a person uses them. Skipped where there is no Chromium."""
 
 import csv
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
+from urllib.error import URLError
+from urllib.request import urlopen
 
+import nbformat
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from helpers.demo import build_page, launch, load_models
+from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS
+from helpers.runs import ROOT
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -151,3 +160,66 @@ def test_the_page_asks_no_other_host_and_logs_no_error(page, address):
     asked = page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+# --- the notebooks in JupyterLab -------------------------------------------------------------------------------------
+
+RUN_ALL = """
+const [finished, app] = [arguments[arguments.length - 1], window.jupyterapp];
+const panel = app.shell.currentWidget;
+panel.context.ready
+  .then(() => panel.sessionContext.ready)
+  .then(() => app.commands.execute("notebook:run-all-cells"))
+  .then(() => panel.context.save())
+  .then(() => finished("saved"), error => finished(String(error)));
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """(address, project): JupyterLab as `make lab` starts it, on a copy of the project, in the smoke profile."""
+    project = tmp_path_factory.mktemp("lab") / "project"
+    for folder in ("helpers", "notebooks", "results"):
+        shutil.copytree(ROOT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_*"))
+    for name in ("requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, project / name)
+    environment = {key: value for key, value in os.environ.items() if key not in ("RUN", "JIGSAW_DIR", "SEEDS", "TASK")}
+    options = ["--no-browser", "--expose-app-in-browser", "--IdentityProvider.token=", "--ip=127.0.0.1", "--allow-root"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyter", "lab", *options, "--port=8975", "--ServerApp.port_retries=0"],
+        cwd=project / "notebooks",
+        env=environment | {"PROFILE": "smoke"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = "http://127.0.0.1:8975"
+    for _ in range(120):
+        try:
+            urlopen(f"{address}/api/status", timeout=5)
+            break
+        except (URLError, OSError):
+            time.sleep(0.5)
+    yield address, project
+    server.terminate()
+    server.wait(20)
+
+
+@pytest.mark.parametrize("name", [*NOTEBOOKS, *MORE_NOTEBOOKS])
+def test_run_all_ends_without_an_error_and_shows_its_figures(name, lab, browser):
+    address, project = lab
+    browser.get(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb")
+    wait_for(browser, lambda: browser.execute_script("return window.jupyterapp?.shell?.currentWidget?.context"), 90)
+    browser.set_script_timeout(900)
+    assert browser.execute_async_script(RUN_ALL) == "saved"
+    notebook = nbformat.read(project / "notebooks" / f"{name}.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert [output for output in outputs if output.output_type == "error"] == []
+    figures = sum("image/png" in json.dumps(output) for output in outputs)
+    seen = browser.execute_script(
+        "return [...document.querySelectorAll('.jp-OutputArea-output img')].filter(img => img.naturalWidth > 0).length"
+    )
+    assert name == "07_demo" or (figures and seen)
+    if folder := os.environ.get("SCREENSHOTS"):
+        browser.save_screenshot(f"{folder}/{name}.png")

@@ -19,7 +19,7 @@ from helpers.config import LABELS
 from helpers.evaluation import mean_column_roc_auc
 from helpers.layers import copy_layers
 from helpers.lora import add_adapters
-from helpers.runs import ROOT
+from helpers.runs import ROOT, device_name
 from helpers.training import (
     Collator,
     TeacherTargets,
@@ -268,16 +268,55 @@ def test_pieces_of_a_batch_give_the_gradients_of_the_whole(tiny_model, rows, tmp
 # --- precision, rates, weight decay ----------------------------------------------------------------------------------
 
 
+T4, A100, H100 = (7, 5), (8, 0), (9, 0)
+
+
+@pytest.fixture
+def has_gpus(monkeypatch):
+    """Makes torch report GPUs of these compute capabilities; none is a CPU."""
+
+    def fake(*capabilities: tuple[int, int]) -> None:
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: capabilities[device])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=0: "A GPU")
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # as a T4 says
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+    return fake
+
+
 @pytest.mark.parametrize(
-    ("capability", "precision"),
-    [(None, "no"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")],
-    ids=["CPU", "T4", "A100", "H100"],
+    ("gpus", "precision"),
+    [((), "no"), ((T4,), "fp16"), ((A100,), "bf16"), ((H100,), "bf16"), ((T4, T4), "fp16"), ((A100, T4), "fp16")],
+    ids=["CPU", "T4", "A100", "H100", "two T4", "A100 and T4"],
 )
-def test_bf16_only_from_compute_capability_8(monkeypatch, capability, precision):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # as a T4 says
+def test_bf16_only_where_every_gpu_has_compute_capability_8(has_gpus, gpus, precision):
+    has_gpus(*gpus)
     assert mixed_precision() == precision
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "name"),
+    [
+        ((), 1, f"cpu, {torch.get_num_threads()} threads"),
+        ((T4,), 1, "A GPU"),
+        ((T4, T4), 1, "A GPU (1 of 2; `accelerate launch` uses all)"),
+        ((T4, T4), 2, "2 × A GPU"),
+    ],
+    ids=["CPU", "one GPU", "two GPUs, one process", "two GPUs, two processes"],
+)
+def test_the_device_is_named_as_it_is_used(has_gpus, monkeypatch, gpus, processes, name):
+    has_gpus(*gpus)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert device_name() == name
+
+
+def test_an_apple_gpu_is_named(has_gpus, monkeypatch):
+    has_gpus()
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert device_name() == "Apple GPU (mps)"
 
 
 def rates(steps: int, **changes) -> list[float]:
