@@ -155,6 +155,8 @@ PROFILES = {
             seeds=(1, 2, 3),
             experiments=MAIN_EXPERIMENTS + HARD_LABEL_EXPERIMENTS + CONTROL_EXPERIMENTS,
             expected_time="about 90 minutes a seed on 2 CPU cores",
+            student_learning_rate=5e-5,  # this one and LoRA's: the best of three on validation (notebook 5)
+            lora_learning_rate=5e-4,
         ),
         Profile(
             name="base",
@@ -170,6 +172,8 @@ PROFILES = {
             seeds=(1, 2),
             experiments=("majority", "tfidf", "teacher", "odd", "even", "lora", *LAYER_EXPERIMENTS),
             expected_time="about 90 minutes a seed on 2 CPU cores",
+            student_learning_rate=5e-5,  # 1 and 10 times the teacher's rate, as the search in `study` found
+            lora_learning_rate=5e-4,
         ),
         Profile(
             name="colab",

@@ -17,6 +17,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ODD_COMMENTS
 from sklearn.metrics import average_precision_score
 
 import helpers.data as data_module
@@ -831,6 +832,16 @@ def test_a_comment_goes_through_the_whole_stage_unchanged(tmp_path):
     source = write_folder(tmp_path / "jigsaw", kaggle_files(test=rows))
     test = prepare_data(make_run(tmp_path, source, whole_profile()), without_tokens, "sha").splits["test"]
     assert dict(zip(test["row_id"], test["comment_text"], strict=True)) == {row[0]: row[1] for row in rows}
+
+
+@pytest.mark.parametrize("text", ODD_COMMENTS.values(), ids=ODD_COMMENTS)
+def test_any_comment_is_prepared_in_its_place(tmp_path, tokenizer, text):
+    rows = some_rows("test", 24, 6)
+    rows[7][1] = text
+    source = write_folder(tmp_path / "jigsaw", kaggle_files(test=rows))
+    test = prepare_data(make_run(tmp_path, source, whole_profile()), tokenizer, "sha").splits["test"]
+    assert dict(zip(test["row_id"], test["comment_text"], strict=True)) == {row[0]: row[1] for row in rows}
+    assert all(2 <= len(ids) <= whole_profile().max_length for ids in test["input_ids"])
 
 
 def test_labels_are_given_as_zeros_and_ones(prepared):
