@@ -164,9 +164,10 @@ def test_the_page_asks_no_other_host_and_logs_no_error(page, address):
 
 # --- the notebooks in JupyterLab -------------------------------------------------------------------------------------
 
-RUN_ALL = """
-const [finished, app] = [arguments[arguments.length - 1], window.jupyterapp];
-const panel = app.shell.currentWidget;
+PANEL = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])].find(widget => widget.context)"
+RUN_ALL = f"""
+const [finished, app, panel] = [arguments[arguments.length - 1], window.jupyterapp, {PANEL}];
+app.shell.activateById(panel.id);
 panel.context.ready
   .then(() => panel.sessionContext.ready)
   .then(() => app.commands.execute("notebook:run-all-cells"))
@@ -208,7 +209,7 @@ def lab(tmp_path_factory):
 def test_run_all_ends_without_an_error_and_shows_its_figures(name, lab, browser):
     address, project = lab
     browser.get(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb")
-    wait_for(browser, lambda: browser.execute_script("return window.jupyterapp?.shell?.currentWidget?.context"), 90)
+    wait_for(browser, lambda: browser.execute_script(f"return !!{PANEL}"), 90)
     browser.set_script_timeout(900)
     assert browser.execute_async_script(RUN_ALL) == "saved"
     notebook = nbformat.read(project / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -220,6 +221,6 @@ def test_run_all_ends_without_an_error_and_shows_its_figures(name, lab, browser)
     seen = browser.execute_script(
         "return [...document.querySelectorAll('.jp-OutputArea-output img')].filter(img => img.naturalWidth > 0).length"
     )
-    assert name == "07_demo" or (figures and seen)
+    assert seen or not figures
     if folder := os.environ.get("SCREENSHOTS"):
         browser.save_screenshot(f"{folder}/{name}.png")
