@@ -275,7 +275,11 @@ def write_cover(readme: Path, text: str) -> None:
 def write_pages(root: Path) -> None:
     """Writes README.html and a page beside each notebook, pictures inside; links lead from page to page."""
     exporter = HTMLExporter(embed_images=True)
-    readme = new_notebook(cells=[new_markdown_cell((root / "README.md").read_text(encoding="utf-8"))])
+    text = (root / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"<details>\n<summary><b>(.*?)</b></summary>", r"### \1", text).replace(
+        "</details>\n", ""
+    )  # to print
+    readme = new_notebook(cells=[new_markdown_cell(text)])
     notebooks = {path: nbformat.read(path, as_version=4) for path in sorted((root / "notebooks").glob("*.ipynb"))}
     for path, notebook in ({root / "README.md": readme} | notebooks).items():
         place = {"metadata": {"path": str(path.parent), "name": path.stem}}
