@@ -581,6 +581,18 @@ class Results:
     directories: dict[tuple[str, int], Path]
     missing: list[tuple[str, int]]
 
+    @property
+    def source(self) -> str:
+        """Where they come from, for a table's title: nothing for a run's own, else that they were published."""
+        borrowed = [path for path in self.directories.values() if path.is_relative_to(PUBLISHED_RESULTS)]
+        share = "some of " if 0 < len(borrowed) < len(self.directories) else ""
+        return f", {share}the results published with this project" if borrowed else ""
+
+    def first_seed(self) -> dict[str, dict]:
+        """The result of every trained model's first seed, by name."""
+        found = {name: next(iter(by_seed.values())) for name, by_seed in self.by_name.items()}
+        return {name: result for name, result in found.items() if "history" in result}
+
     def probabilities(self, name: str, split: str = "test") -> np.ndarray:
         """Probabilities of `toxic`, shape (seeds, rows); rows in the order of their ids, alike for every model."""
         return np.stack([toxic_probability(self._frame(name, seed, split)[0]) for seed in self.by_name[name]])

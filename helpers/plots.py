@@ -19,7 +19,7 @@ from statsmodels.stats.proportion import proportion_confint
 from helpers.config import LABELS, MAIN_EXPERIMENTS
 from helpers.data import SPLITS, PreparedData
 from helpers.evaluation import BINS, calibration_bins
-from helpers.experiments import EXPERIMENTS, Results
+from helpers.experiments import Results
 from helpers.runs import Run, write_file
 
 # One colour a model in every figure; solid hues for the three answers, greys for what they are measured against.
@@ -173,14 +173,13 @@ def loss_parts(results: dict[str, dict], run: Run, figure_name: str = "distillat
     return save_figure(figure, run, figure_name)
 
 
-def training_loss(results: Results, run: Run) -> Image:
-    """Cross-entropy by epoch, in training and on validation: the one loss that all models have (image.png)."""
-    names = [name for name in results.by_name if EXPERIMENTS[name].start != "baseline"]
+def training_loss(results: dict[str, dict], run: Run, figure_name: str = "training_loss") -> Image:
+    """Cross-entropy by epoch, in training and on validation, of results by name: the one loss that all models have."""
     figure, (left, right) = _new(
         run, "Cross-entropy by epoch (circle: the epoch whose weights are kept)", 10, 4.4, ncols=2
     )
-    for name in names:
-        history = next(iter(results.by_name[name].values()))["history"]
+    for name, result in results.items():
+        history = result["history"]
         epochs = [record["epoch"] for record in history["epochs"]]
         training = [record["training"]["hard"] for record in history["epochs"]]
         validation = [record["validation"]["hard"] for record in history["epochs"]]
@@ -193,8 +192,9 @@ def training_loss(results: Results, run: Run) -> Image:
     right.set(title="validation", xlabel="epoch", ylim=(0, None))
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    right.legend(bbox_to_anchor=(1.02, 1), loc="upper left", title="dashed: variants, controls")
-    return save_figure(figure, run, "training_loss")
+    variants = any(name not in MAIN_EXPERIMENTS for name in results)
+    right.legend(bbox_to_anchor=(1.02, 1), loc="upper left", title="dashed: variants, controls" if variants else None)
+    return save_figure(figure, run, figure_name)
 
 
 def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Image:

@@ -495,6 +495,15 @@ def test_published_results_are_accepted_by_their_fingerprint(copied_run):
     assert set(results.by_name) == set(copied_run.profile.experiments)
 
 
+def test_results_say_where_they_come_from(copied_run):
+    assert load_results(copied_run).source == ""
+    shutil.copytree(copied_run.results_dir, experiments.PUBLISHED_RESULTS)
+    (copied_run.results_dir / "odd-1.json").unlink()
+    assert load_results(copied_run).source == ", some of the results published with this project"
+    shutil.rmtree(copied_run.results_dir)
+    assert load_results(copied_run).source == ", the results published with this project"
+
+
 def test_published_results_are_accepted_without_the_data_at_hand(copied_run):
     shutil.move(copied_run.results_dir, experiments.PUBLISHED_RESULTS)
     shutil.rmtree(copied_run.data_dir)
