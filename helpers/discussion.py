@@ -28,14 +28,14 @@ TIED = 1.10  # the same architecture's times differ by so much from one measurem
 
 
 def validation_and_test(table: pd.DataFrame) -> str:
-    """How far average precision falls from validation to test, and for whom it cannot be selection's doing."""
+    """How far average precision moves from validation to test, and for whom it cannot be selection's doing."""
     at = table.set_index("experiment")
-    fall = {name: at["validation_average_precision"][name] - at["average_precision"][name] for name in at.index}
+    change = {name: at["average_precision"][name] - at["validation_average_precision"][name] for name in at.index}
     return (
-        f"**What we see:** average precision falls from validation to test: TF-IDF by {fall['tfidf']:.3f}, the teacher "
-        f"by {fall['teacher']:.3f}. Epoch and threshold were chosen on validation, which flatters it a little; but for "
-        "TF-IDF nothing that moves average precision was chosen there, so its fall says how much harder, or how "
-        "differently labelled, the test comments are. A test score well *above* validation would be the mark of a leak."
+        f"**What we see:** average precision on test minus validation: TF-IDF {change['tfidf']:+.3f}, the teacher "
+        f"{change['teacher']:+.3f}. The teacher's epoch was chosen on validation, which flatters it a little; but "
+        "nothing that moves TF-IDF's average precision was chosen, so its change comes from the comments: other "
+        "difficulty, other labels, or the draw. A test score well *above* validation would be the mark of a leak."
     )
 
 
@@ -53,7 +53,7 @@ def different_comments(results: Results, pairs: list[tuple[str, str]]) -> pd.Dat
     labels, rows = results.labels(), []
     for a, b in pairs:
         called = {name: next(iter(called_toxic(results, name).values())).astype(int) for name in (a, b)}
-        row = {"models": f"{a} and {b}", "verdicts differ": int((called[a] != called[b]).sum())}
+        row = {"models": f"{a} and {b}", "calls differ": int((called[a] != called[b]).sum())}
         for name, side in ((a, "first"), (b, "second")):
             row[f"misses of the {side}"] = int(((called[name] == 0) & (labels == 1)).sum())
             row[f"false alarms of the {side}"] = int(((called[name] == 1) & (labels == 0)).sum())
@@ -244,7 +244,7 @@ def does_cutting_hide(table: pd.DataFrame, max_length: int) -> str:
             compare="diff",
             method="newcomb",
         )
-        verdict = "excludes 0" if low > 0 or high < 0 else "holds 0"
+        verdict = "excludes 0" if low > 0 or high < 0 else "contains 0"
         difference = cut[name] - whole[name]
         lines.append(f"- {name}: {difference:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, which {verdict}")
     return "\n".join(lines)
@@ -278,7 +278,7 @@ def found_by_none(results: Results, names: tuple[str, ...] = ASKED) -> str:
     none, expected = int((~found.any(axis=0)).sum()), toxic.sum() * np.prod(1 - found.mean(axis=1))
     return (
         f"**What we see:** of {toxic.sum()} toxic test comments {int(found.all(axis=0).sum())} are found by all of "
-        f"{', '.join(names)}, {none} by none. If each missed comments of its own, {expected:.1f} would be missed by "
+        f"{', '.join(names)}, {none} by none. If they missed comments independently, {expected:.1f} would be missed by "
         "all: what stands above that is hard, or labelled in doubt, for all of them alike, and no choice between "
         "these models finds it."
     )
@@ -385,7 +385,7 @@ def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
         return "**Did distilling help?** This profile has no student without a teacher; `study` has."
     answer = {
         "better": "Yes, in this run.",
-        "worse": "No: in this run it did harm.",
+        "worse": "No: in this run the distilled student is worse on test.",
         "inconclusive": "This run cannot tell.",
     }[found["verdict"]]
     validation = {
@@ -393,13 +393,19 @@ def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
         for name, by_seed in results.by_name.items()
         if name in ("odd", "odd_hard")
     }
-    return (
+    text = (
         f"**Did distilling help?** {answer} {describe('odd − odd_hard', found)}. On validation they have "
-        f"{validation['odd']:.3f} and {validation['odd_hard']:.3f}. Both start from the same copied layers, so this "
-        "is about the teacher's outputs alone. A likely reason where they add little: with two classes soft targets "
-        "say only how sure the teacher is, and on the rows it was trained on it is nearly always sure. T, α and β were "
-        "not tuned."
+        f"{validation['odd']:.3f} and {validation['odd_hard']:.3f}"
     )
+    other_way = (validation["odd"] - validation["odd_hard"]) * found["difference"] < 0
+    text += ", which points the other way. " if other_way else ". "
+    text += "Both start from the same copied layers and differ in the loss alone; T, α and β were not tuned."
+    if found["verdict"] != "better":
+        text += (
+            " A likely reason: with two classes soft targets say only how sure the teacher is, and on the rows it was "
+            "trained on it is nearly always sure."
+        )
+    return text
 
 
 def is_lora_better(results: Results) -> str:
@@ -438,15 +444,19 @@ def answer(table: pd.DataFrame, comparisons: dict[str, dict]) -> str:
     between = [found for title, found in comparisons.items() if title != "odd − odd_hard"]
     scores = ", ".join(f"{name} {at['average_precision'][name]:.3f}" for name in ("odd", "even", "lora"))
     if all(found["verdict"] == "inconclusive" for found in between):
-        verdict = "None of the three is shown to be better than another by these test comments"
+        verdict, decides = (
+            "None of the three is shown to be better than another by these test comments",
+            "So cost decides:",
+        )
     else:
-        verdict = "; ".join(f"{title}: {found['verdict']}" for title, found in comparisons.items())
-    faster = at["latency_ms"]["odd"] / at["latency_ms"]["teacher"]
+        named = (f"{title}: {found['verdict']}" for title, found in comparisons.items() if found in between)
+        verdict, decides = "; ".join(named), "Their costs:"
+    latency = {name: at["latency_ms"][name] / at["latency_ms"]["teacher"] for name in ("odd", "even", "lora")}
     shipped = at["bytes_to_ship"]["lora"] / at["bytes"]["teacher"]
     return (
-        f"**The answer of this run.** {verdict} (average precision: {scores}). So cost decides: the students need "
-        f"{faster:.0%} of the teacher's latency; LoRA answers as slowly as the teacher, and one more task adds "
-        f"{shipped:.1%} of its bytes."
+        f"**The answer of this run.** {verdict} (average precision: {scores}). {decides} odd needs "
+        f"{latency['odd']:.0%} of the teacher's latency, even {latency['even']:.0%}, LoRA {latency['lora']:.0%}; for "
+        f"one more task LoRA stores {shipped:.1%} of the teacher's bytes."
     )
 
 

@@ -181,12 +181,14 @@ def describe(name: str, comparison: dict) -> str:
     if seeds == 1 and comparison["verdict"] != "inconclusive":
         text += " (these two trained models; one seed does not speak for the next)"
     if comparison["verdict"] == "inconclusive":
-        text += f" (at 80 % power this test set shows differences from {comparison['detectable']:.3f})"
+        text += f" (a true difference of {comparison['detectable']:.3f} would be found on eight of ten such test sets)"
     return text
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values corrected for having made several comparisons (Holm 1979)."""
+    if not len(p_values):  # statsmodels before 0.15 divides by their number
+        return []
     return multipletests(p_values, method="holm")[1].tolist()
 
 

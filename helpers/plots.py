@@ -38,7 +38,11 @@ COLOURS = {
     "first_six": "#d55e00",
     "last_six": "#8c564b",
 }
-OTHER_COLOUR = "#cc79a7"  # what a grid brought to the top
+OTHER_COLOUR = "#cc79a7"  # what a grid brought to the top, or a reader added
+
+
+def _colour(name: str) -> str:
+    return COLOURS.get(name, OTHER_COLOUR)
 
 
 def save_figure(figure: Figure, run: Run, name: str) -> Image:
@@ -167,7 +171,9 @@ def loss_parts(results: dict[str, dict], run: Run, figure_name: str = "distillat
     figure, axes = _new(run, "What the students minimise, part by part", 11, 3.6, ncols=4)
     for panel, (part, title) in zip(axes, parts.items(), strict=True):
         for name, result in results.items():
-            panel.plot(_smooth(result["history"]["steps"][part]), color=COLOURS.get(name), label=name)
+            panel.plot(
+                _smooth(result["history"]["steps"][part]), color=COLOURS.get(name), label=name
+            )  # notebook 6: others
         panel.set(title=title, xlabel="step", ylim=(0, None))
     axes[0].legend()
     return save_figure(figure, run, figure_name)
@@ -186,8 +192,8 @@ def training_loss(results: dict[str, dict], run: Run, figure_name: str = "traini
         best = history["best_epoch"] - 1
         dashes = "-" if name in MAIN_EXPERIMENTS else "--"
         for axes, values in ((left, training), (right, validation)):
-            axes.plot(epochs, values, dashes, marker=".", color=COLOURS[name], label=name)
-            axes.plot(epochs[best], values[best], "o", markersize=9, markerfacecolor="none", color=COLOURS[name])
+            axes.plot(epochs, values, dashes, marker=".", color=_colour(name), label=name)
+            axes.plot(epochs[best], values[best], "o", markersize=9, markerfacecolor="none", color=_colour(name))
     left.set(title="training (mean over the epoch, dropout on)", xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
     right.set(title="validation", xlabel="epoch", ylim=(0, None))
     for axes in (left, right):
@@ -213,7 +219,7 @@ def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Image:
     for place, (_, row) in enumerate(table.iterrows()):
         left = np.arange(len(shown)) + (place - (len(table) - 1) / 2) * width
         values = [row[metric] for metric in shown]
-        axes.bar(left, values, width * 0.92, color=COLOURS[row["experiment"]], label=row["experiment"])
+        axes.bar(left, values, width * 0.92, color=_colour(row["experiment"]), label=row["experiment"])
         first = next(iter(results.by_name[row["experiment"]].values()))
         for metric in ("f1", "average_precision"):
             x = left[list(shown).index(metric)]
@@ -245,8 +251,8 @@ def precision_recall_curves(results: Results, run: Run) -> Image:
             result, probabilities = next(iter(results.by_name[name].values())), results.probabilities(name)[0]
             precision, recall, _ = precision_recall_curve(labels, probabilities)
             title = f"{name} (AP {result['test']['average_precision']:.3f})"
-            panel.plot(recall, precision, drawstyle="steps-post", color=COLOURS[name], label=title, linewidth=1.3)
-            panel.plot(result["test"]["recall"], result["test"]["precision"], "o", color=COLOURS[name])
+            panel.plot(recall, precision, drawstyle="steps-post", color=_colour(name), label=title, linewidth=1.3)
+            panel.plot(result["test"]["recall"], result["test"]["precision"], "o", color=_colour(name))
         panel.axhline(labels.mean(), color="black", linestyle=":", linewidth=1)
         panel.annotate("prevalence", (0.02, labels.mean()), va="bottom", fontsize=8)
         panel.set(xlabel="recall: share of the toxic comments found", xlim=(0, 1), ylim=(0, 1.02))
@@ -308,8 +314,8 @@ def reliability(results: Results, run: Run, names: Sequence[str]) -> Image:
         bins = bins[bins["rows"] > 0]
         interval = proportion_confint(bins["toxic"], bins["rows"], method="wilson")
         panel.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
-        panel.vlines(bins["said"], *interval, color=COLOURS[name], linewidth=1.5, alpha=0.6)
-        panel.plot(bins["said"], bins["seen"], "o-", color=COLOURS[name], markersize=5, linewidth=1, clip_on=False)
+        panel.vlines(bins["said"], *interval, color=_colour(name), linewidth=1.5, alpha=0.6)
+        panel.plot(bins["said"], bins["seen"], "o-", color=_colour(name), markersize=5, linewidth=1, clip_on=False)
         panel.set(title=name, xlim=(0, 1), ylim=(0, 1.13), yticks=np.linspace(0, 1, 6))
     for panel in axes[-1]:
         panel.set_xlabel("probability of 'toxic' said (mean)")
@@ -341,8 +347,8 @@ def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) 
         for _, row in trained.iterrows():
             name, cost = row["experiment"], row[column] / unit
             first = next(iter(results.by_name[name].values()))
-            panel.vlines(cost, *first["intervals"]["average_precision"], color=COLOURS[name], linewidth=1)
-            panel.plot(cost, row["average_precision"], "o", color=COLOURS[name], markersize=8, label=name)
+            panel.vlines(cost, *first["intervals"]["average_precision"], color=_colour(name), linewidth=1)
+            panel.plot(cost, row["average_precision"], "o", color=_colour(name), markersize=8, label=name)
         panel.set(xlabel=title)
         if column == "trainable_parameters":
             panel.set_xscale("log")
@@ -431,8 +437,8 @@ def overfitting(results: Results, names: Sequence[str], run: Run) -> Image:
         records = [result["history"]["epochs"] for result in results.by_name[name].values()]
         gaps = [[epoch["validation"]["hard"] - epoch["training"]["hard"] for epoch in epochs] for epochs in records]
         epochs = np.arange(1, len(gaps[0]) + 1)
-        axes.plot(epochs, np.mean(gaps, axis=0), "o-", color=COLOURS.get(name, OTHER_COLOUR), label=name)
-        colour = COLOURS.get(name, OTHER_COLOUR)
+        axes.plot(epochs, np.mean(gaps, axis=0), "o-", color=_colour(name), label=name)
+        colour = _colour(name)
         axes.fill_between(epochs, np.min(gaps, axis=0), np.max(gaps, axis=0), color=colour, alpha=0.15)
     axes.axhline(0, color="black", linewidth=1)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -456,7 +462,7 @@ def pareto(table: pd.DataFrame, fronts: dict[str, np.ndarray], run: Run) -> Imag
     for panel, (column, front) in zip(axes.flat, fronts.items(), strict=False):
         title, unit = titles[column]
         for _, row in table.iterrows():
-            colour = COLOURS.get(row["experiment"], OTHER_COLOUR)
+            colour = _colour(row["experiment"])
             panel.plot(row[column] / unit, row["average_precision"], "o", color=colour, label=row["experiment"])
         joined = table[front].sort_values(column)
         panel.plot(joined[column] / unit, joined["average_precision"], color="black", linewidth=1, zorder=0)

@@ -53,7 +53,9 @@ def test_a_verdict_on_layers_of_the_stack_is_said_to_be_its_own(finished_run):
     assert "stacked" not in discussion.odd_or_even(comparisons(), finished_run)
 
 
-@pytest.mark.parametrize(("verdict", "word"), [("better", "Yes"), ("worse", "it did harm"), ("inconclusive", "cannot")])
+@pytest.mark.parametrize(
+    ("verdict", "word"), [("better", "Yes"), ("worse", "is worse on test"), ("inconclusive", "cannot")]
+)
 def test_the_use_of_distilling_follows_the_verdict(results, verdict, word):
     assert word in discussion.did_distilling_help(results, comparisons(verdict))
 

@@ -9,7 +9,9 @@ import pandas as pd
 import PIL.Image
 import pytest
 
+from helpers import plots
 from helpers.config import load_profile
+from helpers.experiments import comparison_table, load_results
 from helpers.plots import reliability, save_figure, show_table
 from helpers.runs import Run
 
@@ -54,3 +56,14 @@ def test_the_reliability_diagram_can_be_drawn_where_bins_are_empty(run):
 def test_html_in_a_comment_is_escaped_when_shown(run):
     page = show_table(pd.DataFrame({"comment": ["<script>alert(1)</script>"]}), "Errors", run).to_html()
     assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_an_experiment_that_a_reader_adds_is_drawn_beside_the_others(finished_run, run):
+    results = load_results(finished_run)
+    results.by_name["outer"] = results.by_name["odd"]
+    table = comparison_table(results)
+    own = {"outer": next(iter(results.by_name["outer"].values()))}
+    plots.training_loss(own, run)
+    plots.loss_parts(own, run)
+    plots.test_metrics(table[table["experiment"] == "outer"], results, run)
+    assert (run.figures_dir / "test_metrics.png").is_file()
