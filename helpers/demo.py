@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import gradio as gr
@@ -286,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{len(models)} models of run {run.name} ({run.data_label}): {', '.join(models)}")
-    print(f"{datetime.now():%H:%M} open {address} in a browser; stop with Ctrl-C", flush=True)
+    print(f"open {address} in a browser; stop with Ctrl-C", flush=True)
     try:
         while True:
             time.sleep(3_600)
