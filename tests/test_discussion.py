@@ -96,10 +96,10 @@ def test_without_the_control_no_verdict_on_lora_is_given(results):
     assert "no verdict on LoRA as a method" in discussion.is_lora_better(results)
 
 
-def test_the_fall_from_validation_to_test_is_computed(table):
+def test_the_change_from_validation_to_test_is_computed(table):
     at = table.set_index("experiment")
-    fall = at["validation_average_precision"]["tfidf"] - at["average_precision"]["tfidf"]
-    assert f"TF-IDF by {fall:.3f}" in discussion.validation_and_test(table)
+    change = at["average_precision"]["tfidf"] - at["validation_average_precision"]["tfidf"]
+    assert f"TF-IDF {change:+.3f}" in discussion.validation_and_test(table)
 
 
 # --- made results: ten test comments whose verdicts are known --------------------------------------------------------
