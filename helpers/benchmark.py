@@ -38,7 +38,7 @@ from helpers.experiments import EXPERIMENTS, training_settings
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
 from helpers.lora import add_adapters
 from helpers.models import find_pretrained, load_model, load_tokenizer
-from helpers.runs import ROOT, Run, device_name, find_data_source, read_json, versions, write_json
+from helpers.runs import ROOT, Run, device_name, find_data_source, read_json, tells_errors, versions, write_json
 from helpers.sample_comments import write_sample_comments
 from helpers.training import (
     TrainingSettings,
@@ -474,22 +474,19 @@ def bench_data() -> PreparedData:
     return prepare_data(bench_run(), load_tokenizer(pretrained), pretrained.sha256)
 
 
+@tells_errors()
 def main(arguments: list[str] | None = None) -> int:
     """Measures the sections asked for and puts them into results/benchmark.json; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", help=f"which parts (default: {' '.join(SECTIONS)})")
     options = parser.parse_args(arguments)
-    try:
-        data = bench_data()
-        for name in options.sections or SECTIONS:
-            print(f"\n{name}", flush=True)
-            found = SECTIONS[name](data)
-            facts = read_json(RESULTS) or {}
-            about = {"data": bench_run().data_label, "max_length": PROFILE.max_length, "device": device_name()}
-            write_json(RESULTS, facts | found | {"about": about | {"versions": versions()}})
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    data = bench_data()
+    for name in options.sections or SECTIONS:
+        print(f"\n{name}", flush=True)
+        found = SECTIONS[name](data)
+        facts = read_json(RESULTS) or {}
+        about = {"data": bench_run().data_label, "max_length": PROFILE.max_length, "device": device_name()}
+        write_json(RESULTS, facts | found | {"about": about | {"versions": versions()}})
     print(f"\nwritten: {RESULTS.relative_to(ROOT)}")
     return 0
 

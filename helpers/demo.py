@@ -24,7 +24,7 @@ from helpers.deploy import comment_probabilities, plain_model, score_file, torch
 from helpers.experiments import EXPERIMENTS, load_trained, read_result
 from helpers.lora import has_its_base
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import ROOT, Run, is_sealed, open_run, read_json, saved_task
+from helpers.runs import ROOT, Run, is_sealed, open_run, read_json, saved_task, tells_errors
 
 SHOWN = ("teacher", "odd", "even", "lora", "lora_6", "hybrid")
 EXAMPLES = (  # written for this page
@@ -271,19 +271,16 @@ def launch(page: gr.Blocks, port: int | None = None, share: bool = False, **opti
     return public or local
 
 
+@tells_errors()
 def main(arguments: list[str] | None = None) -> int:
     """Serves the page until it is stopped; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m helpers.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--run", help="a folder in runs/ (default: the run whose models were trained last)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     options = parser.parse_args(arguments)
-    try:
-        run = find_finished_run(options.run)
-        models = load_models(run)
-        address = launch(build_page(models, run), options.port)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run = find_finished_run(options.run)
+    models = load_models(run)
+    address = launch(build_page(models, run), options.port)
     print(f"{len(models)} models of run {run.name} ({run.data_label}): {', '.join(models)}")
     print(f"open {address} in a browser; stop with Ctrl-C", flush=True)
     try:

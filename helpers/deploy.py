@@ -29,7 +29,7 @@ from helpers.data import DataError, PreparedData, tokenise
 from helpers.evaluation import compare, latency, toxic_probability
 from helpers.lora import merge_adapters
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import ROOT, is_sealed, new_directory, read_json, saved_task, seal, write_file
+from helpers.runs import ROOT, is_sealed, new_directory, read_json, saved_task, seal, tells_errors, write_file
 from helpers.training import Collator, progress_bar
 
 FORMATS = {"onnx": "model.onnx", "int8": "model.int8.onnx"}
@@ -298,6 +298,7 @@ def find_model(name: str, seed: int, run: str | None) -> tuple[Path, dict]:
     return folder, result
 
 
+@tells_errors()
 def main(arguments: list[str] | None = None) -> int:
     """Scores a file from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -313,16 +314,12 @@ def main(arguments: list[str] | None = None) -> int:
     score.add_argument("--seed", type=int, default=1)
     score.add_argument("--run", help="a folder in runs/ (default: the run that finished last)")
     options = parser.parse_args(arguments)
-    try:
-        folder, result = find_model(options.model, options.seed, options.run)
-        profile = load_profile(result["profile"])
-        model = OnnxModel(folder / "models" / f"{options.model}-{options.seed}" / "onnx" / FORMATS[options.format])
-        tokenizer = load_tokenizer(find_pretrained(profile.pretrained))
-        print(f"{options.model}, seed {options.seed}, of run {folder.name}, trained on: {result['data']}")
-        rows = score_file(options.source, options.target, model, tokenizer, profile.max_length, result["threshold"])
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder, result = find_model(options.model, options.seed, options.run)
+    profile = load_profile(result["profile"])
+    model = OnnxModel(folder / "models" / f"{options.model}-{options.seed}" / "onnx" / FORMATS[options.format])
+    tokenizer = load_tokenizer(find_pretrained(profile.pretrained))
+    print(f"{options.model}, seed {options.seed}, of run {folder.name}, trained on: {result['data']}")
+    rows = score_file(options.source, options.target, model, tokenizer, profile.max_length, result["threshold"])
     print(f"{rows:,} comments scored: {options.target}")
     return 0
 

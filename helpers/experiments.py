@@ -71,8 +71,10 @@ from helpers.runs import (
     only_writer,
     open_run,
     read_json,
+    resumes,
     seal,
     task_suffix,
+    tells_errors,
     versions,
     write_file,
     write_json,
@@ -838,31 +840,26 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@tells_errors(TrainingError)
+@resumes
 def main(arguments: list[str] | None = None) -> int:
     """Runs the stages of the notebooks 01 to 03 for the experiments asked for; returns the exit code."""
     options = parse_arguments(arguments)
     if options.seed:
         os.environ["SEEDS"] = options.seed  # open_run reads it
     state = this_process()
-    try:
-        with state.main_process_first():
-            run = open_run(options.profile, options.run, options.jigsaw_dir)
-            names = in_order(options.names or list(run.profile.experiments))
-            pretrained = find_pretrained(run.profile.pretrained)
-            prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
-        for seed in run.seeds:
-            for name in names:
-                if seed in experiment_seeds(name, run.seeds):
-                    result = run_experiment(name, seed, run)
-                    metric = BEST_BY[run.profile.task].__name__
-                    told = f"test {metric.replace('_', ' ')} {result['test'][metric]:.3f}"
-                    state.print(f"{name}, seed {seed}: {told}", flush=True)
-    except (ValueError, OSError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    with state.main_process_first():
+        run = open_run(options.profile, options.run, options.jigsaw_dir)
+        names = in_order(options.names or list(run.profile.experiments))
+        pretrained = find_pretrained(run.profile.pretrained)
+        prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
+    for seed in run.seeds:
+        for name in names:
+            if seed in experiment_seeds(name, run.seeds):
+                result = run_experiment(name, seed, run)
+                metric = BEST_BY[run.profile.task].__name__
+                told = f"test {metric.replace('_', ' ')} {result['test'][metric]:.3f}"
+                state.print(f"{name}, seed {seed}: {told}", flush=True)
     return 0
 
 

@@ -35,7 +35,7 @@ from helpers.experiments import (
 from helpers.layers import NEIGHBOURS, SPREAD_LAYERS, copy_layers
 from helpers.losses import hard_loss
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import Run, fingerprint, only_writer, open_run, read_json, write_json
+from helpers.runs import Run, fingerprint, only_writer, open_run, read_json, resumes, tells_errors, write_json
 from helpers.training import TrainingError, predict, progress_bar
 
 GRID_ROWS = 1_500
@@ -362,31 +362,26 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@tells_errors(TrainingError)
+@resumes
 def main(arguments: list[str] | None = None) -> int:
     """Runs the sections asked for and prints their tables; returns the exit code."""
     options = parse_arguments(arguments)
     if options.seed:
         os.environ["SEEDS"] = options.seed  # open_run reads it
-    try:
-        run = open_run(options.profile, options.run, options.jigsaw_dir)
-        known = list(sections(run))
-        wrong = [asked for asked in options.sections if not any(name.startswith(asked) for name in known)]
-        if wrong:
-            raise ValueError(unknown("section", wrong[0], known))
-        for name in known:
-            if not options.sections or any(name.startswith(asked) for asked in options.sections):
-                if name == "layers":
-                    greedy_removal(run)
-                table = run_grid(sections(run)[name], run)
-                print(f"\n{name} (validation, {run.data_label})\n{table.to_string(index=False)}", flush=True)
-        if not options.sections:
-            run_winners(run)
-    except (ValueError, OSError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    run = open_run(options.profile, options.run, options.jigsaw_dir)
+    known = list(sections(run))
+    wrong = [asked for asked in options.sections if not any(name.startswith(asked) for name in known)]
+    if wrong:
+        raise ValueError(unknown("section", wrong[0], known))
+    for name in known:
+        if not options.sections or any(name.startswith(asked) for asked in options.sections):
+            if name == "layers":
+                greedy_removal(run)
+            table = run_grid(sections(run)[name], run)
+            print(f"\n{name} (validation, {run.data_label})\n{table.to_string(index=False)}", flush=True)
+    if not options.sections:
+        run_winners(run)
     return 0
 
 

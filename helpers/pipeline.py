@@ -22,7 +22,7 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from helpers.config import unknown
-from helpers.runs import ROOT, Run, check_notebook_task, open_run, write_file
+from helpers.runs import ROOT, Run, check_notebook_task, open_run, resumes, tells_errors, write_file
 
 NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
 MORE_NOTEBOOKS = ("05_improvements", "06_common_mistakes", "07_demo")  # on a finished run, by name
@@ -180,6 +180,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@tells_errors()
+@resumes
 def main(arguments: list[str] | None = None) -> int:
     """Runs the notebooks asked for; returns the exit code. Errors that a person can act on come without a traceback."""
     options = parse_arguments(arguments)
@@ -210,12 +212,6 @@ def main(arguments: list[str] | None = None) -> int:
             f"\n{error}\nThe notebook up to this cell: {run.show_path(run.directory / 'notebooks')}/", file=sys.stderr
         )
         return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
     show_outcome(run)
     return 0
 

@@ -39,7 +39,7 @@ from helpers.experiments import (
 from helpers.improvements import grid_run, sections
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS
 from helpers.report import write_report
-from helpers.runs import PUBLISHED_RESULTS, ROOT, Run, open_run, read_json, write_file, write_json
+from helpers.runs import PUBLISHED_RESULTS, ROOT, Run, open_run, read_json, tells_errors, write_file, write_json
 
 REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
 SHOWN_NOTEBOOKS = (*NOTEBOOKS, *MORE_NOTEBOOKS[:-1])  # the demo's outputs are a page that is served while it runs
@@ -319,21 +319,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@tells_errors()
 def main(arguments: list[str] | None = None) -> int:
     """Publishes or packs a run; returns the exit code. Errors that a person can act on come without a traceback."""
     options = parse_arguments(arguments)
-    try:
-        run = open_run(options.profile, options.run)
-        if options.command == "submission":
-            path = submission(run, options.name, options.number, options.course, options.published)
-            print(f"{run.show_path(path)}: {path.stat().st_size / 1e6:.1f} MB")
-        elif run.profile.task != "toxic" or run.profile.name == "base":
-            publish_beside(run)
-        else:
-            publish(run, options.anyway)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run = open_run(options.profile, options.run)
+    if options.command == "submission":
+        path = submission(run, options.name, options.number, options.course, options.published)
+        print(f"{run.show_path(path)}: {path.stat().st_size / 1e6:.1f} MB")
+    elif run.profile.task != "toxic" or run.profile.name == "base":
+        publish_beside(run)
+    else:
+        publish(run, options.anyway)
     return 0
 
 

@@ -32,7 +32,7 @@ from helpers.experiments import (
     planned_comparisons,
 )
 from helpers.improvements import grid_run, run_grid, sections, winner, winner_comparisons, winners
-from helpers.runs import ROOT, Run, read_json, write_file
+from helpers.runs import ROOT, Run, read_json, tells_errors, write_file
 
 TABLE = {  # column of the comparison: title, unit, digits
     "experiment": ("model", 1, None),
@@ -299,13 +299,10 @@ def write_report(root: Path) -> None:
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+@tells_errors()
 def main() -> int:
     """Writes the report; returns the exit code."""
-    try:
-        write_report(ROOT)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    write_report(ROOT)
     return 0
 
 

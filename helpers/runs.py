@@ -356,6 +356,40 @@ def only_writer(run: Run) -> Iterator[None]:
         yield
 
 
+def tells_errors(*more: type[Exception]) -> Callable:
+    """For a command's main: an error that a person can act on becomes one line on stderr, and the exit code 2.
+
+    That is a ValueError, an OSError, or one of `more`; anything else keeps its traceback.
+    """
+
+    def decorate(main: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def told(*arguments) -> int:
+            try:
+                return main(*arguments)
+            except (ValueError, OSError, *more) as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+
+        return told
+
+    return decorate
+
+
+def resumes(main: Callable[..., int]) -> Callable[..., int]:
+    """For the main of a command that goes on where it was stopped: Ctrl-C says so, and gives the exit code 130."""
+
+    @functools.wraps(main)
+    def stopped(*arguments) -> int:
+        try:
+            return main(*arguments)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+            return 130
+
+    return stopped
+
+
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that a result depends on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
