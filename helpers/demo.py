@@ -21,12 +21,12 @@ import torch
 
 from helpers.data import DataError, without_surrogates
 from helpers.deploy import comment_probabilities, plain_model, score_file, torch_call
-from helpers.experiments import EXPERIMENTS, load_trained, read_result
-from helpers.lora import has_its_base
-from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import ROOT, Run, is_sealed, open_run, read_json, saved_task, tells_errors
+from helpers.experiments import EXPERIMENTS, Experiment, has_model, load_trained, read_result
+from helpers.improvements import HYBRID
+from helpers.models import CLASS_NAMES, find_pretrained, load_tokenizer
+from helpers.runs import ROOT, Run, open_run, read_json, saved_task, tells_errors
 
-SHOWN = ("teacher", "odd", "even", "lora", "lora_6", "hybrid")
+SHOWN = (*(EXPERIMENTS[name] for name in ("teacher", "odd", "even", "lora", "lora_6")), HYBRID)
 EXAMPLES = (  # written for this page
     "Thank you for fixing the dates in the infobox, it reads much better now.",
     "You are a complete idiot and nobody wants you here.",
@@ -53,6 +53,10 @@ class TrainedModel:
     def probabilities(self, comments: list[str]) -> np.ndarray:
         """The probabilities of `toxic`, shape (N,), in the comments' order."""
         return comment_probabilities(self.call, comments, self.tokenizer, self.max_length)
+
+    def verdict(self, probability: float) -> str:
+        """'toxic' from the model's own threshold on, else 'not toxic'."""
+        return CLASS_NAMES[int(probability >= self.threshold)]
 
     def read_until(self, comment: str) -> int:
         """How many of the comment's characters the model reads: those of its first max_length tokens."""
@@ -97,25 +101,24 @@ def load_models(run: Run) -> dict[str, TrainedModel]:
     Raises:
         FileNotFoundError: there is none.
     """
+    tokenizer = load_tokenizer(find_pretrained(run.profile.pretrained))
     for seed in run.profile.seeds:
-        found = {name: _load_model(name, seed, run) for name in SHOWN}
+        found = {experiment.name: _load_model(experiment, seed, run, tokenizer) for experiment in SHOWN}
         found = {name: model for name, model in found.items() if model}
         if found:
             return found
     raise FileNotFoundError(f"run {run.name!r} has no model that is whole: `make run` makes them again")
 
 
-def _load_model(name: str, seed: int, run: Run) -> TrainedModel | None:
-    result, directory = read_result(run.results_dir, name, seed), run.model_dir(name, seed)
-    if result is None or not is_sealed(directory, result["fingerprint"]):
-        return None
-    if (directory / "base.json").is_file() and not has_its_base(directory):
+def _load_model(experiment: Experiment, seed: int, run: Run, tokenizer) -> TrainedModel | None:
+    result = read_result(run.results_dir, experiment.name, seed)
+    if result is None or not has_model(experiment, seed, run, result["fingerprint"]):
         return None
     return TrainedModel(
-        name=name,
-        title=EXPERIMENTS[name].title if name in EXPERIMENTS else "LoRA on the odd layers, distilled",
-        call=torch.inference_mode()(torch_call(plain_model(load_trained(name, seed, run)))),
-        tokenizer=load_tokenizer(find_pretrained(run.profile.pretrained)),
+        name=experiment.name,
+        title=experiment.title,
+        call=torch.inference_mode()(torch_call(plain_model(load_trained(experiment.name, seed, run)))),
+        tokenizer=tokenizer,
         max_length=run.profile.max_length,
         threshold=result["threshold"],
         result=result,
@@ -143,7 +146,6 @@ def judge(model: TrainedModel, comment: str) -> tuple[str, list[tuple[str, float
     if not comment.strip():
         return "Type a comment first.", []
     [probability] = model.probabilities([comment])
-    verdict = "toxic" if probability >= model.threshold else "not toxic"
     pieces = word_changes(model, comment, probability)
     strongest = max((abs(change) for _, change in pieces if change is not None), default=0.0)
     if strongest < SMALLEST_CHANGE:
@@ -155,8 +157,9 @@ def judge(model: TrainedModel, comment: str) -> tuple[str, list[tuple[str, float
         )
         pieces = [(piece, None if change is None else change / strongest) for piece, change in pieces]
     return (
-        f"### {verdict}\nProbability of *toxic*: **{probability:.3f}**. {model.title} calls a comment toxic from "
-        f"**{model.threshold:.3f}** on, the threshold with the best F1 on validation. {words}"
+        f"### {model.verdict(probability)}\nProbability of *toxic*: **{probability:.3f}**. "
+        f"{model.title} calls a comment toxic from **{model.threshold:.3f}** on, "
+        f"the threshold with the best F1 on validation. {words}"
     ), pieces
 
 
@@ -187,9 +190,8 @@ def word_changes(model: TrainedModel, comment: str, probability: float) -> list[
 
 def side_by_side(models: dict[str, TrainedModel], comment: str) -> pd.DataFrame:
     """A row a model: its verdict, probability, threshold, and the milliseconds that this comment took (median of 5)."""
-    comment = without_surrogates(comment or "")
     rows = []
-    for model in models.values() if comment.strip() else ():
+    for model in models.values() if (comment or "").strip() else ():
         probability, milliseconds = 0.0, []
         for _ in range(6):
             started = time.perf_counter()
@@ -198,7 +200,7 @@ def side_by_side(models: dict[str, TrainedModel], comment: str) -> pd.DataFrame:
         rows.append(
             {
                 "model": model.title,
-                "verdict": "toxic" if probability >= model.threshold else "not toxic",
+                "verdict": model.verdict(probability),
                 "probability": round(float(probability), 3),
                 "threshold": round(model.threshold, 3),
                 "milliseconds": round(float(np.median(milliseconds[1:])), 1),  # the first one warms up

@@ -42,6 +42,7 @@ GRID_ROWS = 1_500
 TEACHER_RATES = (2.5e-5, 5e-5, 1e-4)
 STUDENT_RATES, LORA_RATES = (0.5, 1, 2), (3, 10, 30)  # times the teacher's rate (DESIGN.md, rule 13)
 TEMPERATURES, SOFT_WEIGHTS = (1.0, 2.0, 4.0, 8.0), (0.25, 0.5, 1.0)
+HYBRID = replace(EXPERIMENTS["lora_6"], name="hybrid", title="LoRA on the odd layers, distilled", distil=True)
 OUTPUTS_OF_PAIRS = (2, 4, 6, 8, 10, 12)  # student layer k does the work of teacher layers 2k − 1 and 2k
 
 
@@ -135,11 +136,10 @@ def lora_settings(profile: Profile) -> list[Experiment]:
 
 def hybrids(profile: Profile) -> list[Experiment]:
     """Adapters trained with the distillation loss, beside adapters and a distilled student of as many epochs."""
-    lora_6 = EXPERIMENTS["lora_6"]
     return [
-        lora_6,
+        EXPERIMENTS["lora_6"],
         varied("odd", profile, "Odd student, LoRA's epochs", epochs=profile.lora_epochs),
-        replace(lora_6, name="hybrid", title="LoRA on the odd layers, distilled", distil=True),
+        HYBRID,
     ]
 
 
@@ -302,10 +302,15 @@ def winners(run: Run) -> dict[str, tuple[Experiment, Experiment]]:
             continue  # the profile's rates are set by hand after the search; the copy's controls propose nothing
         best = winner(run_grid(tried, run))
         if name == "hybrid":
-            best = "hybrid"  # the proposal, whichever of the two it stands beside was better
+            best = HYBRID.name  # the proposal, whichever of the two it stands beside was better
         if best != tried[0].name:
             found[name] = (next(experiment for experiment in tried if experiment.name == best), tried[0])
     return found
+
+
+def experiments_on_test(run: Run) -> list[Experiment]:
+    """Every section's winner and its default, each once."""
+    return list(dict.fromkeys(experiment for pair in winners(run).values() for experiment in pair))
 
 
 def run_winners(run: Run) -> Results:
@@ -313,7 +318,7 @@ def run_winners(run: Run) -> Results:
 
     A winner starts from its seed's teacher, which is trained first where the run has no weights of it.
     """
-    chosen = list(dict.fromkeys(experiment for pair in winners(run).values() for experiment in pair))
+    chosen = experiments_on_test(run)
     for seed in run.seeds:
         for experiment in chosen:
             if find_result(run, experiment, seed) is None:

@@ -171,9 +171,8 @@ def loss_parts(results: dict[str, dict], run: Run, figure_name: str = "distillat
     figure, axes = _new(run, "What the students minimise, part by part", 11, 3.6, ncols=4)
     for panel, (part, title) in zip(axes, parts.items(), strict=True):
         for name, result in results.items():
-            panel.plot(
-                _smooth(result["history"]["steps"][part]), color=COLOURS.get(name), label=name
-            )  # notebook 6: others
+            colour = COLOURS.get(name)  # notebook 6 draws others: matplotlib tells them apart
+            panel.plot(_smooth(result["history"]["steps"][part]), color=colour, label=name)
         panel.set(title=title, xlabel="step", ylim=(0, None))
     axes[0].legend()
     return save_figure(figure, run, figure_name)
@@ -437,8 +436,8 @@ def overfitting(results: Results, names: Sequence[str], run: Run) -> Image:
         records = [result["history"]["epochs"] for result in results.by_name[name].values()]
         gaps = [[epoch["validation"]["hard"] - epoch["training"]["hard"] for epoch in epochs] for epochs in records]
         epochs = np.arange(1, len(gaps[0]) + 1)
-        axes.plot(epochs, np.mean(gaps, axis=0), "o-", color=_colour(name), label=name)
         colour = _colour(name)
+        axes.plot(epochs, np.mean(gaps, axis=0), "o-", color=colour, label=name)
         axes.fill_between(epochs, np.min(gaps, axis=0), np.max(gaps, axis=0), color=colour, alpha=0.15)
     axes.axhline(0, color="black", linewidth=1)
     axes.xaxis.get_major_locator().set_params(integer=True)

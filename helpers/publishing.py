@@ -33,13 +33,14 @@ from helpers.experiments import (
     labels_run,
     load_results,
     predictions_path,
+    published_dir,
     published_part,
     result_path,
 )
 from helpers.improvements import grid_run, sections
-from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS
-from helpers.report import write_report
-from helpers.runs import PUBLISHED_RESULTS, ROOT, Run, open_run, read_json, tells_errors, write_file, write_json
+from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, write_notebook
+from helpers.report import comments_in_words, write_report
+from helpers.runs import ROOT, Run, open_run, read_json, tells_errors, write_file, write_json
 
 REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
 SHOWN_NOTEBOOKS = (*NOTEBOOKS, *MORE_NOTEBOOKS[:-1])  # the demo's outputs are a page that is served while it runs
@@ -96,7 +97,7 @@ def check_own(run: Run, results: Results) -> None:
     """
     borrowed = []
     for (name, seed), directory in results.directories.items():
-        published = read_json(result_path(PUBLISHED_RESULTS, name, seed))
+        published = read_json(result_path(published_dir(run), name, seed))
         if directory != run.results_dir or published == read_json(result_path(directory, name, seed)):
             borrowed.append(f"{name} (seed {seed})")
     if borrowed:
@@ -156,7 +157,7 @@ def _possible(run: Run) -> Iterator[tuple[Experiment, int]]:
 
 def remove_outdated(run: Run) -> None:
     """Removes the published results that the run's settings would not give any more, and their predictions."""
-    directory = PUBLISHED_RESULTS / published_part(run)
+    directory = published_dir(run)
     fitting = {
         result_path(directory, experiment.name, seed)
         for experiment, seed in _possible(run)
@@ -244,20 +245,19 @@ def copy_project(root: Path) -> None:
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
-        nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
+        write_notebook(notebook, root / "notebooks" / f"{name}.ipynb")
 
 
 def cover(run: Run, results: Results, name: str, number: str, course: str, published: bool) -> str:
     """The first page, in Markdown: who, when, and which run this is."""
-    some = next(iter(results.by_name["teacher"].values()))
-    rows = ", ".join(f"{count:,} {split}" for split, count in some["rows"].items())
+    some = results.first_seed()["teacher"]
     facts = {
         "name": name,
         "number": number,
         "course": course or "–",
         "date": date.today().isoformat(),
         "profile": f"{run.profile.name}, {len(results.by_name['teacher'])} seed(s), {some['device']}",
-        "data": f"{run.data_label}: {rows} comments",
+        "data": f"{run.data_label}: {comments_in_words(some)}",
         "results": "the published run, handed in unchanged" if published else "of my own run",
         "to run notebook 4 again": f"PROFILE={run.profile.name} python -m helpers.pipeline 04_comparison",
     }
@@ -276,9 +276,8 @@ def write_pages(root: Path) -> None:
     """Writes README.html and a page beside each notebook, pictures inside; links lead from page to page."""
     exporter = HTMLExporter(embed_images=True)
     text = (root / "README.md").read_text(encoding="utf-8")
-    text = re.sub(r"<details>\n<summary><b>(.*?)</b></summary>", r"### \1", text).replace(
-        "</details>\n", ""
-    )  # to print
+    text = re.sub(r"<details>\n<summary><b>(.*?)</b></summary>", r"### \1", text)  # unfolded, to print
+    text = text.replace("</details>\n", "")
     readme = new_notebook(cells=[new_markdown_cell(text)])
     notebooks = {path: nbformat.read(path, as_version=4) for path in sorted((root / "notebooks").glob("*.ipynb"))}
     for path, notebook in ({root / "README.md": readme} | notebooks).items():

@@ -31,7 +31,7 @@ from helpers.experiments import (
     load_results,
     planned_comparisons,
 )
-from helpers.improvements import grid_run, run_grid, sections, winner, winner_comparisons, winners
+from helpers.improvements import experiments_on_test, grid_run, run_grid, sections, winner, winner_comparisons
 from helpers.runs import ROOT, Run, read_json, tells_errors, write_file
 
 TABLE = {  # column of the comparison: title, unit, digits
@@ -77,7 +77,7 @@ def shown_run(root: Path) -> Run:
 def about_block(run: Run) -> str:
     """What was run: model, rows, data, seeds, machine; and which rows of the comparison are still missing."""
     results = load_results(run)
-    some = next(iter(results.by_name["teacher"].values()))
+    some = results.first_seed()["teacher"]
     seeds = len(results.by_name["teacher"])
     pretrained = {
         "minilm-stacked": "a 12-layer BERT stacked from MiniLM's six layers, taken twice",
@@ -85,10 +85,10 @@ def about_block(run: Run) -> str:
         "bert-base-uncased": "bert-base-uncased",
         "tiny-random": "a tiny random BERT, for tests",
     }[run.profile.pretrained]
-    counted = ", ".join(f"{count:,} {split}" for split, count in some["rows"].items())
     lines = [
-        f"**What is shown here** is one run: profile `{run.profile.name}`, {run.data_label} ({counted} comments), "
-        f"{pretrained}, {seeds} of {len(run.profile.seeds)} seeds; device: {some['device']}."
+        f"**What is shown here** is one run: profile `{run.profile.name}`, {run.data_label} "
+        f"({comments_in_words(some)}), {pretrained}, {seeds} of {len(run.profile.seeds)} seeds; "
+        f"device: {some['device']}."
     ]
     for seed in sorted({seed for _, seed in results.missing}):
         names = ", ".join(name for name, missing in results.missing if missing == seed)
@@ -97,6 +97,11 @@ def about_block(run: Run) -> str:
         commands = " or ".join(f"`{command}`" for command in BERT_BASE.values())
         lines.append(f"**bert-base-uncased: not yet run.** {commands} on a machine with a GPU fills these rows.")
     return "\n\n".join(lines)
+
+
+def comments_in_words(result: dict) -> str:
+    """How many comments each split of a result's data held: '3,000 train, 1,000 validation, 2,557 test comments'."""
+    return ", ".join(f"{count:,} {split}" for split, count in result["rows"].items()) + " comments"
 
 
 def results_block(run: Run) -> str:
@@ -147,8 +152,8 @@ def _with_lora(verdicts: dict[str, dict]) -> list[str]:
 def improvements_block(run: Run) -> str:
     """Each proposal: who won on validation, and what is left of its lead on test."""
     lines = ["| proposal | best on validation (average precision; the default's) | figure |", "|---|---|---|"]
-    tried = sections(run)
-    missing = [name for name in PROPOSALS if not _is_finished(run, name)]
+    tried, grid = sections(run), grid_run(run)
+    missing = [name for name in PROPOSALS if not all(find_result(grid, one, grid.seeds[0]) for one in tried[name])]
     for name, (what, figure) in PROPOSALS.items():
         if name in missing:
             lines.append(f"| {what} | not yet run: `make improvements PROFILE={run.profile.name}` | – |")
@@ -163,13 +168,8 @@ def improvements_block(run: Run) -> str:
     return "\n".join([*lines, "", *([] if missing else _winners_on_test(run))])
 
 
-def _is_finished(run: Run, section: str) -> bool:
-    grid = grid_run(run)
-    return all(find_result(grid, experiment, grid.seeds[0]) for experiment in sections(run)[section])
-
-
 def _winners_on_test(run: Run) -> list[str]:
-    chosen = list(dict.fromkeys(experiment for pair in winners(run).values() for experiment in pair))
+    chosen = experiments_on_test(run)
     results = load_results(run, extra=chosen)
     absent = [experiment.name for experiment in chosen if experiment.name not in results.by_name]
     if absent:

@@ -400,11 +400,8 @@ def device_name() -> str:
     import torch  # here, so that opening a run does not wait for torch
 
     if torch.cuda.is_available():
-        name, there, used = (
-            torch.cuda.get_device_name(),
-            torch.cuda.device_count(),
-            int(os.environ.get("WORLD_SIZE", 1)),
-        )
+        name, there = torch.cuda.get_device_name(), torch.cuda.device_count()
+        used = int(os.environ.get("WORLD_SIZE", 1))
         unused = f" (1 of {there}; `accelerate launch` uses all)" if used == 1 < there else ""
         return f"{used} × {name}" if used > 1 else f"{name}{unused}"
     if torch.backends.mps.is_available():

@@ -30,7 +30,7 @@ from helpers.demo import (
 )
 from helpers.evaluation import toxic_probability
 from helpers.experiments import load_results
-from helpers.improvements import hybrids
+from helpers.improvements import HYBRID
 from helpers.models import find_pretrained, load_tokenizer
 
 HOSTILE = ODD_COMMENTS | {"lone surrogates": "a \ud800 b\udfff"}
@@ -74,9 +74,8 @@ def test_a_models_probabilities_are_those_of_the_runs_predictions(models, finish
 def test_the_hybrid_is_shown_where_it_has_been_trained(copied_run, monkeypatch):
     from helpers import experiments
 
-    hybrid = next(experiment for experiment in hybrids(copied_run.profile) if experiment.name == "hybrid")
-    experiments.run_experiment(hybrid, 1, copied_run)
-    assert list(load_models(copied_run)) == list(SHOWN)
+    experiments.run_experiment(HYBRID, 1, copied_run)
+    assert list(load_models(copied_run)) == [experiment.name for experiment in SHOWN]
 
 
 def test_a_damaged_model_is_not_shown(copied_run):

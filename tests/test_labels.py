@@ -218,7 +218,7 @@ def test_a_run_on_other_comments_than_jigsaws_is_not_published(run):
 
 def test_published_results_of_six_labels_lie_in_a_folder_of_their_own(run, monkeypatch, tmp_path):
     monkeypatch.setattr(publishing, "ROOT", tmp_path)
-    monkeypatch.setattr(publishing, "PUBLISHED_RESULTS", tmp_path / "results")
+    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path / "results")
     monkeypatch.setattr(publishing, "write_report", lambda root: None)
     publishing.publish_beside(replace(run, data_source="jigsaw"))
     copied = {path.name for path in (tmp_path / "results" / "labels").glob("*.json")}
@@ -226,8 +226,7 @@ def test_published_results_of_six_labels_lie_in_a_folder_of_their_own(run, monke
 
 
 def test_publishing_toxic_leaves_what_six_labels_published(finished_run, tmp_path, monkeypatch):
-    for module in (experiments, publishing):
-        monkeypatch.setattr(module, "PUBLISHED_RESULTS", tmp_path)
+    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path)
     for name in ("gone-1.json", "odd-1.json", "predictions/gone-1.parquet", "labels/odd-1.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

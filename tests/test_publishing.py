@@ -93,8 +93,8 @@ def test_a_run_on_written_comments_is_not_published(run):
 
 
 def test_told_so_anything_with_a_result_of_each_is_published(run, tmp_path, monkeypatch):
-    for name, value in {"ROOT": tmp_path / "shown", "PUBLISHED_RESULTS": tmp_path / "shown" / "results"}.items():
-        monkeypatch.setattr(publishing, name, value)
+    monkeypatch.setattr(publishing, "ROOT", tmp_path / "shown")
+    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path / "shown" / "results")
     monkeypatch.setattr(publishing, "write_report", lambda root: None)
     for name in (*publishing.REPORT_FIGURES.values(), "verdicts.png"):
         run.figures_dir.mkdir(exist_ok=True)
@@ -117,8 +117,7 @@ def test_ones_own_results_may_be_handed_in(run):
 def test_the_published_results_are_not_ones_own(run, way, tmp_path, monkeypatch):
     published = tmp_path / "results"
     (shutil.move if way == "read from results/" else shutil.copytree)(run.results_dir, published)
-    for module in (experiments, publishing):
-        monkeypatch.setattr(module, "PUBLISHED_RESULTS", published)
+    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", published)
     with pytest.raises(ValueError, match=r"the published ones, not yours: majority \(seed 1\)"):
         check_own(run, load_results(run))
 
