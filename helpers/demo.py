@@ -24,7 +24,7 @@ from helpers.deploy import comment_probabilities, plain_model, score_file, torch
 from helpers.experiments import EXPERIMENTS, Experiment, has_model, load_trained, read_result
 from helpers.improvements import HYBRID
 from helpers.models import CLASS_NAMES, find_pretrained, load_tokenizer
-from helpers.runs import ROOT, Run, open_run, read_json, saved_task, tells_errors
+from helpers.runs import Run, open_run, saved_run, tells_errors, trained_runs
 
 SHOWN = (*(EXPERIMENTS[name] for name in ("teacher", "odd", "even", "lora", "lora_6")), HYBRID)
 EXAMPLES = (  # written for this page
@@ -76,23 +76,16 @@ def find_finished_run(name: str | None = None) -> Run:
     Raises:
         FileNotFoundError: no run has models to show; the message says how to make one.
     """
-    name, profile = name or os.environ.get("RUN") or None, os.environ.get("PROFILE") or None
-    folders = [ROOT / "runs" / name] if name else [path.parent for path in (ROOT / "runs").glob("*/run.json")]
-    trained = []
-    for folder in folders:
-        saved = read_json(folder / "run.json")
-        if saved and saved_task(saved) == "toxic" and profile in (None, "auto", saved["profile"]):
-            times = [path.stat().st_mtime for path in folder.glob("models/*/fingerprint.json")]
-            finished = (folder / "results" / "comparison.csv").is_file()  # before one that is still being trained
-            trained += [(finished, max(times), saved["profile"], folder.name)] if times else []
-    if not trained:
-        where = f"run {name!r} has" if name else "there are"
-        raise FileNotFoundError(
-            f"{where} no trained models to show: `make run` trains them on written comments (15 minutes on 2 CPU "
-            "cores), `make run JIGSAW_DIR=…` on the real ones"
-        )
-    *_, profile, name = max(trained)
-    return open_run(profile, name)
+    name, asked = name or os.environ.get("RUN") or None, os.environ.get("PROFILE") or "auto"
+    for folder in trained_runs(name):
+        profile = saved_run(folder.name)["profile"]
+        if asked in ("auto", profile):
+            return open_run(profile, folder.name)
+    where = f"run {name!r} has" if name else "there are"
+    raise FileNotFoundError(
+        f"{where} no trained models to show: `make run` trains them on written comments (15 minutes on 2 CPU "
+        "cores), `make run JIGSAW_DIR=…` on the real ones"
+    )
 
 
 def load_models(run: Run) -> dict[str, TrainedModel]:

@@ -29,7 +29,17 @@ from helpers.data import DataError, PreparedData, tokenise
 from helpers.evaluation import compare, latency, toxic_probability
 from helpers.lora import merge_adapters
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import ROOT, is_sealed, new_directory, read_json, saved_task, seal, tells_errors, write_file
+from helpers.runs import (
+    is_sealed,
+    new_directory,
+    read_json,
+    saved_run,
+    saved_task,
+    seal,
+    tells_errors,
+    trained_runs,
+    write_file,
+)
 from helpers.training import Collator, progress_bar
 
 FORMATS = {"onnx": "model.onnx", "int8": "model.int8.onnx"}
@@ -276,26 +286,24 @@ def find_model(name: str, seed: int, run: str | None) -> tuple[Path, dict]:
         ValueError: the run's models have six logits, and a file is scored for `toxic` alone; or the files are damaged.
         FileNotFoundError: no such run, or no run with that model; the message says which models are there.
     """
-    task = saved_task(read_json(ROOT / "runs" / run / "run.json")) if run else "toxic"
+    task = saved_task(saved_run(run)) if run else "toxic"
     if task != "toxic":
         raise ValueError(
             f"run {run!r} was made with TASK={task}; give a --run whose models answer the label toxic alone"
         )
-    folders = [ROOT / "runs" / run] if run else sorted((ROOT / "runs").glob("*"))
-    found = [folder for folder in folders if (folder / "models" / f"{name}-{seed}" / "onnx").is_dir()]
-    results = [(folder, read_json(folder / "results" / f"{name}-{seed}.json")) for folder in found]
-    results = [(folder, result) for folder, result in results if result]
-    if not results:
-        where = f"run {run!r}" if run else "runs/"
-        there = sorted({path.parent.name for folder in folders for path in folder.glob("models/*/onnx")})
-        raise FileNotFoundError(
-            f"{where} has no exported model {name}-{seed} (only {', '.join(there) or 'none'}); `make run` makes them"
-        )
-    folder, result = max(results, key=lambda pair: pair[1]["finished"])
-    exports = folder / "models" / f"{name}-{seed}" / "onnx"
-    if not is_sealed(exports, "exports"):
-        raise ValueError(f"models/{name}-{seed}/ is damaged: remove it and run `make run` again")
-    return folder, result
+    folders, model = trained_runs(run), f"{name}-{seed}"
+    for folder in folders:
+        exports = folder / "models" / model / "onnx"
+        result = read_json(folder / "results" / f"{model}.json")
+        if result and exports.is_dir():
+            if not is_sealed(exports, "exports"):
+                raise ValueError(f"models/{model}/ is damaged: remove it and run `make run` again")
+            return folder, result
+    where = f"run {run!r}" if run else "runs/"
+    there = sorted({path.parent.name for folder in folders for path in folder.glob("models/*/onnx")})
+    raise FileNotFoundError(
+        f"{where} has no exported model {model} (only {', '.join(there) or 'none'}); `make run` makes them"
+    )
 
 
 @tells_errors()

@@ -108,7 +108,7 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
     if name and not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"RUN={name}: a run's name is a folder's; give letters, digits, '-', '_' or '.' only")
     profile = profile or os.environ.get("PROFILE") or None
-    saved = read_json(ROOT / "runs" / name / "run.json") if name else None
+    saved = saved_run(name) if name else None
     if saved and profile in (None, "auto"):
         profile = saved["profile"]
     chosen = load_profile(profile, os.environ.get("TASK") or saved_task(saved))
@@ -122,7 +122,7 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
         jigsaw_dir=directory,
         seeds=chosen_seeds(chosen),
     )
-    saved = read_json(run.directory / "run.json")
+    saved = saved_run(run.name)
     if saved and saved["profile"] != chosen.name:
         raise ValueError(
             f"run {run.name!r} was made with PROFILE={saved['profile']}; give another RUN= for {chosen.name}"
@@ -138,9 +138,29 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
     return run
 
 
+def saved_run(name: str) -> dict | None:
+    """What a run was made with (its run.json), or None where there is no such run."""
+    return read_json(ROOT / "runs" / name / "run.json")
+
+
 def saved_task(saved: dict | None) -> str:
     """The task in a run.json (None: there is none); runs of the label `toxic` do not write it down."""
     return (saved or {}).get("task", "toxic")
+
+
+def trained_runs(name: str | None = None) -> list[Path]:
+    """The folders of the runs with models that answer `toxic`: finished runs first, then those trained last.
+
+    With a name only that run's folder, if it is one. A run is finished when its comparison has been written.
+    """
+    folders = [ROOT / "runs" / name] if name else [path.parent for path in (ROOT / "runs").glob("*/run.json")]
+    found = []
+    for folder in folders:
+        times = [path.stat().st_mtime for path in folder.glob("models/*/fingerprint.json")]
+        if times and saved_task(saved_run(folder.name)) == "toxic":
+            finished = (folder / "results" / "comparison.csv").is_file()
+            found.append((finished, max(times), folder))
+    return [folder for *_, folder in sorted(found, reverse=True)]
 
 
 def task_suffix(profile: Profile) -> str:

@@ -12,7 +12,6 @@ import torch
 from conftest import ODD_COMMENTS
 
 import helpers.runs
-from helpers import demo
 from helpers.data import load_data
 from helpers.demo import (
     SHOWN,
@@ -102,8 +101,7 @@ def test_the_page_says_what_the_models_were_trained_on_and_that_they_err(models,
 def empty_project(tmp_path, monkeypatch):
     for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS", "TASK"):
         monkeypatch.delenv(name, raising=False)
-    for module in (helpers.runs, demo):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(helpers.runs, "ROOT", tmp_path)
     return tmp_path
 
 

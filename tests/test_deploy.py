@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ODD_COMMENTS
 
+import helpers.runs
 from helpers import deploy
 from helpers.data import DataError, load_data
 from helpers.deploy import (
@@ -198,13 +199,13 @@ def test_reading_tells_how_far_it_is(tmp_path):
 
 
 def test_a_missing_model_is_answered_with_those_there(finished_run, monkeypatch):
-    monkeypatch.setattr(deploy, "ROOT", finished_run.directory.parent.parent)
+    monkeypatch.setattr(helpers.runs, "ROOT", finished_run.directory.parent.parent)
     with pytest.raises(FileNotFoundError, match=r"no exported model odd_hard-1 .only even-1, lora-1, lora_6-1, odd-1"):
         find_model("odd_hard", 1, None)
 
 
 def test_the_command_scores_a_file_with_the_models_own_threshold(finished_run, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(deploy, "ROOT", finished_run.directory.parent.parent)
+    monkeypatch.setattr(helpers.runs, "ROOT", finished_run.directory.parent.parent)
     source = write_csv(tmp_path / "in.csv", [["a", "you are kind"], ["b", "you are foul"]])
     assert main(["score", str(source), str(tmp_path / "out.csv"), "--model", "odd", "--format", "int8"]) == 0
     assert "2 comments scored" in capsys.readouterr().out
@@ -212,6 +213,6 @@ def test_the_command_scores_a_file_with_the_models_own_threshold(finished_run, m
 
 
 def test_the_command_says_in_one_line_what_is_wrong(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(deploy, "ROOT", tmp_path)
+    monkeypatch.setattr(helpers.runs, "ROOT", tmp_path)
     assert main(["score", "in.csv", "out.csv", "--model", "odd"]) == 2
     assert capsys.readouterr().err.startswith("error: runs/ has no exported model odd-1 (only none)")
