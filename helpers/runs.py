@@ -292,17 +292,18 @@ def new_directory(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_by_a_killed_process in path.parent.glob(f"{path.name}.*.tmp"):
         shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary, replaced = (path.with_name(f"{path.name}.{os.getpid()}{mark}.tmp") for mark in ("", ".old"))
     temporary.mkdir()
     try:
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, replaced)
         os.replace(temporary, path)
     except SafetensorError as error:  # what the library makes of the system's error
         raise OSError(f"{path.name} could not be written ({error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def seal(directory: Path, made_from: str) -> None:

@@ -4,6 +4,7 @@ Faults are done to processes of their own, in the profile `smoke`. Models are no
 longer than all else, and a checkpoint is written after every step.
 """
 
+import errno
 import os
 import random
 import shutil
@@ -15,11 +16,21 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
 import psutil
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from helpers.runs import read_json
+import helpers.runs
+from helpers.data import load_data
+from helpers.deploy import measure_deployment, score_file
+from helpers.experiments import load_results, load_trained, write_comparison
+from helpers.models import find_pretrained, load_tokenizer
+from helpers.pipeline import write_notebook
+from helpers.plots import save_figure
+from helpers.runs import Run, read_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 NAMES = ("teacher", "odd", "lora_6")
@@ -192,6 +203,44 @@ def test_a_full_disk_is_said_and_what_was_written_stays_valid(uninterrupted, tmp
     finish(tmp_path)
     assert outcome(run_of(tmp_path)) == uninterrupted[0]
     assert finished.items() <= finished_at(run_of(tmp_path)).items()
+
+
+def score_sample(run: Run, target: Path) -> None:
+    source, tokenizer = target.with_name("in.csv"), load_tokenizer(find_pretrained(run.profile.pretrained))
+    source.write_text("comment_text\nyou are kind\n", encoding="utf-8")
+    score_file(source, target, lambda input_ids, attention_mask: np.zeros((1, 2)), tokenizer, 16, 0.5)
+
+
+def export(run: Run, target: Path) -> None:
+    data = load_data(run)
+    measure_deployment(load_trained("odd", 1, run), target.parent, data, np.zeros((len(data.splits["test"]), 2)))
+
+
+# What the stages above do not write: file in the run's folder, and what writes it.
+LATER_FILES = {
+    "results/comparison.csv": lambda run, target: write_comparison(load_results(run), run),
+    "figures/picture.png": lambda run, target: save_figure(plt.figure(), run, "picture"),
+    "notebooks/01.ipynb": lambda run, target: write_notebook(nbformat.v4.new_notebook(), target),
+    "scored/out.csv": score_sample,
+    "models/odd-1/onnx/model.onnx": export,
+}
+
+
+@pytest.mark.parametrize("name", LATER_FILES)
+def test_a_full_disk_leaves_what_the_notebooks_and_commands_wrote_before(copied_run, monkeypatch, name):
+    target = copied_run.directory / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    target.write_text("what was there", encoding="utf-8")
+
+    def full(source: Path, destination: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
+
+    monkeypatch.setattr(helpers.runs.os, "replace", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        LATER_FILES[name](copied_run, target)
+    assert target.read_text(encoding="utf-8") == "what was there"
+    assert not list(copied_run.directory.rglob("*.tmp"))
 
 
 @pytest.mark.slow
