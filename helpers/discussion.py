@@ -9,7 +9,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from helpers.config import LABELS, MAIN_EXPERIMENTS
 from helpers.data import load_data
 from helpers.evaluation import calibration, calibration_bins, compare, describe, mcnemar_p, toxic_rows_needed
-from helpers.experiments import Results, predictions_path
+from helpers.experiments import Results, load_results, predictions_path
 from helpers.runs import Run
 
 CHEAPER = ("odd", "even", "lora", "lora_6")
@@ -516,3 +516,43 @@ def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
         names = ", ".join(f"`{name}`" for name in needing)
         lines[-1] += f"Before {names} can be trained, their teacher must be, with the teacher's memory."
     return "\n".join(lines)
+
+
+# --- six labels ------------------------------------------------------------------------------------------------------
+
+
+def six_labels(run: Run) -> pd.DataFrame:
+    """The test scores of a run with TASK=labels, first seed: a row a score, a column a model.
+
+    A ROC AUC stands with its 95 % interval, the test comments that carry the label (`positives`), and what the label's
+    threshold was `chosen on`. The first row is Kaggle's metric; a label of one class in the test set counts in no mean.
+
+    Raises:
+        ValueError: the run was made with another task.
+        MissingStage: a model has not been trained.
+    """
+    found = load_results(run, task="labels").first_seed()
+    some = next(iter(found.values()))
+
+    def row(score: str, cells: dict[str, str], **facts) -> dict:
+        return {"test score": score, **facts, **cells}
+
+    means = {name: roc_auc_in_words(result) for name, result in found.items()}
+    rows = [row("mean column-wise ROC AUC", means)]
+    for label in LABELS:
+        cells = {name: roc_auc_in_words(result, label) for name, result in found.items()}
+        facts = {"positives": some["test"]["positives"][label], "chosen on": some["thresholds"][label]["chosen_on"]}
+        rows.append(row(f"ROC AUC, {label}", cells, **facts))
+    for metric, title in (("micro_f1", "micro F1"), ("macro_f1", "macro F1")):
+        rows.append(row(title, {name: f"{result['test'][metric]:.3f}" for name, result in found.items()}))
+    return pd.DataFrame(rows, columns=["test score", "positives", "chosen on", *found]).astype({"positives": "Int64"})
+
+
+def roc_auc_in_words(result: dict, label: str | None = None) -> str:
+    """'0.971 (0.952 to 0.986)': a label's ROC AUC, or the mean over the labels, with its 95 % interval."""
+    test, bounds = result["test"], result["intervals"]
+    area = test["roc_auc"][label] if label else test["mean_column_roc_auc"]
+    if area is None:
+        return "one class only"
+    low, high = bounds["roc_auc"][label] if label else bounds["mean_column_roc_auc"]
+    return f"{area:.3f} ({low:.3f} to {high:.3f})"

@@ -181,9 +181,9 @@ def find_experiment(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
-def experiment_seeds(name: str, seeds: tuple[int, ...]) -> tuple[int, ...]:
+def experiment_seeds(experiment: Experiment, seeds: tuple[int, ...]) -> tuple[int, ...]:
     """Those of the seeds an experiment is run with: one only for a baseline, which draws nothing at random."""
-    return seeds[:1] if find_experiment(name).start == "baseline" else seeds
+    return seeds[:1] if experiment.start == "baseline" else seeds
 
 
 # --- settings and fingerprints ---------------------------------------------------------------------------------------
@@ -635,7 +635,7 @@ def load_results(run: Run, task: str = "toxic", extra: Sequence[Experiment] = ()
     by_name, directories, missing = {}, {}, []
     for experiment in dict.fromkeys([*(EXPERIMENTS[name] for name in run.profile.experiments), *extra]):
         name = experiment.name
-        for seed in run.profile.seeds[:1] if experiment.start == "baseline" else run.profile.seeds:
+        for seed in experiment_seeds(experiment, run.profile.seeds):
             found = find_result(run, experiment, seed)
             if found is None:
                 missing.append((name, seed))
@@ -796,24 +796,6 @@ def base_run(run: Run) -> Run:
     return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
 
 
-def labels_table(run: Run) -> pd.DataFrame:
-    """A row a model of a run with TASK=labels: test scores of the first seed, then the ROC AUC of each label.
-
-    `mean_column_roc_auc` is the competition's metric; LABELS_REFERENCES holds published values. A label with one class
-    in the test set is NaN and counts in no mean.
-
-    Raises:
-        ValueError: the run was made with another task.
-        MissingStage: a model has not been trained.
-    """
-    rows = []
-    for name, by_seed in load_results(run, task="labels").by_name.items():
-        test = next(iter(by_seed.values()))["test"]
-        row = {"experiment": name} | {key: test[key] for key in ("mean_column_roc_auc", "micro_f1", "macro_f1")}
-        rows.append(row | test["roc_auc"])
-    return pd.DataFrame(rows).astype(dict.fromkeys(LABELS, float))
-
-
 # --- without a notebook ----------------------------------------------------------------------------------------------
 
 
@@ -855,7 +837,7 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
     for seed in run.seeds:
         for name in names:
-            if seed in experiment_seeds(name, run.seeds):
+            if seed in experiment_seeds(EXPERIMENTS[name], run.seeds):
                 result = run_experiment(name, seed, run)
                 metric = BEST_BY[run.profile.task].__name__
                 told = f"test {metric.replace('_', ' ')} {result['test'][metric]:.3f}"

@@ -27,7 +27,6 @@ from helpers.experiments import (
     comparison_table,
     find_result,
     labels_run,
-    labels_table,
     load_results,
     planned_comparisons,
 )
@@ -203,13 +202,14 @@ def layers_block(run: Run) -> str:
 def labels_block(run: Run) -> str:
     """All six labels: Kaggle's metric of each model, and published scores with what they were measured on."""
     try:
-        table = labels_table(labels_run(run))
+        found = load_results(labels_run(run), task="labels").first_seed()
     except MissingStage:
         return f"Not yet run: `TASK=labels python -m helpers.experiments --profile {run.profile.name}`."
-    lines = ["| model | mean column-wise ROC AUC | measured on |", "|---|---|---|"]
+    rows = next(iter(found.values()))["rows"]
+    lines = ["| model | mean column-wise ROC AUC (95 % interval) | measured on |", "|---|---|---|"]
     lines += [
-        f"| {row['experiment']} | {row['mean_column_roc_auc']:.4f} | this run's test set, one seed |"
-        for _, row in table.iterrows()
+        f"| {name} | {discussion.roc_auc_in_words(result)} | this run's {rows['test']:,} test comments, one seed |"
+        for name, result in found.items()
     ]
     lines += [
         f"| {reference['model']} | {reference['mean_column_roc_auc']:.4f} | {reference['measured_on']} |"

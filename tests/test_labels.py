@@ -12,13 +12,13 @@ import helpers.runs
 from helpers import deploy, experiments, pipeline, publishing
 from helpers.config import LABELS, PROFILES, load_profile
 from helpers.data import load_data
+from helpers.discussion import six_labels
 from helpers.experiments import (
     EXPERIMENTS,
     MissingStage,
     experiment_fingerprint,
     experiment_settings,
     labels_run,
-    labels_table,
     load_results,
     load_trained,
     predictions_path,
@@ -150,28 +150,40 @@ def test_six_labels_are_not_exported(result):
 # --- reading results -------------------------------------------------------------------------------------------------
 
 
-def test_the_table_has_a_row_a_model_and_a_column_a_label(run):
-    table = labels_table(run)
-    assert tuple(table["experiment"]) == NAMES
-    assert list(table.columns[1:]) == ["mean_column_roc_auc", "micro_f1", "macro_f1", *LABELS]
+def test_the_table_has_a_row_a_score_and_a_column_a_model(run):
+    table = six_labels(run)
+    assert list(table.columns) == ["test score", "positives", "chosen on", *NAMES]
+    areas = [f"ROC AUC, {label}" for label in LABELS]
+    assert table["test score"].tolist() == ["mean column-wise ROC AUC", *areas, "micro F1", "macro F1"]
 
 
-def test_a_label_that_was_left_out_is_nan_in_the_table(run, result):
+def test_a_labels_positives_stand_beside_its_roc_auc(run):
+    positives = six_labels(run)["positives"].iloc[1:7]
+    assert positives.tolist() == load_data(run).all_labels("test").sum(axis=0).tolist()
+
+
+def test_a_roc_auc_stands_with_its_interval(run, result):
+    low, high = result("odd")["intervals"]["roc_auc"]["insult"]
+    area = result("odd")["test"]["roc_auc"]["insult"]
+    assert six_labels(run).set_index("test score")["odd"]["ROC AUC, insult"] == f"{area:.3f} ({low:.3f} to {high:.3f})"
+
+
+def test_a_label_that_was_left_out_is_said_in_the_table(run, result):
     kept = result("odd")
     changed = json.loads(json.dumps(kept))
     changed["test"]["roc_auc"]["threat"] = None
     path = result_path(run.results_dir, "odd", 1)
     write_json(path, changed)
     try:
-        table = labels_table(run).set_index("experiment")
+        row = six_labels(run).set_index("test score").loc["ROC AUC, threat"]
     finally:
         write_json(path, kept)
-    assert table["threat"].isna().to_dict() == {name: name == "odd" for name in NAMES}
+    assert {name: row[name] == "one class only" for name in NAMES} == {name: name == "odd" for name in NAMES}
 
 
 def test_the_run_of_six_labels_is_found_from_that_of_toxic(project, monkeypatch):
     monkeypatch.delenv("TASK")
-    assert tuple(labels_table(labels_run(helpers.runs.open_run("smoke")))["experiment"]) == NAMES
+    assert tuple(six_labels(labels_run(helpers.runs.open_run("smoke"))).columns[3:]) == NAMES
 
 
 def test_published_results_of_six_labels_lie_apart_from_those_of_toxic(run, monkeypatch, tmp_path):
@@ -180,14 +192,14 @@ def test_published_results_of_six_labels_lie_apart_from_those_of_toxic(run, monk
     monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path / "results")
     monkeypatch.delenv("TASK")
     elsewhere = labels_run(helpers.runs.open_run("smoke", name="not-trained"))
-    assert tuple(labels_table(elsewhere)["experiment"]) == NAMES
+    assert tuple(six_labels(elsewhere).columns[3:]) == NAMES
 
 
 def test_a_model_that_is_missing_is_named_with_the_command_that_trains_it(project, monkeypatch):
     monkeypatch.delenv("TASK")
     missing = labels_run(helpers.runs.open_run("smoke", name="not-trained"))
     with pytest.raises(MissingStage, match=r"no result of teacher.*run `TASK=labels python -m helpers.experiments`"):
-        labels_table(missing)
+        six_labels(missing)
 
 
 def test_the_comparison_of_toxic_refuses_six_labels(run):
@@ -196,7 +208,7 @@ def test_the_comparison_of_toxic_refuses_six_labels(run):
 
 
 def test_scoring_a_file_refuses_six_labels(project, run, monkeypatch):
-    monkeypatch.setattr(deploy, "ROOT", project)
+    monkeypatch.setattr(helpers.runs, "ROOT", project)
     with pytest.raises(ValueError, match="was made with TASK=labels; give a --run whose models answer the label toxic"):
         deploy.find_model("odd", 1, run.name)
 
