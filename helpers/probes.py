@@ -6,6 +6,9 @@ that its missing layers would have read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+
 import numpy as np
 import pandas as pd
 from datasets import Dataset
@@ -13,7 +16,7 @@ from datasets import Dataset
 from helpers.config import LABELS
 from helpers.data import tokenise
 from helpers.evaluation import toxic_probability
-from helpers.experiments import EXPERIMENTS, MissingStage, Results, has_model, load_trained, published_dir
+from helpers.experiments import Experiment, MissingStage, find_result, has_model, load_trained, published_dir
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.runs import Run, read_json, write_json
 from helpers.sample_comments import PROBE_FORMS, probe_comments
@@ -32,7 +35,7 @@ def probe_rows(run: Run) -> tuple[Dataset, np.ndarray]:
     return Dataset.from_dict(row_ids | labels | {"input_ids": ids}), frame["form"].to_numpy()
 
 
-def probe(results: Results, names: list[str], run: Run) -> pd.DataFrame:
+def probe(experiments: Sequence[Experiment], run: Run) -> pd.DataFrame:
     """The share of probes that each model calls toxic at its own threshold, by form: a row a model, mean over seeds.
 
     Shares of `clean` are false alarms. What was found is kept in results/probe.json; a model that was trained anew
@@ -45,15 +48,17 @@ def probe(results: Results, names: list[str], run: Run) -> pd.DataFrame:
     for directory in (published_dir(run), run.results_dir):
         known |= (read_json(directory / "probe.json") or {"found": {}})["found"]
     rows, found = None, {}
-    for name in names:
-        for seed, result in results.by_name[name].items():
-            key = f"{name}-{seed}-{result['fingerprint']}"
-            if key not in known:
-                if not has_model(EXPERIMENTS[name], seed, run, result["fingerprint"]):
-                    continue
-                rows = rows or probe_rows(run)
-                known[key] = _shares(load_trained(name, seed, run), *rows, result["threshold"])
-            found[key] = known[key] | {"model": name, "seeds": 1}
+    for experiment, seed in product(experiments, run.profile.seeds):
+        result, _ = find_result(run, experiment, seed) or (None, None)
+        if result is None:
+            continue
+        key = f"{experiment.name}-{seed}-{result['fingerprint']}"
+        if key not in known:
+            if not has_model(experiment, seed, run, result["fingerprint"]):
+                continue
+            rows = rows or probe_rows(run)
+            known[key] = _shares(load_trained(experiment.name, seed, run), *rows, result["threshold"])
+        found[key] = known[key] | {"model": experiment.name, "seeds": 1}
     if not found:
         raise MissingStage(f"run {run.name!r} has no weights to probe: run 02 and 03 first (same PROFILE and RUN)")
     write_json(run.results_dir / "probe.json", {"probes": PROBES, "found": {key: known[key] for key in found}})
