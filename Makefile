@@ -54,7 +54,7 @@ demo: $(VENV)/installed
 	@$(BIN)/python -m helpers.demo
 
 lab: $(VENV)/installed
-	cd notebooks && $(abspath $(BIN))/jupyter lab
+	cd notebooks && $(abspath $(BIN))/jupyter lab --ServerApp.ip=127.0.0.1
 
 publish: $(VENV)/installed
 	@$(BIN)/python -m helpers.publishing publish $(if $(ANYWAY),--anyway)

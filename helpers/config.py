@@ -17,6 +17,7 @@ MAIN_EXPERIMENTS = ("majority", "tfidf", "teacher", "odd", "even", "lora", "lora
 HARD_LABEL_EXPERIMENTS = ("odd_hard", "even_hard")
 CONTROL_EXPERIMENTS = ("minilm", "minilm_lora")
 LAYER_EXPERIMENTS = ("odd_hard", "first_six", "last_six")
+DATA_SOURCES = ("error", "sample", "hub", "separable")  # where a profile's comments come from without Kaggle's files
 TASKS = ("toxic", "labels")  # the one label `toxic`, as two classes; or six independent labels
 LABELS_EXPERIMENTS = ("teacher", "odd", "even", "lora")
 
@@ -62,6 +63,12 @@ class Profile:
     task: str = "toxic"
 
     def __post_init__(self) -> None:
+        for name in ("name", "pretrained", "expected_time"):
+            self._check(name, isinstance(getattr(self, name), str) and getattr(self, name), "a text")
+        names = self.experiments
+        listed = isinstance(names, tuple) and names and all(isinstance(name, str) for name in names)
+        self._check("experiments", listed and len(set(names)) == len(names), "a tuple of names, each once")
+        self._check("data_without_files", self.data_without_files in DATA_SOURCES, f"one of {', '.join(DATA_SOURCES)}")
         for name in ("train_rows", "test_rows", "micro_batch_size"):
             value = getattr(self, name)
             self._check(name, value is None or _whole(value, 1), "None (all of them) or a whole number from 1")
@@ -154,7 +161,7 @@ PROFILES = {
             lora_batch_size=16,
             seeds=(1, 2, 3),
             experiments=MAIN_EXPERIMENTS + HARD_LABEL_EXPERIMENTS + CONTROL_EXPERIMENTS,
-            expected_time="about 90 minutes a seed on 2 CPU cores",
+            expected_time="about an hour a seed on 2 CPU cores",
             student_learning_rate=5e-5,  # this one and LoRA's: the best of three on validation (notebook 5)
             lora_learning_rate=5e-4,
         ),

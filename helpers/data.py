@@ -48,6 +48,7 @@ FILES = {
     "test_labels.csv": ("id", *LABELS),
 }
 SPLITS = ("train", "validation", "test")
+DATA_SETTINGS = ("train_rows", "validation_rows", "test_rows", "max_length", "split_seed")  # what the splits depend on
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, NotImplementedError)
 HUB_MIRROR = "dirtycomputer/Toxic_Comment_Classification_Challenge"  # Kaggle's three files, unchanged in size
 KAGGLE_TRAIN_ROWS = 159_571  # rows of train.csv on the competition's page
@@ -429,9 +430,10 @@ def _fetch_from_hub(directory: Path) -> None:
 def data_fingerprint(run: Run, source: Path, tokenizer_sha256: str) -> str:
     """What the splits depend on: the files' contents, the sizes and seed of the drawing, the tokeniser."""
     paths = sorted(source.iterdir()) if source.is_dir() else [source]
-    known = [path for path in paths if path.is_file() and (path.suffix == ".zip" or path.name in FILES)]
-    settings = run.profile.settings("train_rows", "validation_rows", "test_rows", "max_length", "split_seed")
-    return fingerprint(settings | {"files": [file_sha256(path) for path in known], "tokenizer": tokenizer_sha256})
+    if source.is_dir():
+        paths = [path for path in paths if path.is_file() and (path.suffix == ".zip" or path.name in FILES)]
+    contents = {"files": [file_sha256(path) for path in paths], "tokenizer": tokenizer_sha256}
+    return fingerprint(run.profile.settings(*DATA_SETTINGS) | contents)
 
 
 def prepare_data(run: Run, tokenizer, tokenizer_sha256: str) -> PreparedData:
@@ -461,6 +463,7 @@ def _write_data(run: Run, source: Path, tokenizer, made_from: str) -> None:
     summary = {
         "fingerprint": made_from,
         "source": run.data_label,
+        "settings": run.profile.settings(*DATA_SETTINGS),
         "counts": counts | dropped | {f"{split}: rows": len(rows) for split, rows in tokenised.items()},
         "positives": {split: {label: int(rows[label].sum()) for label in LABELS} for split, rows in splits.items()},
     }
@@ -474,12 +477,18 @@ def load_data(run: Run) -> PreparedData:
     """The splits that 01_data_preparation left in the run's folder, memory-mapped.
 
     Raises:
-        FileNotFoundError: they are not there; the message says what to run first.
+        FileNotFoundError: they are not there, or of other settings; the message says what to run first.
     """
     summary = read_json(run.data_dir / "data.json")
     if summary is None or not is_sealed(run.data_dir, summary["fingerprint"]):
         raise FileNotFoundError(
             f"run {run.name!r} has no data yet: run 01_data_preparation first (same PROFILE and RUN)"
+        )
+    wanted = run.profile.settings(*DATA_SETTINGS)
+    if summary.get("settings", wanted) != wanted:
+        raise FileNotFoundError(
+            f"the data of run {run.name!r} were prepared with other settings than the profile has now: run "
+            "01_data_preparation again"
         )
     splits = datasets.load_from_disk(str(run.data_dir))
     return PreparedData(splits=splits, summary=summary, fingerprint=summary["fingerprint"])

@@ -6,7 +6,7 @@ make demo        on 127.0.0.1, with the models of the run that finished last; RU
 from __future__ import annotations
 
 import argparse
-import os
+import html
 import re
 import sys
 import time
@@ -24,7 +24,7 @@ from helpers.deploy import comment_probabilities, plain_model, score_file, torch
 from helpers.experiments import EXPERIMENTS, Experiment, has_model, load_trained, read_result
 from helpers.improvements import HYBRID
 from helpers.models import CLASS_NAMES, find_pretrained, load_tokenizer
-from helpers.runs import Run, open_run, saved_run, tells_errors, trained_runs
+from helpers.runs import Run, find_finished_run, tells_errors
 
 SHOWN = (*(EXPERIMENTS[name] for name in ("teacher", "odd", "even", "lora", "lora_6")), HYBRID)
 EXAMPLES = (  # written for this page
@@ -70,24 +70,6 @@ class TrainedModel:
 # --- finding the models ----------------------------------------------------------------------------------------------
 
 
-def find_finished_run(name: str | None = None) -> Run:
-    """The run of that name, or of the variable RUN, or of the finished ones that whose models were trained last.
-
-    Raises:
-        FileNotFoundError: no run has models to show; the message says how to make one.
-    """
-    name, asked = name or os.environ.get("RUN") or None, os.environ.get("PROFILE") or "auto"
-    for folder in trained_runs(name):
-        profile = saved_run(folder.name)["profile"]
-        if asked in ("auto", profile):
-            return open_run(profile, folder.name)
-    where = f"run {name!r} has" if name else "there are"
-    raise FileNotFoundError(
-        f"{where} no trained models to show: `make run` trains them on written comments (15 minutes on 2 CPU "
-        "cores), `make run JIGSAW_DIR=…` on the real ones"
-    )
-
-
 def load_models(run: Run) -> dict[str, TrainedModel]:
     """The run's models of SHOWN that are there and whole, by name; of the first seed that has any.
 
@@ -123,7 +105,7 @@ def about(models: dict[str, TrainedModel], run: Run) -> str:
     model = next(iter(models.values()))
     test = model.result["test"]
     return (
-        f"Trained on {model.result['rows']['train']:,} comments ({run.data_label}; run `{run.name}`, profile "
+        f"Trained on {model.result['rows']['train']:,} comments ({model.result['data']}; run `{run.name}`, profile "
         f"`{run.profile.name}`). **These models err:** on {model.result['rows']['test']:,} test comments, "
         f"*{model.title}* found {test['recall']:.0%} of the toxic ones, and {1 - test['precision']:.0%} of what it "
         "called toxic was not. They flag harmless comments that name identities. Do not moderate anybody with them."
@@ -210,7 +192,7 @@ def score_upload(model: TrainedModel, source: str | None) -> tuple[str, str | No
     try:
         rows = score_file(Path(source), target, model.call, model.tokenizer, model.max_length, model.threshold)
     except (DataError, OSError) as error:
-        raise gr.Error(str(error), duration=None) from error
+        raise gr.Error(html.escape(str(error)), duration=None) from error  # it may hold the file's own header
     return f"{model.title} scored {rows:,} comments: `id`, `probability` and `toxic`, in the file's order.", str(target)
 
 

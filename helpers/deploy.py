@@ -217,6 +217,9 @@ def read_comments(path: Path, progress: Callable[[int], None]) -> Iterator[tuple
             header = next(reader, [])
             if "comment_text" not in header:
                 raise DataError(f"{path.name}: no column comment_text; found {', '.join(header)[:200] or 'nothing'}")
+            doubled = sorted({name for name in ("comment_text", "id") if header.count(name) > 1})
+            if doubled:
+                raise DataError(f"{path.name}: the column {doubled[0]} stands there twice")
             text, row_id = header.index("comment_text"), header.index("id") if "id" in header else None
             for row in reader:
                 if not row:
@@ -260,7 +263,12 @@ def score_file(source: Path, target: Path, model: Callable, tokenizer, max_lengt
 
     Memory does not grow with the file: WINDOW comments at a time are read, scored by length and written. The target
     appears when it is whole.
+
+    Raises:
+        DataError: the source cannot be read, or would be overwritten.
     """
+    if target.exists() and target.samefile(source):
+        raise DataError(f"{target.name} would be overwritten by its own scores; give another name for them")
     csv.field_size_limit(2**31 - 1)
 
     def write(temporary: Path) -> None:
@@ -296,7 +304,7 @@ def find_model(name: str, seed: int, run: str | None) -> tuple[Path, dict]:
         exports = folder / "models" / model / "onnx"
         result = read_json(folder / "results" / f"{model}.json")
         if result and exports.is_dir():
-            if not is_sealed(exports, "exports"):
+            if not (is_sealed(exports, "exports") and is_sealed(exports.parent, result["fingerprint"])):
                 raise ValueError(f"models/{model}/ is damaged: remove it and run `make run` again")
             return folder, result
     where = f"run {run!r}" if run else "runs/"

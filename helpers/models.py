@@ -92,6 +92,8 @@ def pretrained_sha256(name: str) -> str:
 
     The random model has none: its name and the seed say all.
     """
+    if name not in PRETRAINED:
+        raise ValueError(unknown("pretrained model", name, list(PRETRAINED)))
     if name == "tiny-random":
         return name
     if name == "bert-base-uncased":

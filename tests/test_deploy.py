@@ -175,12 +175,13 @@ def test_the_last_window_holds_the_rest():
     ("content", "message"),
     [
         (b"", "no column comment_text; found nothing"),
+        (b"id,comment_text,comment_text\na,b,c\n", "the column comment_text stands there twice"),
         (b"id,text\na,b\n", "no column comment_text; found id, text"),
         (b"id,comment_text\na,b,c\n", "row 2 has 3 fields instead of 2"),
         (b'id,comment_text\na,b\nc,"d\n', "row 3 is broken"),
         (b"id,comment_text\na,b\nc,\xff\xfe\n", "bytes that are not UTF-8"),
     ],
-    ids=["empty", "other column", "comma", "open quote", "not UTF-8"],
+    ids=["empty", "twice", "other column", "comma", "open quote", "not UTF-8"],
 )
 def test_a_file_that_cannot_be_read_is_said_and_nothing_is_written(tmp_path, tokenizer, content, message):
     source = tmp_path / "in.csv"
@@ -188,6 +189,23 @@ def test_a_file_that_cannot_be_read_is_said_and_nothing_is_written(tmp_path, tok
     with pytest.raises(DataError, match=message):
         score(source, tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_a_file_is_not_overwritten_by_its_own_scores(tmp_path, tokenizer):
+    source = write_csv(tmp_path / "in.csv", [["a", "you are kind"]])
+    before = source.read_bytes()
+    with pytest.raises(DataError, match="would be overwritten by its own scores"):
+        score_file(source, tmp_path / "." / "in.csv", ScoreByLength(), tokenizer, 16, 0.5)
+    assert source.read_bytes() == before
+
+
+def test_exports_of_other_weights_than_the_results_are_refused(copied_run, monkeypatch):
+    monkeypatch.setattr(helpers.runs, "ROOT", copied_run.directory.parent.parent)
+    monkeypatch.setattr(deploy, "trained_runs", lambda name: [copied_run.directory])
+    path = copied_run.results_dir / "odd-1.json"
+    helpers.runs.write_json(path, helpers.runs.read_json(path) | {"fingerprint": "of another training"})
+    with pytest.raises(ValueError, match="models/odd-1/ is damaged"):
+        find_model("odd", 1, None)
 
 
 def test_reading_tells_how_far_it_is(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import damage_file
 from datasets import Dataset
 from sklearn.metrics import roc_auc_score
 
@@ -250,6 +251,7 @@ def test_pieces_of_a_batch_give_the_gradients_of_the_whole(tiny_model, rows, tmp
 
     def noting(self, parameters, _):
         gradients.setdefault(self, []).append([p.grad.clone() for p in parameters if p.grad is not None])
+        return 1.0
 
     monkeypatch.setattr(helpers.training.Accelerator, "clip_grad_norm_", noting)
     original = torch.nn.Module.train
@@ -479,6 +481,16 @@ def test_a_resumed_run_does_not_repeat_steps_that_its_checkpoint_holds(tiny_mode
     assert len(done) == STEPS - 7
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "progress.json"])
+@pytest.mark.parametrize("damage", ["cut", "altered"])
+def test_a_damaged_checkpoint_is_not_used(uninterrupted, tiny_model, rows, tmp_path, file, damage):
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
+        kill_before_step(monkeypatch, 7)
+        run_training("plain", tiny_model, rows, tmp_path / "used")
+    damage_file(next((tmp_path / "used").glob(f"step-*/{file}")), damage)
+    assert_same_training(run_training("plain", tiny_model, rows, tmp_path / "used"), uninterrupted("plain"))
+
+
 @pytest.mark.parametrize(
     "changes", [{"made_from": "another start"}, {"settings": replace(SETTINGS, learning_rate=1e-3)}]
 )
@@ -542,6 +554,24 @@ def diverged(tiny_model, rows, tmp_path, monkeypatch) -> tuple[TrainingError, Pa
     with pytest.raises(TrainingError) as caught:
         run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
     return caught.value, tmp_path / "checkpoints"
+
+
+def test_a_gradient_that_is_infinite_ends_training_though_the_loss_is_finite(tiny_model, rows, tmp_path, monkeypatch):
+    original = helpers.training.batch_loss
+
+    def steep(*arguments):
+        losses = original(*arguments)
+        return losses | {"total": losses["total"] + (1e38 * losses["total"] - 1e38 * losses["total"]) * 1e38}
+
+    monkeypatch.setattr(helpers.training, "batch_loss", steep)
+    with pytest.raises(TrainingError, match="the gradient became nan at step 1 of 15"):
+        run_training("plain", tiny_model, rows, tmp_path)
+
+
+def test_logits_on_validation_that_are_no_numbers_end_training(tiny_model, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers.training, "predict", lambda *_: torch.full((8, 2), float("nan")))
+    with pytest.raises(TrainingError, match="the logits on validation became infinite or NaN"):
+        run_training("plain", tiny_model, rows, tmp_path)
 
 
 def test_a_loss_that_is_nan_ends_training_and_the_message_names_the_step_and_the_rate(diverged):
