@@ -1,0 +1,40 @@
+"""What notebook 06 computes: the marks by which mistakes are noticed."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.data import load_data
+from helpers.experiments import load_trained
+from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
+from helpers.mistakes import first_and_last, gradient_sizes, leaked_scores, shared_tensors
+
+
+def test_the_ends_of_a_loss_are_the_means_of_its_first_and_last_quarter():
+    history = {"steps": {"soft": [1.0, 3.0, 9.0, 9.0, 9.0, 9.0, 5.0, 7.0]}}
+    assert first_and_last(history, "soft") == (2.0, 6.0)
+
+
+def test_with_the_factor_the_gradient_keeps_its_size_over_temperatures():
+    generator = np.random.default_rng(0)
+    student, teacher = (generator.normal(size=(50, 2)).astype("float32") for _ in range(2))
+    sizes = gradient_sizes(student, teacher, (1.0, 8.0))
+    assert 0.5 < sizes["with T²"].iloc[1] / sizes["with T²"].iloc[0] < 2
+    assert sizes["without"].tolist() == pytest.approx((sizes["with T²"] / sizes["T"] ** 2).tolist())
+
+
+def test_a_leak_is_held_against_validation_and_the_clean_test_set(finished_run):
+    found = leaked_scores(load_trained("odd", 1, finished_run), load_data(finished_run), (0.0, 1.0))
+    assert found["training rows in the test set"].tolist() == ["none, validation", "0%", "100%"]
+
+
+def test_one_object_shares_all_tensors_with_itself_and_a_copy_none(tiny_bert):
+    odd, even = copy_layers(tiny_bert, ODD_LAYERS), copy_layers(tiny_bert, EVEN_LAYERS)
+    assert shared_tensors(odd, odd) == sum(1 for _ in odd.parameters())
+    assert shared_tensors(odd, even) == shared_tensors(odd, tiny_bert) == 0
+
+
+def test_assigned_layers_are_shared(tiny_bert):
+    student = copy_layers(tiny_bert, ODD_LAYERS)
+    student.base_model.encoder.layer = torch.nn.ModuleList(tiny_bert.base_model.encoder.layer[::2])
+    assert shared_tensors(student, tiny_bert) > 0
