@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
@@ -9,7 +11,8 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from helpers.config import LABELS, MAIN_EXPERIMENTS
 from helpers.data import load_data
 from helpers.evaluation import calibration, calibration_bins, compare, describe, mcnemar_p, toxic_rows_needed
-from helpers.experiments import Results, load_results, predictions_path
+from helpers.experiments import Experiment, Results, load_results, predictions_path
+from helpers.improvements import grid_comparisons
 from helpers.runs import Run
 
 CHEAPER = ("odd", "even", "lora", "lora_6")
@@ -24,7 +27,7 @@ COSTS = {  # column of the comparison table: what it is called in a sentence
     "latency_ms": "lowest latency",
     "bytes_to_ship": "fewest bytes for one more task",
 }
-TIED = 1.10  # the same architecture's times differ by so much from one measurement to the next
+TIED = 1.10  # costs nearer than this are called equal, or nearer than seeds differ in them (see `tie`)
 
 
 def validation_and_test(table: pd.DataFrame) -> str:
@@ -59,6 +62,21 @@ def different_comments(results: Results, pairs: list[tuple[str, str]]) -> pd.Dat
             row[f"false alarms of the {side}"] = int(((called[name] == 1) & (labels == 0)).sum())
         rows.append(row | {"McNemar p": mcnemar_p(labels, called[a], called[b])})
     return pd.DataFrame(rows)
+
+
+def number_in_words(row: pd.Series, column: str, digits: int = 3, unit: float = 1) -> str:
+    """'0.733 ± 0.008': a mean over seeds and, where there are several, its standard deviation; '–' if not measured."""
+    if pd.isna(row[column]):
+        return "–"
+    spread = row.get(f"{column}_sd")
+    text = f"{row[column] / unit:.{digits}f}"
+    return text if spread is None or pd.isna(spread) else f"{text} ± {spread / unit:.{digits}f}"
+
+
+def with_deviations(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Those columns of the comparison, after `experiment` and `seeds`, as means ± standard deviations over seeds."""
+    cells = {column: [number_in_words(row, column) for _, row in table.iterrows()] for column in columns}
+    return table[["experiment", "seeds"]].assign(**cells)
 
 
 # --- what this test set can show -------------------------------------------------------------------------------------
@@ -334,12 +352,10 @@ def worst_errors(results: Results, name: str, run: Run, count: int = 5, show_com
 
 def does_a_bert_pay(results: Results, table: pd.DataFrame) -> str:
     """Whether the teacher beats word counts, by a comparison that was not planned."""
-    at = table.set_index("experiment")
-    first = min(results.by_name["teacher"])
-    baseline, teacher = results.probabilities("tfidf")[:1], results.probabilities("teacher")[:1]
-    gain = compare(results.labels(), teacher, baseline)
+    at, teacher = table.set_index("experiment"), results.probabilities("teacher")
+    gain = compare(results.labels(), teacher, np.repeat(results.probabilities("tfidf"), len(teacher), axis=0))
     return (
-        f"**Does a BERT pay at all?** {describe(f'teacher − tfidf, seed {first} (not planned)', gain)}. Always saying "
+        f"**Does a BERT pay at all?** {describe('teacher − tfidf (not planned)', gain)}. Always saying "
         f"'clean' has an accuracy of {at['accuracy']['majority']:.1%}, the teacher {at['accuracy']['teacher']:.1%}: "
         "accuracy makes the gap look small."
     )
@@ -351,21 +367,46 @@ def what_is_kept(table: pd.DataFrame) -> str:
     teacher, lines = at.loc["teacher"], ["**What do the cheaper models keep, and what do they cost?**", ""]
     for name in (name for name in CHEAPER if name in at.index):
         row = at.loc[name]
+        minutes, of_teacher = (each["training_seconds"] / 60 for each in (row, teacher))
+        memory, of_teachers = (each["peak_memory_bytes"] / 1e9 for each in (row, teacher))
+        lost = row["average_precision"] - teacher["average_precision"]
         lines.append(
-            f"- **{name}**: {row['average_precision']:.3f} average precision "
-            f"({row['average_precision'] - teacher['average_precision']:+.3f} against the teacher), F1 {row['f1']:.3f};"
-            " "
-            f"{row['parameters'] / teacher['parameters']:.0%} of its parameters, of which "
-            f"{row['trainable_parameters'] / row['parameters']:.2%} were trained; "
+            f"- **{name}**: {row['average_precision']:.3f} average precision ({lost:+.3f} against the teacher), F1 "
+            f"{row['f1']:.3f}; {row['parameters'] / teacher['parameters']:.0%} of its parameters, "
+            f"{row['trainable_parameters'] / row['parameters']:.2%} of them trained, in {minutes:.1f} minutes "
+            f"({'after' if row['prerequisite_seconds'] else 'against'} the teacher's {of_teacher:.1f}) with "
+            f"{memory:.1f} GB of memory (teacher {of_teachers:.1f}); "
             f"{row['latency_ms'] / teacher['latency_ms']:.0%} of its latency; {row['bytes'] / 1e6:.0f} MB on disk, "
             f"{row['bytes_to_ship'] / 1e6:.1f} MB for one more task (teacher {teacher['bytes'] / 1e6:.0f})."
         )
     return "\n".join(lines)
 
 
-def odd_or_even(comparisons: dict[str, dict], run: Run) -> str:
-    """The verdict on odd and even, and what this test set could have shown."""
-    found = comparisons["odd − even"]
+def are_they_close(results: Results, names: Sequence[str] = ("odd", "even", "lora")) -> str:
+    """Each cheaper model minus its teacher: paired, but not named beforehand and not corrected; a line each."""
+    labels = results.labels()
+    found = {f"{name} − teacher": compare(labels, *results.paired(name, "teacher")) for name in names}
+    return "\n".join(f"- {describe(title, comparison)}" for title, comparison in found.items())
+
+
+def odd_or_even(comparisons: dict[str, dict], run: Run, real: dict[str, dict] | None = None) -> str:
+    """The verdict on odd and even, and what this test set could have shown.
+
+    `real` are the comparisons of PROFILE=base, if it has been run: where `run` has a stacked BERT, they come first.
+    """
+    if real and run.profile.pretrained == "minilm-stacked":
+        on_real, on_stack = _odd_or_even(real["odd − even"]), _odd_or_even(comparisons["odd − even"])
+        return (
+            f"**Odd or even layers?** With a real encoder's layers (profile `base`): {on_real} With the stacked BERT, "
+            f"whose odd layers are MiniLM's 1, 3, 5, twice: {on_stack}"
+        )
+    answer = _odd_or_even(comparisons["odd − even"])
+    if run.profile.pretrained == "minilm-stacked":
+        answer += " This holds for this stacked BERT only, whose odd layers are MiniLM's 1, 3, 5, twice."
+    return f"**Odd or even layers?** {answer}"
+
+
+def _odd_or_even(found: dict) -> str:
     answer = f"The odd student is {found['verdict']} by {abs(found['difference']):.3f} average precision."
     if found["verdict"] == "inconclusive":
         answer = (
@@ -373,9 +414,7 @@ def odd_or_even(comparisons: dict[str, dict], run: Run) -> str:
             f"{found['detectable']:.3f} average precision would be found on eight of ten such test sets, a smaller one "
             "less often."
         )
-    if run.profile.pretrained == "minilm-stacked":
-        answer += " This holds for this stacked BERT only, whose odd layers are MiniLM's 1, 3, 5, twice."
-    return f"**Odd or even layers?** {answer}"
+    return answer
 
 
 def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
@@ -402,9 +441,12 @@ def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
     text += "Both start from the same copied layers and differ in the loss alone; T, α and β were not tuned."
     if found["verdict"] != "better":
         text += (
-            " A likely reason: with two classes soft targets say only how sure the teacher is, and on the rows it was "
-            "trained on it is nearly always sure."
+            " If there is no gain, a possible reason: with two classes soft targets say only how sure the teacher is, "
+            "and on the rows it was trained on it is nearly always sure."
         )
+    if {"even", "even_hard"} <= results.by_name.keys():
+        other = compare(results.labels(), *results.paired("even", "even_hard"))
+        text += f" For the even layers, a comparison that was not planned: {describe('even − even_hard', other)}."
     return text
 
 
@@ -427,15 +469,26 @@ def which_to_use(table: pd.DataFrame) -> str:
     """The cheapest of the trained models by each cost, with those that are too close to call."""
     trained = table[table["parameters"].notna() & (table["experiment"] != "teacher")].set_index("experiment")
     trained = trained.assign(total_seconds=trained["training_seconds"] + trained["prerequisite_seconds"])
-    lines = ["**Which should you use?** It depends on what you pay for (named together: within 10 % of the best):", ""]
+    lines = ["**Which should you use?** It depends on what you pay for (named together: too close to call):", ""]
     for column, what in COSTS.items():
-        values = trained[column].astype(float)
-        lines.append(f"- {what}: {', '.join(f'`{name}`' for name in values.index[values <= TIED * values.min()])}")
+        cheapest = trained.index[trained[column].astype(float) <= tie(trained, column) * trained[column].min()]
+        lines.append(f"- {what}: {', '.join(f'`{name}`' for name in cheapest)}")
     best = trained["average_precision"].idxmax()
     lines.append(
         f"- highest measured average precision: `{best}` ({trained['average_precision'][best]:.3f}; not tested)"
     )
     return "\n".join(lines)
+
+
+def tie(table: pd.DataFrame, column: str) -> float:
+    """How many times the lowest cost is still as cheap: TIED, or the widest that two seeds of one model lie apart.
+
+    Twice the largest relative standard deviation over seeds: the same work, measured again.
+    """
+    measured = "training_seconds" if column == "total_seconds" else column
+    if f"{measured}_sd" not in table:
+        return TIED
+    return max(TIED, 1 + 2 * float((table[f"{measured}_sd"] / table[measured].astype(float)).max()))
 
 
 def answer(table: pd.DataFrame, comparisons: dict[str, dict]) -> str:
@@ -451,12 +504,12 @@ def answer(table: pd.DataFrame, comparisons: dict[str, dict]) -> str:
     else:
         named = (f"{title}: {found['verdict']}" for title, found in comparisons.items() if found in between)
         verdict, decides = "; ".join(named), "Their costs:"
-    latency = {name: at["latency_ms"][name] / at["latency_ms"]["teacher"] for name in ("odd", "even", "lora")}
-    shipped = at["bytes_to_ship"]["lora"] / at["bytes"]["teacher"]
+    latency = at["latency_ms"]["odd"] / at["latency_ms"]["teacher"]
+    shipped = {name: at["bytes_to_ship"][name] / at["bytes"]["teacher"] for name in ("odd", "lora")}
     return (
-        f"**The answer of this run.** {verdict} (average precision: {scores}). {decides} odd needs "
-        f"{latency['odd']:.0%} of the teacher's latency, even {latency['even']:.0%}, LoRA {latency['lora']:.0%}; for "
-        f"one more task LoRA stores {shipped:.1%} of the teacher's bytes."
+        f"**The answer of this run.** {verdict} (average precision: {scores}). {decides} a student of six layers needs "
+        f"{latency:.0%} of the teacher's latency, merged LoRA all of it; for one more task LoRA stores "
+        f"{shipped['lora']:.1%} of the teacher's bytes, a student {shipped['odd']:.0%}."
     )
 
 
@@ -483,10 +536,53 @@ def what_lora_saves(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby(["layers", "model"], sort=False).mean().reset_index()
 
 
+def what_is_the_copy_worth(tried: Sequence[Experiment], run: Run) -> str:
+    """The default student minus students with other starts, on the grid's validation rows; a line each."""
+    lines = [f"- {describe(title, found)}" for title, found in grid_comparisons(tried, run).items()]
+    return "\n".join(["**What is the copy worth?** On validation, one seed, not planned:", "", *lines])
+
+
+def is_lora_efficient(saved: pd.DataFrame) -> str:
+    """LoRA against full fine-tuning of the same layers, from the table of what_lora_saves: a line a pair."""
+    lines = ["**Is LoRA efficient?** Of what full fine-tuning of the same layers takes:", ""]
+    costs = {
+        "to ship (MB)": "of the bytes to ship",
+        "peak memory (GB)": "of the memory",
+        "seconds an epoch": "of the time of an epoch",
+        "seconds to the best epoch": "of the time to the best epoch",
+    }
+    for layers, pair in saved.groupby("layers", sort=False):
+        if len(pair) == 2:
+            lora, full = (row for _, row in pair.sort_values("trained (M)").iterrows())
+            shares = ", ".join(f"{lora[cost] / full[cost]:.1%} {what}" for cost, what in costs.items())
+            lines.append(f"- `{lora['model']}` of `{full['model']}` ({layers} layers): {shares}.")
+    return "\n".join(lines)
+
+
+def does_it_overfit(results: Results, names: Sequence[str]) -> str:
+    """Whether validation cross-entropy rises again while training goes on, means over seeds; a line a model."""
+    lines = ["**Does it overfit?** Cross-entropy on validation, mean over seeds:", ""]
+    for name in names:
+        records = [result["history"]["epochs"] for result in results.by_name[name].values()]
+        validation = np.mean([[epoch["validation"]["hard"] for epoch in epochs] for epochs in records], axis=0)
+        training = np.mean([[epoch["training"]["hard"] for epoch in epochs] for epochs in records], axis=0)
+        lowest, gap = int(validation.argmin()), validation - training
+        course = "lowest in the last epoch"
+        if lowest + 1 < len(validation):
+            course = f"lowest ({validation[lowest]:.3f}) in epoch {lowest + 1} of {len(validation)}, then up to "
+            course += f"{validation[lowest:].max():.3f}: it overfits"
+        kept = sorted({result["history"]["best_epoch"] for result in results.by_name[name].values()})
+        lines.append(
+            f"- **{name}**: {course}. The gap to training goes from {gap[0]:+.3f} to {gap[-1]:+.3f}. Kept: epoch "
+            f"{', '.join(map(str, kept))}, by average precision."
+        )
+    return "\n".join(lines)
+
+
 def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
     """Which model to use, a sentence a cost: the best score among the cheapest, and what the best of all costs.
 
-    Cheapest are all within TIED of the lowest cost, as times differ so much from one measurement to the next.
+    Cheapest are all that are too close to the lowest cost to call (`tie`).
     """
     what = {
         "trainable_parameters": "trained weights",
@@ -497,7 +593,7 @@ def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
     }
     lines = []
     for cost in fronts:
-        cheapest = table[table[cost].astype(float) <= TIED * float(table[cost].min())]
+        cheapest = table[table[cost].astype(float) <= tie(table, cost) * float(table[cost].min())]
         first = cheapest.loc[cheapest["average_precision"].idxmax()]
         best = table.loc[table["average_precision"].idxmax()]
         sentence = (

@@ -116,12 +116,19 @@ def f1_of(labels: np.ndarray, probabilities: np.ndarray, threshold: float, count
     return 2 * hits / np.maximum(counts @ called.astype(int) + counts @ labels, 1)
 
 
-def intervals(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, list[float]]:
-    """95 % percentile bootstrap intervals over test rows, of F1 at a fixed threshold and of average precision."""
+def intervals(
+    labels: np.ndarray, probabilities: np.ndarray, threshold: float | Sequence[float]
+) -> dict[str, list[float]]:
+    """95 % percentile bootstrap intervals over test rows, of F1 at a fixed threshold and of average precision.
+
+    Of one model, with probabilities (rows,), or of the mean over its seeds, with (seeds, rows) and a threshold a seed.
+    """
+    by_seed = list(zip(np.atleast_2d(probabilities), np.atleast_1d(threshold), strict=True))
     f1, average_precision = [], []
     for counts in resampled_counts(len(labels)):
-        f1.append(f1_of(labels, probabilities, threshold, counts))
-        average_precision.append(average_precision_of(labels, probabilities, counts))
+        f1.append(np.mean([f1_of(labels, scores, at, counts) for scores, at in by_seed], axis=0))
+        found = [average_precision_of(labels, scores, counts) for scores, _ in by_seed]
+        average_precision.append(np.mean(found, axis=0))
     return {
         name: np.quantile(np.concatenate(values), [0.025, 0.975]).tolist()
         for name, values in (("f1", f1), ("average_precision", average_precision))
@@ -135,11 +142,12 @@ def compare(
 
     The statistic is the mean over seeds of the difference in average precision. Rows are resampled jointly for both
     models and all seeds. 'better' or 'worse' only if the 95 % interval excludes 0 and every seed has that sign;
-    otherwise 'inconclusive', with the smallest difference found at 80 % power: (z₀.₉₇₅ + z₀.₈₀) × standard error.
+    otherwise 'inconclusive', with the smallest difference whose interval excludes 0 at 80 % power:
+    (z₀.₉₇₅ + z₀.₈₀) × standard error. The rule of signs can only ask for more.
 
     Returns:
         difference, low, high (the interval alone excludes 0 where low > 0 or high < 0), by_seed, p_value (two-sided,
-        bootstrap), detectable, verdict.
+        bootstrap), standard_error, detectable, verdict.
     """
     measure = statistic or (lambda probabilities, counts: average_precision_of(labels, probabilities, counts))
     once = np.ones((1, len(labels)), dtype=int)
@@ -163,9 +171,15 @@ def compare(
         "high": float(high),
         "by_seed": by_seed,
         "p_value": float(min(1.0, 2 * (smaller_tail + 1) / (len(resampled) + 1))),
-        "detectable": float((norm.ppf(0.975) + norm.ppf(0.8)) * resampled.std(ddof=1)),
+        "standard_error": float(resampled.std(ddof=1)),
+        "detectable": detectable(float(resampled.std(ddof=1))),
         "verdict": verdict,
     }
+
+
+def detectable(standard_error: float, comparisons: int = 1) -> float:
+    """The difference that is found at 80 % power where so many comparisons share the 5 %: the first of them by Holm."""
+    return float((norm.ppf(1 - 0.025 / comparisons) + norm.ppf(0.8)) * standard_error)
 
 
 def describe(name: str, comparison: dict) -> str:
@@ -193,12 +207,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def with_holm(comparisons: dict[str, dict]) -> dict[str, dict]:
-    """The comparisons with `p_holm`; a verdict that does not survive the correction becomes 'inconclusive'."""
+    """The comparisons with `p_holm`; a verdict that does not survive the correction becomes 'inconclusive'.
+
+    What would be `detectable` grows with the number of comparisons too.
+    """
     corrected = holm([comparison["p_value"] for comparison in comparisons.values()])
-    return {
-        name: comparison | {"p_holm": p, "verdict": comparison["verdict"] if p < 0.05 else "inconclusive"}
-        for (name, comparison), p in zip(comparisons.items(), corrected, strict=True)
-    }
+    found = {}
+    for (name, comparison), p in zip(comparisons.items(), corrected, strict=True):
+        size = detectable(comparison["standard_error"], len(comparisons))
+        verdict = comparison["verdict"] if p < 0.05 else "inconclusive"
+        found[name] = comparison | {"p_holm": p, "detectable": size, "verdict": verdict}
+    return found
 
 
 def mcnemar_p(labels: np.ndarray, called_a: np.ndarray, called_b: np.ndarray) -> float:

@@ -19,6 +19,7 @@ import argparse
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -151,12 +152,11 @@ COMPARISONS = {
     "lora − even": ("lora", "even"),
     "odd − odd_hard": ("odd", "odd_hard"),
 }
-# Named beforehand too, for profiles that have these students.
-LAYER_COMPARISONS = {
-    "odd − even": ("odd", "even"),
-    "odd − first_six": ("odd", "first_six"),
-    "odd − last_six": ("odd", "last_six"),
-}
+# Named beforehand too, for `base`, whose layers are a real encoder's.
+LAYER_COMPARISONS = COMPARISONS | {"odd − first_six": ("odd", "first_six"), "odd − last_six": ("odd", "last_six")}
+
+# Profiles whose results stand beside the run that README.md shows: a real encoder's layers, and bert-base on a GPU.
+BESIDE = ("base", "colab", "full")
 
 # What the validation rows choose the best epoch by, and what a result is announced with.
 BEST_BY = {"toxic": average_precision, "labels": mean_column_roc_auc}
@@ -296,11 +296,11 @@ def has_model(experiment: Experiment, seed: int, run: Run, made_from: str) -> bo
 
 
 def _run_baseline(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> None:
-    started = datetime.now(UTC)
+    started = time.perf_counter()
     logits = {"majority": majority_logits, "tfidf": tfidf_logits}[experiment.name](data)
     # The majority baseline is the one model whose threshold is not searched: it never says 'toxic'.
     threshold = 1.0 if experiment.name == "majority" else None
-    seconds = (datetime.now(UTC) - started).total_seconds()
+    seconds = time.perf_counter() - started
     facts = {"costs": {"training_seconds": seconds, "prerequisite_seconds": 0.0}}
     _write_result(experiment, seed, run, data, made_from, logits, threshold, facts)
 
@@ -359,6 +359,12 @@ def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.M
         model = teacher
     else:
         model = load_model(find_pretrained(_pretrained_name(experiment, run.profile)), seed, run.profile.num_labels)
+        positions = model.config.max_position_embeddings
+        if run.profile.max_length > positions:
+            raise ValueError(
+                f"profile {run.profile.name}: max_length={run.profile.max_length} is not allowed; give at most "
+                f"{positions}, the positions that {_pretrained_name(experiment, run.profile)} has"
+            )
     if experiment.layers:
         merging = isinstance(experiment.layers[0], tuple)
         model = merge_layers(model, experiment.layers) if merging else copy_layers(model, experiment.layers)
@@ -418,9 +424,9 @@ def teacher_targets(
     made_from = fingerprint({"teacher": result["fingerprint"], "layers": layers})
     targets = load_targets(directory, made_from)
     if targets is None:
-        started = datetime.now(UTC)
+        started = time.perf_counter()
         save_targets(teacher, data.splits["train"], directory, made_from, layers)
-        write_json(directory / "time.json", {"seconds": (datetime.now(UTC) - started).total_seconds()})
+        write_json(directory / "time.json", {"seconds": time.perf_counter() - started})
         targets = load_targets(directory, made_from)
     return targets, (read_json(directory / "time.json") or {"seconds": 0.0})["seconds"]
 
@@ -606,6 +612,11 @@ class Results:
             np.stack([toxic_probability(self._frame(name, seed, "test")[0]) for seed in seeds]) for name in (a, b)
         )
 
+    def intervals(self, name: str) -> dict[str, list[float]]:
+        """95 % intervals over test rows of F1 and average precision, of the model's mean over its seeds."""
+        thresholds = [result["threshold"] for result in self.by_name[name].values()]
+        return intervals(self.labels(), self.probabilities(name), thresholds)
+
     def logits(self, name: str, seed: int, split: str = "validation") -> np.ndarray:
         """The two logits of a model's rows, shape (rows, 2), in the order of their ids."""
         return self._frame(name, seed, split)[0]
@@ -658,10 +669,15 @@ def load_results(run: Run, task: str = "toxic", extra: Sequence[Experiment] = ()
     return Results(by_name, directories, missing)
 
 
+def is_beside(run: Run) -> bool:
+    """Whether the run is published beside the one that README.md shows, in a folder of its own below results/."""
+    return run.profile.task != "toxic" or run.profile.name in BESIDE
+
+
 def published_part(run: Run) -> Path:
-    """Where results of such a run are published, below results/: six labels, base and grids in folders of their own."""
-    beside = {"labels": run.profile.task == "labels", "base": run.profile.name == "base"}
-    return Path(*(name for name, own in beside.items() if own), run.part)
+    """Where results of such a run are published, below results/: what stands beside, and grids, apart."""
+    parts = ["labels"] if run.profile.task == "labels" else []
+    return Path(*parts, *([run.profile.name] if run.profile.name in BESIDE else []), run.part)
 
 
 def published_dir(run: Run) -> Path:
@@ -670,11 +686,11 @@ def published_dir(run: Run) -> Path:
 
 
 def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path] | None:
-    """A result and its folder. Without the run's data the settings alone decide, as no comment is at hand to hash."""
+    """A result and its folder. Without the run's data settings and kind of data decide: there is no comment to hash."""
     data, name = read_json(run.data_dir / "data.json"), experiment.name
     for directory in (run.results_dir, published_dir(run)):
         result = read_result(directory, name, seed)
-        if result is None:
+        if result is None or result["data"] != run.data_label:
             continue
         data_hash = data["fingerprint"] if data else result["inputs"]["data"]
         if result["fingerprint"] == experiment_fingerprint(experiment, seed, run.profile, data_hash):
@@ -688,17 +704,19 @@ def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path
 def comparison_table(results: Results) -> pd.DataFrame:
     """One row an experiment: the mean over its seeds, and `_sd` columns where there are several.
 
-    Times are seconds, memory and size bytes, latency milliseconds for one comment (median); scores are the test set's
-    unless their name begins with `validation_`.
+    Times are seconds, memory and size bytes, latency milliseconds for one comment; scores are the test set's unless
+    their name begins with `validation_`. Latency is that of the model's depth (`latency_by_depth`).
     """
-    rows = []
+    rows, latencies = [], latency_by_depth(results)
     for name, by_seed in results.by_name.items():
         numbers = pd.DataFrame([_comparison_numbers(result) for result in by_seed.values()])
-        row = {"experiment": name, "seeds": len(by_seed), "layers": _layers_text(next(iter(by_seed.values())))}
+        layers = model_layers(next(iter(by_seed.values())))
+        text = ",".join("+".join(map(str, layer)) if isinstance(layer, list) else str(layer) for layer in layers)
+        row = {"experiment": name, "seeds": len(by_seed), "layers": text}
         row |= numbers.mean().to_dict()
         if len(by_seed) > 1:
-            row |= numbers.std(ddof=1).add_suffix("_sd").to_dict()
-        rows.append(row)
+            row |= numbers.std(ddof=1).drop("latency_ms").add_suffix("_sd").to_dict()
+        rows.append(row | {"latency_ms": latencies.get(len(layers), float("nan"))})
     table = pd.DataFrame(rows)
     whole = ["parameters", "trainable_parameters", "peak_memory_bytes", "bytes", "bytes_to_ship", "epochs"]
     return table.astype({column: "Int64" for column in whole if table[column].dropna().mod(1).eq(0).all()})
@@ -717,7 +735,7 @@ def _comparison_numbers(result: dict) -> dict[str, float | None]:
         "training_seconds": costs["training_seconds"],
         "prerequisite_seconds": costs["prerequisite_seconds"],
         "peak_memory_bytes": costs.get("peak_memory_bytes"),
-        "latency_ms": costs["latency"]["batch_1"]["p50_ms"] if "latency" in costs else None,
+        "latency_ms": None,  # of the model's depth, below
         "bytes": costs["bytes"]["total"] if "bytes" in costs else None,
         "bytes_to_ship": costs["bytes"]["to_ship"] if "bytes" in costs else None,
         "epochs": len(result["history"]["epochs"]) if "history" in result else None,
@@ -727,13 +745,26 @@ def _comparison_numbers(result: dict) -> dict[str, float | None]:
     return {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
 
 
-def _layers_text(result: dict) -> str:
-    """The teacher layers a model holds, '1,3,5,7,9,11'; all of its own layers where none were chosen."""
+def model_layers(result: dict) -> list:
+    """The teacher layers a model holds, for instance [1, 3, 5, 7, 9, 11]; all of its own where none were chosen."""
     if result["settings"]["start"] == "baseline":
-        return ""
+        return []
     count = 6 if result["settings"]["start"] == "minilm" else 12
-    layers = result["settings"]["layers"] or range(1, count + 1)
-    return ",".join("+".join(map(str, layer)) if isinstance(layer, list) else str(layer) for layer in layers)
+    return result["settings"]["layers"] or list(range(1, count + 1))
+
+
+def latency_by_depth(results: Results) -> dict[int, float]:
+    """Milliseconds for one comment by a model's number of layers: the median over all models and seeds as deep.
+
+    They compute the same, whichever layers they were given, and adapters are merged before they are timed: what their
+    measurements differ by is the machine's other work.
+    """
+    measured: dict[int, list[float]] = {}
+    for result in (result for by_seed in results.by_name.values() for result in by_seed.values()):
+        if "latency" in result["costs"]:
+            median = result["costs"]["latency"]["batch_1"]["p50_ms"]
+            measured.setdefault(len(model_layers(result)), []).append(median)
+    return {depth: float(np.median(times)) for depth, times in measured.items()}
 
 
 def deployment_table(results: Results) -> pd.DataFrame:
@@ -789,11 +820,19 @@ def labels_run(run: Run) -> Run:
     return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
 
 
-def base_run(run: Run) -> Run:
-    """The run of PROFILE=base on the same comments, whose layers are a real encoder's; made by its own command."""
-    name = f"base-{run.data_source}"
-    profile = load_profile("base", "toxic")
+def beside_run(run: Run, profile_name: str) -> Run:
+    """The run of another profile on the same comments, which its own command makes: one of BESIDE."""
+    name = f"{profile_name}-{run.data_source}"
+    profile = load_profile(profile_name, "toxic")
     return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
+
+
+def real_verdicts(run: Run) -> dict[str, dict] | None:
+    """The comparisons of PROFILE=base on the same comments, as far as it has been run; None if it has not."""
+    try:
+        return planned_comparisons(load_results(beside_run(run, "base")), LAYER_COMPARISONS)
+    except MissingStage:
+        return None
 
 
 # --- without a notebook ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -211,6 +212,25 @@ def run_grid(experiments: list[Experiment], run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def grid_comparisons(tried: Sequence[Experiment], run: Run) -> dict[str, dict]:
+    """The first experiment of a grid minus each of the others, paired over the validation rows of its one seed.
+
+    Average precision, neither planned nor corrected; one seed does not speak for the next.
+    """
+    grid = grid_run(run)
+    seed, found = grid.seeds[0], {experiment.name: find_result(grid, experiment, grid.seeds[0]) for experiment in tried}
+    results = Results(
+        by_name={name: {seed: result} for name, (result, _) in found.items()},
+        directories={(name, seed): directory for name, (_, directory) in found.items()},
+        missing=[],
+    )
+    default, *others = (results.probabilities(experiment.name, "validation") for experiment in tried)
+    return {
+        f"{tried[0].name} − {experiment.name}": compare(results.labels("validation"), default, scores)
+        for experiment, scores in zip(tried[1:], others, strict=True)
+    }
+
+
 def winner(table: pd.DataFrame) -> str:
     """The name of the experiment with the largest validation average precision; of equals the first."""
     return table["experiment"][table["average_precision"].idxmax()]
@@ -294,23 +314,27 @@ def selection(steps: list[dict], size: int = 6) -> tuple[int, ...]:
 # --- the winners, on test --------------------------------------------------------------------------------------------
 
 
-def winners(run: Run) -> dict[str, tuple[Experiment, Experiment]]:
-    """(winner, default) by section, where another one than the default won on validation."""
-    found = {}
+def winners(run: Run) -> list[tuple[str, Experiment, Experiment]]:
+    """(section, winner, default) where another one than the default won on validation.
+
+    The hybrid was named beforehand: it stands against both that it is made of, whichever of them was better.
+    """
+    found = []
     for name, tried in sections(run).items():
         if name.startswith("rates") or name == "copy":
             continue  # the profile's rates are set by hand after the search; the copy's controls propose nothing
-        best = winner(run_grid(tried, run))
         if name == "hybrid":
-            best = HYBRID.name  # the proposal, whichever of the two it stands beside was better
+            found += [(name, HYBRID, other) for other in tried if other != HYBRID]
+            continue
+        best = winner(run_grid(tried, run))
         if best != tried[0].name:
-            found[name] = (next(experiment for experiment in tried if experiment.name == best), tried[0])
+            found.append((name, next(experiment for experiment in tried if experiment.name == best), tried[0]))
     return found
 
 
 def experiments_on_test(run: Run) -> list[Experiment]:
-    """Every section's winner and its default, each once."""
-    return list(dict.fromkeys(experiment for pair in winners(run).values() for experiment in pair))
+    """Every section's winner and what it is held against, each once."""
+    return list(dict.fromkeys(experiment for _, *pair in winners(run) for experiment in pair))
 
 
 def run_winners(run: Run) -> Results:
@@ -332,7 +356,7 @@ def winner_comparisons(run: Run, results: Results) -> dict[str, dict]:
     """Each winner against its section's default: paired, over seeds and test rows, with Holm's correction."""
     found = {
         f"{best.name} − {default.name}": compare(results.labels(), *results.paired(best.name, default.name))
-        for best, default in winners(run).values()
+        for _, best, default in winners(run)
     }
     return with_holm(found) if found else {}
 

@@ -203,7 +203,7 @@ def training_loss(results: dict[str, dict], run: Run, figure_name: str = "traini
 
 
 def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Image:
-    """Five scores on the test set, F1 and average precision with their intervals (image-1.png)."""
+    """Five scores on the test set, F1 and average precision with their intervals (image-1.png); means over seeds."""
     shown = {
         "accuracy": "accuracy",
         "precision": "precision",
@@ -212,17 +212,15 @@ def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Image:
         "average_precision": "average precision",
     }
     figure, axes = _new(
-        run, "Test scores; all but accuracy are the toxic class's (lines: 95 % bootstrap interval, seed 1)", 11, 4.6
+        run, "Test scores; all but accuracy are the toxic class's (lines: 95 % bootstrap intervals)", 11, 4.6
     )
     width = 0.9 / len(table)
     for place, (_, row) in enumerate(table.iterrows()):
         left = np.arange(len(shown)) + (place - (len(table) - 1) / 2) * width
         values = [row[metric] for metric in shown]
         axes.bar(left, values, width * 0.92, color=_colour(row["experiment"]), label=row["experiment"])
-        first = next(iter(results.by_name[row["experiment"]].values()))
-        for metric in ("f1", "average_precision"):
-            x = left[list(shown).index(metric)]
-            axes.vlines(x, *first["intervals"][metric], color="black", linewidth=1)
+        for metric, ends in results.intervals(row["experiment"]).items():
+            axes.vlines(left[list(shown).index(metric)], *ends, color="black", linewidth=1)
     axes.set_xticks(np.arange(len(shown)), shown.values())
     axes.set(ylim=(0, 1), ylabel="score on the test set")
     axes.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
@@ -324,7 +322,7 @@ def reliability(results: Results, run: Run, names: Sequence[str]) -> Image:
 
 
 def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) -> Image:
-    """Average precision on test, with seed 1's interval, against four costs; up and to the left is better."""
+    """Average precision on test, with its interval, against four costs; means over seeds, up and left is better."""
     costs = {
         "trainable_parameters": ("trained parameters", 1),
         "latency_ms": ("latency of one comment (ms)", 1),
@@ -335,18 +333,18 @@ def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) 
     trained["total_seconds"] = trained["training_seconds"] + trained["prerequisite_seconds"]
     figure, axes = _new(
         run,
-        "Average precision on test against what it costs (up and left is better; lines: 95 % interval, seed 1)",
+        "Average precision on test against what it costs (up and left is better; lines: 95 % intervals)",
         9.5,
         7.0,
         nrows=2,
         ncols=2,
         sharey=True,
     )
+    ends = {name: results.intervals(name)["average_precision"] for name in trained["experiment"]}
     for panel, (column, (title, unit)) in zip(axes.flat, costs.items(), strict=True):
         for _, row in trained.iterrows():
             name, cost = row["experiment"], row[column] / unit
-            first = next(iter(results.by_name[name].values()))
-            panel.vlines(cost, *first["intervals"]["average_precision"], color=_colour(name), linewidth=1)
+            panel.vlines(cost, *ends[name], color=_colour(name), linewidth=1)
             panel.plot(cost, row["average_precision"], "o", color=_colour(name), markersize=8, label=name)
         panel.set(xlabel=title)
         if column == "trainable_parameters":
@@ -384,7 +382,7 @@ def verdicts(comparisons: dict[str, dict], run: Run) -> Image:
 
 
 def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str) -> Image:
-    """Validation average precision of a grid's experiments, a panel a table; the main experiment is the default."""
+    """Validation average precision of a grid's experiments, a panel a table; its first main experiment is default."""
     figure, axes = _new(
         run,
         f"{title} (validation; blue: the default, dashed)",
@@ -396,7 +394,8 @@ def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str
     )
     for panel, (heading, table) in zip(axes[0], tables.items(), strict=True):
         scores = table["average_precision"]
-        is_default = table["experiment"].isin(MAIN_EXPERIMENTS) & ~table["experiment"].eq("even")
+        is_default = table.index == table["experiment"].isin(MAIN_EXPERIMENTS).idxmax()
+        is_default &= table["experiment"].isin(MAIN_EXPERIMENTS)  # the profile's rate may not be among those tried
         colours = np.where(is_default, "#0072b2", "#9a9a9a")
         panel.hlines(table["title"], scores.min() - 0.01, scores, color=colours, linewidth=1)
         panel.scatter(scores, table["title"], color=colours, s=45, zorder=3)
@@ -447,7 +446,7 @@ def overfitting(results: Results, names: Sequence[str], run: Run) -> Image:
 
 
 def pareto(table: pd.DataFrame, fronts: dict[str, np.ndarray], run: Run) -> Image:
-    """Test average precision against each cost of `fronts` (column: who is on the front); a line joins the front."""
+    """Test average precision against each cost of `fronts` (column: who is on the front), whose points are ringed."""
     titles = {
         "trainable_parameters": ("trained parameters", 1),
         "total_seconds": ("training, its teacher's included (min)", 60),
@@ -456,7 +455,7 @@ def pareto(table: pd.DataFrame, fronts: dict[str, np.ndarray], run: Run) -> Imag
         "latency_ms": ("latency of one comment (ms)", 1),
     }
     figure, axes = _new(
-        run, "What no other model beats (line: the Pareto front)", 12.5, 7, nrows=2, ncols=3, sharey=True
+        run, "What no other model beats (rings: the Pareto front)", 12.5, 7, nrows=2, ncols=3, sharey=True
     )
     for panel, (column, front) in zip(axes.flat, fronts.items(), strict=False):
         title, unit = titles[column]
@@ -464,7 +463,8 @@ def pareto(table: pd.DataFrame, fronts: dict[str, np.ndarray], run: Run) -> Imag
             colour = _colour(row["experiment"])
             panel.plot(row[column] / unit, row["average_precision"], "o", color=colour, label=row["experiment"])
         joined = table[front].sort_values(column)
-        panel.plot(joined[column] / unit, joined["average_precision"], color="black", linewidth=1, zorder=0)
+        ring = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "linewidth": 1}
+        panel.plot(joined[column] / unit, joined["average_precision"], color="black", zorder=0, **ring)
         panel.set(xlabel=title, xscale="log" if column == "trainable_parameters" else "linear")
     for panel in axes[:, 0]:
         panel.set_ylabel("average precision (test)")

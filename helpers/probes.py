@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from statsmodels.stats.proportion import proportion_confint
 
 from helpers.config import LABELS
 from helpers.data import tokenise
@@ -38,7 +39,8 @@ def probe_rows(run: Run) -> tuple[Dataset, np.ndarray]:
 def probe(experiments: Sequence[Experiment], run: Run) -> pd.DataFrame:
     """The share of probes that each model calls toxic at its own threshold, by form: a row a model, mean over seeds.
 
-    Shares of `clean` are false alarms. What was found is kept in results/probe.json; a model that was trained anew
+    Shares of `clean` are false alarms; `margin` is the largest half-width of a row's 95 % intervals (Wilson 1927) over
+    sentences. What was found is kept in results/probe.json; a model that was trained anew
     since then is asked again. Seeds whose weights are not at hand are left out (`seeds` counts those that were asked).
 
     Raises:
@@ -63,7 +65,9 @@ def probe(experiments: Sequence[Experiment], run: Run) -> pd.DataFrame:
         raise MissingStage(f"run {run.name!r} has no weights to probe: run 02 and 03 first (same PROFILE and RUN)")
     write_json(run.results_dir / "probe.json", {"probes": PROBES, "found": {key: known[key] for key in found}})
     by_model = pd.DataFrame(found.values()).groupby("model", sort=False)
-    return by_model[list(PROBE_FORMS)].mean().assign(seeds=by_model["seeds"].sum()).reset_index()
+    shares = by_model[list(PROBE_FORMS)].mean()
+    low, high = proportion_confint(shares * PROBES, PROBES, method="wilson")
+    return shares.assign(margin=((high - low) / 2).max(axis=1), seeds=by_model["seeds"].sum()).reset_index()
 
 
 def _shares(model, rows: Dataset, forms: np.ndarray, threshold: float) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import os
 import re
 import shutil
 import subprocess
@@ -24,12 +25,14 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from helpers.experiments import (
+    BESIDE,
     EXPERIMENTS,
     Experiment,
     Results,
-    base_run,
+    beside_run,
     comparison_table,
     find_result,
+    is_beside,
     labels_run,
     load_results,
     predictions_path,
@@ -38,9 +41,9 @@ from helpers.experiments import (
     result_path,
 )
 from helpers.improvements import grid_run, sections
-from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, write_notebook
+from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, without_outputs, write_notebook
 from helpers.report import comments_in_words, write_report
-from helpers.runs import ROOT, Run, open_run, read_json, tells_errors, write_file, write_json
+from helpers.runs import ROOT, Run, find_finished_run, open_run, read_json, tells_errors, write_file, write_json
 
 REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
 SHOWN_NOTEBOOKS = (*NOTEBOOKS, *MORE_NOTEBOOKS[:-1])  # the demo's outputs are a page that is served while it runs
@@ -71,8 +74,14 @@ def check_finished(run: Run) -> Results:
     written = pd.read_csv(run.results_dir / "comparison.csv")
     if list(written["average_precision"].round(9)) != list(comparison_table(results)["average_precision"].round(9)):
         raise ValueError(f"run {run.name!r} is mixed: its notebook 04 was run on other results; run 04 again")
-    for path in notebooks:
-        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    more = [run.directory / "notebooks" / f"{name}.ipynb" for name in MORE_NOTEBOOKS[:-1]]
+    for path in [*notebooks, *(path for path in more if path.is_file())]:
+        executed, source = (nbformat.read(each, as_version=4) for each in (path, ROOT / "notebooks" / path.name))
+        if [cell.source for cell in executed.cells] != [cell.source for cell in source.cells]:
+            raise ValueError(
+                f"run {run.name!r} is mixed: notebooks/{path.name} was changed since it was run; run it again"
+            )
+        cells = [cell for cell in executed.cells if cell.cell_type == "code"]
         shown = str(cells[0].outputs)
         if f"run: {run.name}; comments: {run.data_label}" not in shown:
             raise ValueError(
@@ -80,6 +89,8 @@ def check_finished(run: Run) -> Results:
             )
         if any(output.output_type == "error" for cell in cells for output in cell.outputs):
             raise ValueError(f"run {run.name!r} is not finished: its notebook {path.stem} ended with an error")
+        if any(cell.execution_count is None for cell in cells):
+            raise ValueError(f"run {run.name!r} is not finished: its notebook {path.stem} was not run to its end")
     return results
 
 
@@ -116,16 +127,20 @@ def copy_run(run: Run, target: Path, borrowed: bool = False) -> None:
 
     `borrowed` takes the published results too, where the run has none of its own.
     """
-    for part in (run, base_run(run), labels_run(run)):
+    for part in dict.fromkeys((run, *(beside_run(run, name) for name in BESIDE), labels_run(run))):
         copy_results(part, target, borrowed)
         copy_results(grid_run(part), target, borrowed)
-    shutil.copytree(run.figures_dir, target / "figures", dirs_exist_ok=True)
+    shutil.rmtree(target / "figures", ignore_errors=True)
+    shutil.copytree(run.figures_dir, target / "figures")
     for image, figure in REPORT_FIGURES.items():
         shutil.copyfile(run.figures_dir / figure, target / image)
     for name in SHOWN_NOTEBOOKS:
         executed = run.directory / "notebooks" / f"{name}.ipynb"
         if executed.is_file():
-            shutil.copyfile(executed, target / "notebooks" / f"{name}.ipynb")
+            notebook = nbformat.read(executed, as_version=4)
+        else:  # what stands there may be another run's
+            notebook = without_outputs(nbformat.read(ROOT / "notebooks" / executed.name, as_version=4))
+        write_notebook(notebook, target / "notebooks" / executed.name)
     facts = {"profile": run.profile.name, "data_source": run.data_source, "data": run.data_label}
     write_json(target / "results" / "run.json", facts)
 
@@ -192,7 +207,7 @@ def publish(run: Run, anyway: bool = False) -> None:
 
 
 def publish_beside(run: Run) -> None:
-    """Copies a run with TASK=labels or PROFILE=base to its folder below results/, beside the run that is shown.
+    """Copies a run with TASK=labels or a profile of BESIDE to its folder below results/, beside the run that is shown.
 
     Raises:
         FileNotFoundError: a model of the run has no result.
@@ -242,10 +257,7 @@ def copy_project(root: Path) -> None:
         shutil.copyfile(ROOT / name, root / name)
     for name in (*NOTEBOOKS, *MORE_NOTEBOOKS):
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        write_notebook(notebook, root / "notebooks" / f"{name}.ipynb")
+        write_notebook(without_outputs(notebook), root / "notebooks" / f"{name}.ipynb")
 
 
 def cover(run: Run, results: Results, name: str, number: str, course: str, published: bool) -> str:
@@ -314,7 +326,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     pack.add_argument("--published", action="store_true", help="hand in the published run, and say so")
     for command in (show, pack):
         command.add_argument("--profile", help="as in `make run`")
-        command.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
+        command.add_argument(
+            "--run", help="name of the run's folder in runs/ (default: the profile's; without one the latest)"
+        )
     return parser.parse_args(arguments)
 
 
@@ -322,11 +336,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Publishes or packs a run; returns the exit code. Errors that a person can act on come without a traceback."""
     options = parse_arguments(arguments)
-    run = open_run(options.profile, options.run)
+    asked = options.profile or options.run or os.environ.get("PROFILE") or os.environ.get("RUN")
+    run = open_run(options.profile, options.run) if asked else find_finished_run()
     if options.command == "submission":
         path = submission(run, options.name, options.number, options.course, options.published)
         print(f"{run.show_path(path)}: {path.stat().st_size / 1e6:.1f} MB")
-    elif run.profile.task != "toxic" or run.profile.name == "base":
+    elif is_beside(run):
         publish_beside(run)
     else:
         publish(run, options.anyway)

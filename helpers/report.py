@@ -20,15 +20,17 @@ from helpers.benchmark import benchmark_in_markdown
 from helpers.config import PROFILES, load_profile
 from helpers.evaluation import describe
 from helpers.experiments import (
+    EXPERIMENTS,
     LABELS_REFERENCES,
-    LAYER_COMPARISONS,
     MissingStage,
-    base_run,
+    Results,
+    beside_run,
     comparison_table,
     find_result,
     labels_run,
     load_results,
     planned_comparisons,
+    real_verdicts,
 )
 from helpers.improvements import experiments_on_test, grid_run, run_grid, sections, winner, winner_comparisons
 from helpers.runs import ROOT, Run, read_json, tells_errors, write_file
@@ -54,7 +56,8 @@ PROPOSALS = {  # section of notebook 05: the proposal in the report's words, its
     "regularised LoRA": ("Regularised LoRA", "grid_lora"),
     "hybrid": ("LoRA with distillation", "grid_hybrid"),
 }
-BERT_BASE = {"colab": "make run PROFILE=colab", "full": "make run PROFILE=full"}  # need a GPU
+KAGGLE_SCORED_ROWS = 63_978  # of the competition's test.csv: those that test_labels.csv does not mark with -1
+BERT_BASE = ("colab", "full")  # the profiles with bert-base, which need a GPU
 
 
 def shown_run(root: Path) -> Run:
@@ -84,23 +87,50 @@ def about_block(run: Run) -> str:
         "bert-base-uncased": "bert-base-uncased",
         "tiny-random": "a tiny random BERT, for tests",
     }[run.profile.pretrained]
+    data = f"a sample of {run.data_label}'s comments" if run.data_label == "Jigsaw" else run.data_label
     lines = [
-        f"**What is shown here** is one run: profile `{run.profile.name}`, {run.data_label} "
-        f"({comments_in_words(some)}), {pretrained}, {seeds} of {len(run.profile.seeds)} seeds; "
-        f"device: {some['device']}."
+        f"**What is shown here** is one run: profile `{run.profile.name}` (the profiles are listed below), {data} "
+        f"({comments_in_words(some)}), {pretrained}, {seeds} of {len(run.profile.seeds)} seeds; device: "
+        f"{some['device']}."
     ]
     for seed in sorted({seed for _, seed in results.missing}):
         names = ", ".join(name for name, missing in results.missing if missing == seed)
         lines.append(f"Not yet run with seed {seed}: {names}.")
-    if run.profile.pretrained != "bert-base-uncased":
-        commands = " or ".join(f"`{command}`" for command in BERT_BASE.values())
-        lines.append(f"**bert-base-uncased: not yet run.** {commands} on a machine with a GPU fills these rows.")
+    absent = [name for name in BERT_BASE if bert_base_results(run, name) is None]
+    if run.profile.pretrained != "bert-base-uncased" and absent:
+        commands = " or ".join(f"`make run publish PROFILE={name}`" for name in absent)
+        lines.append(f"**bert-base-uncased: not yet run** ({', '.join(absent)}). {commands} on a GPU fills these rows.")
     return "\n\n".join(lines)
+
+
+def bert_base_results(run: Run, profile: str) -> Results | None:
+    """The published results of that profile beside those of `run`; None where it has not been run."""
+    try:
+        return load_results(beside_run(run, profile))
+    except MissingStage:
+        return None
 
 
 def comments_in_words(result: dict) -> str:
     """How many comments each split of a result's data held: '3,000 train, 1,000 validation, 2,557 test comments'."""
     return ", ".join(f"{count:,} {split}" for split, count in result["rows"].items()) + " comments"
+
+
+def beside_block(run: Run) -> str:
+    """The models that stand beside the three in the table, in words."""
+    beside = [EXPERIMENTS[name] for name in run.profile.experiments if name not in ("odd", "even", "lora")]
+    return "Beside them: " + "; ".join(f"`{experiment.name}` ({experiment.title})" for experiment in beside) + "."
+
+
+def published_block(run: Run) -> str:
+    """Which part of Kaggle's files the published run has read."""
+    rows = next(iter(load_results(run).by_name.values()))
+    count = next(iter(rows.values()))["rows"]
+    return (
+        f"The published run learned from {count['train']:,} comments of train.csv, chose on {count['validation']:,} "
+        f"others and was scored on {count['test']:,} of test.csv. With the full download every split, and so every "
+        f"score, is another one: Kaggle scores {KAGGLE_SCORED_ROWS:,} test comments."
+    )
 
 
 def results_block(run: Run) -> str:
@@ -117,8 +147,14 @@ def results_block(run: Run) -> str:
         *_markdown_table(table, TABLE),
     ]
     if run.profile.pretrained != "bert-base-uncased":
-        blank = "| – " * (len(TABLE) - 2) + "|"
-        lines += [f"| bert-base (`{name}`) | not yet run {blank}" for name in BERT_BASE]
+        for name in BERT_BASE:
+            found = bert_base_results(run, name)
+            if found is None:
+                lines.append(f"| bert-base (`{name}`) | not yet run {'| – ' * (len(TABLE) - 2)}|")
+                continue
+            named = comparison_table(found)
+            named["experiment"] += f" (bert-base, `{name}`: other rows)"
+            lines += _markdown_table(named, TABLE)[2:]
     return "\n".join(lines)
 
 
@@ -127,21 +163,26 @@ def observed_block(run: Run) -> str:
     results = load_results(run)
     table, verdicts = comparison_table(results), planned_comparisons(results)
     kept = discussion.what_is_kept(table).splitlines()[2:]
+    lora_lines = discussion.is_lora_efficient(discussion.what_lora_saves(results)).splitlines()[2:]
     expected = [
         (
             "The students come close to their teacher with half of its layers.",
-            "\n".join(line for line in kept if line.startswith(("- **odd**", "- **even**"))),
+            "\n".join([*_of(kept, "odd", "even"), discussion.are_they_close(results, ("odd", "even"))]),
         ),
-        ("Odd and even are similar.", discussion.odd_or_even(verdicts, run)),
+        ("Odd and even are similar.", discussion.odd_or_even(verdicts, run, real_verdicts(run))),
         (
             "LoRA is competitive and cheaper to train.",
-            "\n".join([*(line for line in kept if line.startswith("- **lora**")), *_with_lora(verdicts)]),
+            "\n".join([*_of(kept, "lora"), *_with_lora(verdicts), *lora_lines]),
         ),
         ("Distilling helps.", discussion.did_distilling_help(results, verdicts)),
     ]
     answers = [(what, re.sub(r"^\*\*[^*]+\?\*\* ", "", found)) for what, found in expected]  # not the question again
     blocks = [f"**Expected: {what}** Observed:\n\n{found}" for what, found in answers]
     return "\n\n".join([*blocks, discussion.answer(table, verdicts)])
+
+
+def _of(lines: list[str], *names: str) -> list[str]:
+    return [line for line in lines if line.startswith(tuple(f"- **{name}**" for name in names))]
 
 
 def _with_lora(verdicts: dict[str, dict]) -> list[str]:
@@ -180,13 +221,12 @@ def _winners_on_test(run: Run) -> list[str]:
 
 def layers_block(run: Run) -> str:
     """The run with a real encoder's layers, whose verdicts on layers count."""
-    real = base_run(run)
-    try:
-        results = load_results(real)
-    except MissingStage:
-        return "Not yet run: `make base`, then `PROFILE=base python -m helpers.experiments`."
+    real, verdicts = beside_run(run, "base"), real_verdicts(run)
+    if verdicts is None:
+        commands = ("make base", ".venv/bin/python -m helpers.experiments --profile base", "make publish PROFILE=base")
+        return f"Not yet run: {', then '.join(f'`{command}`' for command in commands)}."
+    results = load_results(real)
     seeds = max(len(by_seed) for by_seed in results.by_name.values())
-    verdicts = planned_comparisons(results, LAYER_COMPARISONS)
     return "\n".join(
         [
             f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {real.data_label}, {seeds} seed"
@@ -199,12 +239,25 @@ def layers_block(run: Run) -> str:
     )
 
 
+def overfitting_block(run: Run) -> str:
+    """How validation cross-entropy goes on while LoRA trains, beside the teacher's and the odd student's."""
+    return discussion.does_it_overfit(load_results(run), ("teacher", "odd", "lora"))
+
+
+def copy_block(run: Run) -> str:
+    """What the copied layers are worth, on the grids' validation rows."""
+    tried, grid = sections(run)["copy"], grid_run(run)
+    if not all(find_result(grid, experiment, grid.seeds[0]) for experiment in tried):
+        return f"Not yet run: `make improvements PROFILE={run.profile.name}`."
+    return discussion.what_is_the_copy_worth(tried, run)
+
+
 def labels_block(run: Run) -> str:
     """All six labels: Kaggle's metric of each model, and published scores with what they were measured on."""
     try:
         found = load_results(labels_run(run), task="labels").first_seed()
     except MissingStage:
-        return f"Not yet run: `TASK=labels python -m helpers.experiments --profile {run.profile.name}`."
+        return f"Not yet run: `TASK=labels .venv/bin/python -m helpers.experiments --profile {run.profile.name}`."
     rows = next(iter(found.values()))["rows"]
     lines = ["| model | mean column-wise ROC AUC (95 % interval) | measured on |", "|---|---|---|"]
     lines += [
@@ -259,11 +312,8 @@ def _markdown_table(table: pd.DataFrame, columns: dict[str, tuple[str, float, in
             if digits is None:
                 cells.append(str(row[column]))
                 continue
-            text = "–" if pd.isna(row[column]) else f"{row[column] / unit:.{digits}f}"
-            spread = row.get(f"{column}_sd")
-            if column in SCORES and spread is not None and not pd.isna(spread):
-                text += f" ± {spread / unit:.{digits}f}"
-            cells.append(text)
+            shown = row if column in SCORES else row.drop(f"{column}_sd", errors="ignore")
+            cells.append(discussion.number_in_words(shown, column, digits, unit))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -271,11 +321,15 @@ def _markdown_table(table: pd.DataFrame, columns: dict[str, tuple[str, float, in
 BLOCKS: dict[str, Callable[[Run], str]] = {
     "about": about_block,
     "profiles": profiles_block,
+    "beside": beside_block,
     "results": results_block,
     "observed": observed_block,
     "layers": layers_block,
+    "copy": copy_block,
+    "overfitting": overfitting_block,
     "improvements": improvements_block,
     "labels": labels_block,
+    "published": published_block,
     "benchmark": benchmark_block,
 }
 

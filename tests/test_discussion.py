@@ -53,6 +53,33 @@ def test_a_verdict_on_layers_of_the_stack_is_said_to_be_its_own(finished_run):
     assert "stacked" not in discussion.odd_or_even(comparisons(), finished_run)
 
 
+def test_a_real_encoders_verdict_on_layers_comes_before_the_stacks(finished_run):
+    stacked = replace(finished_run, profile=replace(finished_run.profile, pretrained="minilm-stacked"))
+    text = discussion.odd_or_even(comparisons(), stacked, comparisons("better"))
+    assert (
+        0 < text.index("The odd student is better") < text.index("stacked BERT") < text.index("cannot tell them apart")
+    )
+
+
+def test_each_cheaper_model_is_held_to_its_teacher_with_an_interval(results):
+    lines = discussion.are_they_close(results).splitlines()
+    assert [line.split("**")[1] for line in lines] == [f"{name} − teacher" for name in ("odd", "even", "lora")]
+    assert all("95 % interval" in line for line in lines)
+
+
+def test_costs_are_tied_that_seeds_of_one_model_lie_as_far_apart(table):
+    assert discussion.tie(table, "peak_memory_bytes") == discussion.TIED  # one seed only
+    spread = table.assign(peak_memory_bytes=2e9, peak_memory_bytes_sd=2e8)
+    assert discussion.tie(spread, "peak_memory_bytes") == pytest.approx(1.2)
+
+
+def test_scores_of_several_seeds_are_shown_with_their_deviation(table):
+    table = table.assign(f1=0.7, f1_sd=[0.01] * (len(table) - 1) + [float("nan")])
+    shown = discussion.with_deviations(table, ["f1"])
+    assert list(shown) == ["experiment", "seeds", "f1"]
+    assert shown["f1"].tolist() == ["0.700 ± 0.010"] * (len(table) - 1) + ["0.700"]
+
+
 @pytest.mark.parametrize(
     ("verdict", "word"), [("better", "Yes"), ("worse", "is worse on test"), ("inconclusive", "cannot")]
 )
@@ -335,6 +362,25 @@ def test_lora_stands_beside_full_fine_tuning_of_the_same_layers(results):
     assert found.loc[["teacher", "lora"], "layers"].tolist() == ["12", "12"]
     assert found.loc[["odd_hard", "lora_6"], "layers"].tolist() == ["6, odd", "6, odd"]
     assert found["trained (M)"]["lora"] < found["trained (M)"]["teacher"] / 10
+
+
+def test_what_lora_saves_is_said_of_each_pair_with_the_same_layers(results):
+    text = discussion.is_lora_efficient(discussion.what_lora_saves(results))
+    saved = discussion.what_lora_saves(results).set_index("model")
+    share = saved["to ship (MB)"]["lora"] / saved["to ship (MB)"]["teacher"]
+    assert f"`lora` of `teacher` (12 layers): {share:.1%} of the bytes to ship" in text
+    assert "`lora_6` of `odd_hard`" in text
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"), [([0.5, 0.3, 0.4], "lowest (0.300) in epoch 2 of 3"), ([0.5, 0.4, 0.3], "lowest in the last")]
+)
+def test_overfitting_is_said_where_validation_rises_again(losses, told):
+    epochs = [{"training": {"hard": 0.2}, "validation": {"hard": loss}} for loss in losses]
+    made = MadeResults([1, 0], {"lora": [[0.9, 0.1]]})
+    made.by_name["lora"][1]["history"] = {"epochs": epochs, "best_epoch": 2}
+    text = discussion.does_it_overfit(made, ["lora"])
+    assert told in text and ("it overfits" in text) == (losses[-1] > losses[-2])
 
 
 def test_time_to_the_best_epoch_is_at_most_the_time_of_all(results):

@@ -9,10 +9,11 @@ import pytest
 import yaml
 from packaging.version import Version
 
+from helpers.experiments import comparison_table, load_results
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, colab_link
 from helpers.publishing import REPORT_FIGURES
 from helpers.report import BLOCKS, between_markers, shown_run
-from helpers.runs import NEEDED, ROOT, read_json
+from helpers.runs import NEEDED, ROOT
 
 
 def lines(name):
@@ -127,11 +128,11 @@ def test_every_notebook_has_a_badge_that_opens_it_on_colab(name):
 
 
 def test_the_published_table_is_the_published_results():
-    table = pd.read_csv(ROOT / "results" / "comparison.csv").set_index("experiment")
-    for path in (ROOT / "results").glob("*-1.json"):
-        result = read_json(path)
-        if table["seeds"][result["experiment"]] == 1:
-            assert table["f1"][result["experiment"]] == pytest.approx(result["test"]["f1"])
+    published = pd.read_csv(ROOT / "results" / "comparison.csv")
+    table = comparison_table(load_results(shown_run(ROOT)))
+    assert published["experiment"].tolist() == table["experiment"].tolist()
+    for column in ("seeds", "f1", "average_precision", "training_loss", "latency_ms"):
+        assert published[column].tolist() == pytest.approx(table[column].tolist(), nan_ok=True), column
 
 
 def test_the_two_images_of_the_report_are_the_published_figures():

@@ -330,7 +330,8 @@ def test_holms_correction_equals_statsmodels():
 
 def test_a_verdict_that_does_not_survive_holms_correction_becomes_inconclusive():
     p_values = {"a": 0.001, "b": 0.03, "c": 0.04}
-    corrected = with_holm({name: {"p_value": p, "verdict": "better"} for name, p in p_values.items()})
+    found = {name: {"p_value": p, "verdict": "better", "standard_error": 0.01} for name, p in p_values.items()}
+    corrected = with_holm(found)
     assert {name: found["verdict"] for name, found in corrected.items()} == {
         "a": "better",
         "b": "inconclusive",
@@ -339,7 +340,51 @@ def test_a_verdict_that_does_not_survive_holms_correction_becomes_inconclusive()
 
 
 def test_holms_correction_makes_no_verdict_out_of_an_inconclusive_one():
-    assert with_holm({"a": {"p_value": 0.001, "verdict": "inconclusive"}})["a"]["verdict"] == "inconclusive"
+    found = {"a": {"p_value": 0.001, "verdict": "inconclusive", "standard_error": 0.01}}
+    assert with_holm(found)["a"]["verdict"] == "inconclusive"
+
+
+def test_what_is_detectable_grows_with_the_number_of_comparisons():
+    alone = {"p_value": 0.5, "verdict": "inconclusive", "standard_error": 0.01}
+    assert with_holm({"a": alone})["a"]["detectable"] == pytest.approx(0.0280, abs=1e-4)  # 1.960 + 0.842
+    of_four = with_holm({name: dict(alone) for name in "abcd"})
+    assert of_four["a"]["detectable"] == pytest.approx(0.0334, abs=1e-4)  # 2.498 + 0.842
+
+
+def test_a_difference_that_is_detectable_by_holm_is_found_in_about_8_of_10_families_of_4():
+    """One planted difference among three pairs of equals: its verdict survives the correction."""
+    found, sizes = 0, []
+    for seed in range(60):
+        equals = {f"equal {n}": compare(*simulated_pair(1_000 * n + seed), resamples=600) for n in (1, 2, 3)}
+        planted = compare(*simulated_pair(seed, 0.5, 1.05), resamples=600)
+        planted = with_holm(equals | {"planted": planted})["planted"]
+        found += planted["verdict"] == "better"
+        sizes.append((planted["difference"], planted["detectable"]))
+    planted, detectable = np.mean(sizes, axis=0)
+    assert planted == pytest.approx(detectable, rel=0.15)
+    assert 0.65 <= found / 60 <= 0.95
+
+
+def test_the_bootstrap_p_value_is_two_sided_and_near_that_of_a_normal_difference():
+    for seed in range(8):
+        found = compare(*simulated_pair(seed, 0.4, 0.7))
+        expected = 2 * scipy.stats.norm.sf(abs(found["difference"]) / found["standard_error"])
+        assert found["p_value"] == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_interval_and_the_p_value_agree(seed):
+    found = compare(*simulated_pair(seed, 0.4, 0.9))
+    if abs(found["p_value"] - 0.05) > 0.005:
+        assert (found["p_value"] < 0.05) == excludes_zero(found)
+
+
+def test_the_interval_of_a_mean_over_seeds_is_that_of_the_mean():
+    labels, a, b = simulated_pair(1)
+    both = intervals(labels, np.concatenate([a, b]), [0.5, 0.4])
+    alone = [intervals(labels, scores[0], at) for scores, at in ((a, 0.5), (b, 0.4))]
+    for name, (low, high) in both.items():
+        assert min(ends[name][0] for ends in alone) <= low < high <= max(ends[name][1] for ends in alone)
 
 
 def test_no_comparisons_need_no_correction():

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import damage_file
 
 from helpers import experiments
 from helpers.config import MAIN_EXPERIMENTS, load_profile
-from helpers.data import load_data
+from helpers.data import load_data, prepare_data
 from helpers.evaluation import METRICS, best_threshold, score
 from helpers.experiments import (
     COMPARISONS,
@@ -20,6 +21,7 @@ from helpers.experiments import (
     comparison_table,
     experiment_fingerprint,
     find_experiment,
+    find_result,
     load_results,
     load_trained,
     planned_comparisons,
@@ -32,6 +34,7 @@ from helpers.experiments import (
 )
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS
 from helpers.lora import count_parameters
+from helpers.models import find_pretrained, load_tokenizer
 from helpers.runs import file_sha256, read_json, write_json
 from helpers.training import TrainingError, predict
 
@@ -64,19 +67,6 @@ def fingerprints():
         return {n: experiment_fingerprint(EXPERIMENTS[n], seed, profile, data) for n in EXPERIMENTS}
 
     return of
-
-
-def damage_file(path, damage: str) -> None:
-    """Cuts a file in half, or changes one of its digits or bytes; a file that is linked elsewhere is copied first."""
-    content = bytearray(path.read_bytes())
-    half = len(content) // 2
-    if damage == "cut":
-        content = content[:half]
-    else:
-        place = next(i for i in range(half, len(content)) if content[i : i + 1].isdigit() or path.suffix != ".json")
-        content[place] = ord("7") if content[place] != ord("7") else ord("3")
-    path.unlink()
-    path.write_bytes(content)
 
 
 def saved_logits(run, name: str, split: str) -> np.ndarray:
@@ -247,10 +237,25 @@ def test_an_experiment_with_a_damaged_file_is_made_again_and_the_file_is_named(
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered"])
-def test_damaged_data_is_never_used(copied_run, damage):
+def test_damaged_data_is_never_used_and_made_again_alike(copied_run, finished_run, damage):
     damage_file(next(copied_run.data_dir.rglob("*.arrow")), damage)
     with pytest.raises(FileNotFoundError, match="run 01_data_preparation first"):
         run_experiment("odd", 1, copied_run)
+    pretrained = find_pretrained(copied_run.profile.pretrained)
+    again = prepare_data(copied_run, load_tokenizer(pretrained), pretrained.sha256)
+    assert again.splits["train"].to_dict() == load_data(finished_run).splits["train"].to_dict()
+
+
+def test_data_of_other_settings_are_not_trained_on(copied_run):
+    changed = replace(copied_run, profile=replace(copied_run.profile, max_length=12))
+    with pytest.raises(FileNotFoundError, match="prepared with other settings than the profile has now: run 01"):
+        run_experiment("odd", 1, changed)
+
+
+def test_more_tokens_than_the_model_has_positions_for_are_refused_by_name(smoke_run):
+    longer = replace(smoke_run, profile=replace(smoke_run.profile, max_length=65))
+    with pytest.raises(ValueError, match="profile smoke: max_length=65 is not allowed; give at most 64"):
+        start_model(EXPERIMENTS["teacher"], 1, longer)
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered"])
@@ -567,6 +572,22 @@ def test_several_seeds_give_their_mean_and_standard_deviation(run_with_two_seeds
     odd = comparison_table(results).set_index("experiment").loc["odd"]
     first = results.by_name["odd"][1]["test"]["f1"]
     assert (odd["seeds"], odd["f1"], odd["f1_sd"]) == pytest.approx((2, first + 0.05, 0.1 / 2**0.5))
+
+
+def test_models_of_the_same_depth_have_the_same_latency(copied_run):
+    results = load_results(copied_run)
+    for number, name in enumerate(("odd", "even", "lora_6", "odd_hard", "even_hard"), start=1):
+        results.by_name[name][1]["costs"]["latency"]["batch_1"]["p50_ms"] = float(number)
+    table = comparison_table(results).set_index("experiment")
+    assert {table["latency_ms"][name] for name in ("odd", "even", "lora_6", "odd_hard", "even_hard")} == {3.0}
+    assert table["latency_ms"]["teacher"] == table["latency_ms"]["lora"] != 3.0
+
+
+def test_published_results_of_other_data_are_not_borrowed(copied_run):
+    shutil.copytree(copied_run.results_dir, experiments.PUBLISHED_RESULTS)
+    elsewhere = replace(copied_run, directory=copied_run.directory.with_name("empty"))
+    assert find_result(elsewhere, EXPERIMENTS["odd"], 1)
+    assert find_result(replace(elsewhere, data_source="jigsaw"), EXPERIMENTS["odd"], 1) is None
 
 
 def test_the_written_comparison_is_the_table(copied_run):

@@ -143,6 +143,39 @@ def test_task_specific_layers_join_once_they_are_found(grid):
     assert sections(run)["layers"][-1].layers == selection(steps)
 
 
+def test_a_grids_default_is_compared_with_the_others_on_validation(grid):
+    run, table = grid
+    found = improvements.grid_comparisons([EXPERIMENTS["odd"], layer_selections(None)[4]], run)
+    expected = table["average_precision"].iloc[0] - table["average_precision"].iloc[1]
+    assert found["odd − spread"]["difference"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture
+def won(finished_run, monkeypatch):
+    """The winners where the second of each section is the best."""
+    scores = lambda tried, run: improvements.pd.DataFrame(  # noqa: E731
+        {
+            "experiment": [experiment.name for experiment in tried],
+            "average_precision": [0.6 if place == 1 else 0.5 for place in range(len(tried))],
+        }
+    )
+    monkeypatch.setattr(improvements, "run_grid", scores)
+    return improvements.winners(finished_run)
+
+
+def test_rates_and_controls_of_the_copy_never_go_to_the_test_set(won):
+    assert [section for section, *_ in won] == ["layers", "soft targets", "regularised LoRA", "hybrid", "hybrid"]
+
+
+def test_the_hybrid_goes_to_the_test_set_against_both_that_it_is_made_of(won, finished_run):
+    adapters, student, hybrid = hybrids(finished_run.profile)
+    assert won[-2:] == [("hybrid", hybrid, adapters), ("hybrid", hybrid, student)]
+
+
+def test_a_winner_is_held_against_its_sections_default(won):
+    assert [default.name for _, _, default in won[:3]] == ["odd", "odd", "lora"]
+
+
 # --- the front -------------------------------------------------------------------------------------------------------
 
 

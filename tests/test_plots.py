@@ -1,6 +1,7 @@
 """What the figures and tables of the notebooks promise besides their looks."""
 
 import io
+import shutil
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -58,9 +59,11 @@ def test_html_in_a_comment_is_escaped_when_shown(run):
     assert "<script>" not in page and "&lt;script&gt;" in page
 
 
-def test_an_experiment_that_a_reader_adds_is_drawn_beside_the_others(finished_run, run):
-    results = load_results(finished_run)
-    results.by_name["outer"] = results.by_name["odd"]
+def test_an_experiment_that_a_reader_adds_is_drawn_beside_the_others(copied_run, run):
+    results = load_results(copied_run)
+    predictions = copied_run.results_dir / "predictions"
+    shutil.copy(predictions / "odd-1.parquet", predictions / "outer-1.parquet")
+    results.by_name["outer"], results.directories["outer", 1] = results.by_name["odd"], copied_run.results_dir
     table = comparison_table(results)
     own = {"outer": next(iter(results.by_name["outer"].values()))}
     plots.training_loss(own, run)

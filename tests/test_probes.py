@@ -20,7 +20,7 @@ def few_probes(monkeypatch):
 
 def test_a_probe_has_a_row_a_model_and_a_column_a_form(copied_run):
     table = probe(ASKED, copied_run)
-    assert list(table.columns) == ["model", *PROBE_FORMS, "seeds"]
+    assert list(table.columns) == ["model", *PROBE_FORMS, "margin", "seeds"]
     assert table["model"].tolist() == ["odd", "lora"]
 
 

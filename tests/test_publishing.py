@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 
-from helpers import experiments, publishing
+from helpers import experiments, publishing, report
 from helpers.experiments import load_results, write_comparison
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS
 from helpers.publishing import check_finished, check_own, cover, main, publish, submission
@@ -73,6 +73,31 @@ def test_a_run_whose_notebook_failed_is_not_finished(run):
         check_finished(run)
 
 
+def test_a_notebook_that_was_not_run_to_its_end_is_found(run):
+    path = run.directory / "notebooks" / "03_lora_fine_tuning.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1]
+    last.outputs, last.execution_count = [], None
+    nbformat.write(notebook, path)
+    with pytest.raises(ValueError, match="03_lora_fine_tuning was not run to its end"):
+        check_finished(run)
+
+
+def test_a_notebook_that_was_changed_since_it_was_run_is_found(run):
+    path = run.directory / "notebooks" / "02_layer_distillation.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source += " More."
+    nbformat.write(notebook, path)
+    with pytest.raises(ValueError, match=r"02_layer_distillation.ipynb was changed since it was run; run it again"):
+        check_finished(run)
+
+
+def test_the_notebooks_on_improvements_and_mistakes_are_checked_where_they_were_run(run):
+    write_executed(run, "05_improvements", f"run: {run.name}; comments: {run.data_label}\n", error=True)
+    with pytest.raises(ValueError, match="05_improvements ended with an error"):
+        check_finished(run)
+
+
 def test_a_notebook_of_another_run_is_found(run):
     write_executed(run, "04_comparison", "run: quick-sample; comments: written sample, not Jigsaw\n")
     with pytest.raises(ValueError, match="is mixed: its notebook 04_comparison was run on another run"):
@@ -99,11 +124,31 @@ def test_told_so_anything_with_a_result_of_each_is_published(run, tmp_path, monk
     for name in (*publishing.REPORT_FIGURES.values(), "verdicts.png"):
         run.figures_dir.mkdir(exist_ok=True)
         (run.figures_dir / name).write_bytes(b"picture")
-    (tmp_path / "shown" / "notebooks").mkdir(parents=True)
+    for name in ("notebooks", "figures"):
+        (tmp_path / "shown" / name).mkdir(parents=True)
+    (tmp_path / "shown" / "figures" / "of_another_run.png").touch()
+    for name in (*NOTEBOOKS, *MORE_NOTEBOOKS):
+        shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "shown" / "notebooks")
     publish(run, anyway=True)
     shown = {str(path.relative_to(tmp_path / "shown")) for path in (tmp_path / "shown").rglob("*") if path.is_file()}
     assert {"image.png", "image-1.png", "figures/verdicts.png", "results/run.json", "results/odd-1.json"} < shown
     assert {"results/predictions/odd-1.parquet", "results/comparison.csv", "notebooks/04_comparison.ipynb"} < shown
+    assert "figures/of_another_run.png" not in shown
+
+
+@pytest.mark.parametrize("profile", ["base", "colab", "full"])
+def test_a_run_of_another_pretrained_model_is_published_beside_the_one_that_is_shown(run, profile):
+    other = replace(run, profile=replace(run.profile, name=profile))
+    assert experiments.is_beside(other) and not experiments.is_beside(run)
+    assert str(experiments.published_part(other)) == profile
+
+
+def test_the_rows_of_bert_base_are_filled_from_what_stands_beside(run, monkeypatch):
+    shown = replace(run, data_source="separable")
+    assert report.results_block(shown).count("not yet run") == 2
+    monkeypatch.setattr(report, "beside_run", lambda run, name: replace(shown, name=name))
+    assert "| odd (bert-base, `colab`: other rows) |" in report.results_block(shown)
+    assert "bert-base-uncased: not yet run" not in report.about_block(shown)
 
 
 # --- whose work it is ------------------------------------------------------------------------------------------------
