@@ -385,6 +385,15 @@ def _score(folder: Path) -> None:
         score_file(folder / "comments" / name, folder / f"scored-{name}", model, tokenizer, 64, 0.5)
 
 
+# What gpu_estimate is asked: peak in half precision (the makers' data sheets), utilisation and where it is taken from,
+# comments in one forward pass.
+GPUS = {
+    "T4": (65e12, 0.25, "transformers' published SQuAD fine-tuning of BERT-base, 24 minutes on a V100", 16),
+    "A100": (312e12, 0.40, "llm-foundry's table, MPT-125m, 512 tokens (at 128 tokens rather less)", 32),
+}
+FULL_ROWS, MEAN_TOKENS = 143_614, 65.5  # 90 % of train.csv; tokens of its comments, cut at 128
+
+
 def gpu_estimate(peak_flops: float, utilisation: float, rows: int, tokens_a_comment: float, micro_batch: int) -> dict:
     """Minutes an epoch and GB of memory for fine-tuning bert-base on a GPU, by formula: an estimate, not measured.
 
@@ -402,6 +411,18 @@ def gpu_estimate(peak_flops: float, utilisation: float, rows: int, tokens_a_comm
 
 
 # --- README ----------------------------------------------------------------------------------------------------------
+
+
+def gpus_in_markdown() -> str:
+    """What gpu_estimate says of GPUS, as README.md shows it."""
+    lines = ["| GPU | peak, half precision | utilisation, from | minutes an epoch | memory |", "|---|---|---|---|---|"]
+    for name, (peak, utilisation, source, micro_batch) in GPUS.items():
+        found = gpu_estimate(peak, utilisation, FULL_ROWS, MEAN_TOKENS, micro_batch)
+        lines.append(
+            f"| {name} | {peak / 1e12:.0f} TFLOP/s | {utilisation:.0%}: {source} | {found['minutes']:.1f} | "
+            f"{found['gigabytes']:.1f} GB + CUDA's own |"
+        )
+    return "\n".join(lines)
 
 
 def benchmark_in_markdown(facts: dict) -> str:

@@ -401,13 +401,14 @@ def data_files(run: Run) -> Path:
     made_from = fingerprint(asked)
     if is_sealed(directory, made_from):
         return directory
-    if run.data_source == "sample":
-        write_sample_comments(directory, 5 * profile.train_rows, 2 * profile.test_rows, profile.split_seed)
-    elif run.data_source == "separable":
-        write_separable_comments(directory, 2 * profile.train_rows, 2 * profile.test_rows, profile.split_seed)
-    else:
-        _fetch_from_hub(directory)
-    seal(directory, made_from)
+    with only_writer(run):
+        if run.data_source == "sample":
+            write_sample_comments(directory, 5 * profile.train_rows, 2 * profile.test_rows, profile.split_seed)
+        elif run.data_source == "separable":
+            write_separable_comments(directory, 2 * profile.train_rows, 2 * profile.test_rows, profile.split_seed)
+        else:
+            _fetch_from_hub(directory)
+        seal(directory, made_from)
     return directory
 
 

@@ -424,11 +424,9 @@ def teacher_targets(
     made_from = fingerprint({"teacher": result["fingerprint"], "layers": layers})
     targets = load_targets(directory, made_from)
     if targets is None:
-        started = time.perf_counter()
         save_targets(teacher, data.splits["train"], directory, made_from, layers)
-        write_json(directory / "time.json", {"seconds": time.perf_counter() - started})
         targets = load_targets(directory, made_from)
-    return targets, (read_json(directory / "time.json") or {"seconds": 0.0})["seconds"]
+    return targets, read_json(directory / "time.json")["seconds"]
 
 
 def save_model(experiment: Experiment, seed: int, run: Run, model: torch.nn.Module, made_from: str) -> None:

@@ -133,7 +133,7 @@ def copy_run(run: Run, target: Path, borrowed: bool = False) -> None:
     shutil.rmtree(target / "figures", ignore_errors=True)
     shutil.copytree(run.figures_dir, target / "figures")
     for image, figure in REPORT_FIGURES.items():
-        shutil.copyfile(run.figures_dir / figure, target / image)
+        copy_file(run.figures_dir / figure, target / image)
     for name in SHOWN_NOTEBOOKS:
         executed = run.directory / "notebooks" / f"{name}.ipynb"
         if executed.is_file():
@@ -145,21 +145,24 @@ def copy_run(run: Run, target: Path, borrowed: bool = False) -> None:
     write_json(target / "results" / "run.json", facts)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file whole or not at all: what was published stays valid where the disk is full."""
+    write_file(target, lambda temporary: shutil.copyfile(source, temporary))
+
+
 def copy_results(run: Run, target: Path, borrowed: bool = False) -> None:
     """Copies a run's results, and those `borrowed` that fit its settings, to their place below `target`/results/."""
     directory = target / "results" / published_part(run)
     for experiment, seed in _possible(run):
         found = find_result(run, experiment, seed)
         if found and (borrowed or found[1] == run.results_dir):
-            predictions = predictions_path(directory, experiment.name, seed)
-            predictions.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(predictions_path(found[1], experiment.name, seed), predictions)
-            shutil.copyfile(result_path(found[1], experiment.name, seed), result_path(directory, experiment.name, seed))
+            for place in (predictions_path, result_path):
+                copy_file(place(found[1], experiment.name, seed), place(directory, experiment.name, seed))
     for name in BESIDE_RESULTS:
         made = run.results_dir / name
         finished = made.suffix == ".csv" or (read_json(made) or {}).get("finished", True)
         if made.is_file() and finished and directory.is_dir():
-            shutil.copyfile(made, directory / name)
+            copy_file(made, directory / name)
 
 
 def _possible(run: Run) -> Iterator[tuple[Experiment, int]]:

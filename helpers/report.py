@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers import discussion
-from helpers.benchmark import benchmark_in_markdown
+from helpers.benchmark import FULL_ROWS, MEAN_TOKENS, benchmark_in_markdown, gpus_in_markdown
 from helpers.config import PROFILES, load_profile
 from helpers.evaluation import describe
 from helpers.experiments import (
@@ -277,6 +277,16 @@ def benchmark_block(run: Run) -> str:
     return benchmark_in_markdown(facts) if facts else "Not measured beside these results; `make bench` does it."
 
 
+def gpu_block(run: Run) -> str:
+    """What a GPU would take, by formula: none has been used."""
+    intro = (
+        "For a GPU, which has not been used yet, by formula (`gpu_estimate` in "
+        f"[`benchmark.py`](helpers/benchmark.py)): bert-base, {FULL_ROWS:,} comments (90 % of train.csv) of "
+        f"{MEAN_TOKENS} tokens on average."
+    )
+    return f"{intro}\n\n{gpus_in_markdown()}"
+
+
 def profiles_block(run: Run) -> str:
     """The run profiles: what each trains, on what, and how long it takes."""
     comments = {"quick": "default without a GPU", "colab": "default with a GPU", "base": "after `make base`"}
@@ -331,6 +341,7 @@ BLOCKS: dict[str, Callable[[Run], str]] = {
     "labels": labels_block,
     "published": published_block,
     "benchmark": benchmark_block,
+    "gpu": gpu_block,
 }
 
 
