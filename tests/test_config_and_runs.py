@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -12,7 +13,6 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
 import pytest
 
 import helpers.runs
@@ -641,7 +641,7 @@ def test_a_file_system_without_locks_has_none(root, monkeypatch, number):
     def no_locks(*_, **__):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     with only_writer(open_run("smoke", name="mine")):
         pass
 
