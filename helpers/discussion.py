@@ -369,11 +369,13 @@ def what_is_kept(table: pd.DataFrame) -> str:
         row = at.loc[name]
         minutes, of_teacher = (each["training_seconds"] / 60 for each in (row, teacher))
         memory, of_teachers = (each["peak_memory_bytes"] / 1e9 for each in (row, teacher))
+        share = row["trainable_parameters"] / row["parameters"]
+        trained = "all" if share == 1 else f"{share:.2%}"
         lost = row["average_precision"] - teacher["average_precision"]
         lines.append(
             f"- **{name}**: {row['average_precision']:.3f} average precision ({lost:+.3f} against the teacher), F1 "
             f"{row['f1']:.3f}; {row['parameters'] / teacher['parameters']:.0%} of its parameters, "
-            f"{row['trainable_parameters'] / row['parameters']:.2%} of them trained, in {minutes:.1f} minutes "
+            f"{trained} of them trained, in {minutes:.1f} minutes "
             f"({'after' if row['prerequisite_seconds'] else 'against'} the teacher's {of_teacher:.1f}) with "
             f"{memory:.1f} GB of memory (teacher {of_teachers:.1f}); "
             f"{row['latency_ms'] / teacher['latency_ms']:.0%} of its latency; {row['bytes'] / 1e6:.0f} MB on disk, "
@@ -407,14 +409,10 @@ def odd_or_even(comparisons: dict[str, dict], run: Run, real: dict[str, dict] | 
 
 
 def _odd_or_even(found: dict) -> str:
-    answer = f"The odd student is {found['verdict']} by {abs(found['difference']):.3f} average precision."
+    answer = f"The odd student is {found['verdict']}."
     if found["verdict"] == "inconclusive":
-        answer = (
-            "This run cannot tell them apart. That is not the same as 'they are equal': a true difference of "
-            f"{found['detectable']:.3f} average precision would be found on eight of ten such test sets, a smaller one "
-            "less often."
-        )
-    return answer
+        answer = "This run cannot tell them apart, which is not the same as 'they are equal'."
+    return f"{answer} {describe('odd − even', found)}."
 
 
 def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
@@ -570,7 +568,7 @@ def does_it_overfit(results: Results, names: Sequence[str]) -> str:
         course = "lowest in the last epoch"
         if lowest + 1 < len(validation):
             course = f"lowest ({validation[lowest]:.3f}) in epoch {lowest + 1} of {len(validation)}, then up to "
-            course += f"{validation[lowest:].max():.3f}: it overfits"
+            course += f"{validation[lowest:].max():.3f}: the mark of overfitting"
         kept = sorted({result["history"]["best_epoch"] for result in results.by_name[name].values()})
         lines.append(
             f"- **{name}**: {course}. The gap to training goes from {gap[0]:+.3f} to {gap[-1]:+.3f}. Kept: epoch "

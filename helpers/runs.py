@@ -591,6 +591,7 @@ def start_notebook(keep_on_drive: bool = False) -> Run:
     if keep_on_drive:
         use_drive()
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's hint; the bars here are plain text
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks transformers by an older name
     run = open_run()
     check_notebook_task(run)
     if added:

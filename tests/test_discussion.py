@@ -380,7 +380,7 @@ def test_overfitting_is_said_where_validation_rises_again(losses, told):
     made = MadeResults([1, 0], {"lora": [[0.9, 0.1]]})
     made.by_name["lora"][1]["history"] = {"epochs": epochs, "best_epoch": 2}
     text = discussion.does_it_overfit(made, ["lora"])
-    assert told in text and ("it overfits" in text) == (losses[-1] > losses[-2])
+    assert told in text and ("mark of overfitting" in text) == (losses[-1] > losses[-2])
 
 
 def test_time_to_the_best_epoch_is_at_most_the_time_of_all(results):
