@@ -905,6 +905,15 @@ def test_the_fingerprint_does_not_move_with_settings_of_the_training(run, change
     assert changed == data_fingerprint(run, run.jigsaw_dir, "sha")
 
 
+@pytest.mark.parametrize("name", ["JIGSAW.ZIP", "download"])
+def test_a_zip_is_known_by_its_content_whatever_it_is_called(run, tmp_path, name):
+    path, found = tmp_path / name, []
+    for text in ("one", "another"):
+        path.write_bytes(zip_bytes({"train.csv": text}))
+        found.append(data_fingerprint(run, path, "sha"))
+    assert found[0] != found[1]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_fingerprint_moves_with_each_file(run, name):
     before = data_fingerprint(run, run.jigsaw_dir, "sha")

@@ -11,9 +11,12 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from nbclient.exceptions import CellExecutionError
 
+import helpers.pipeline
+from helpers.config import PROFILES
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, colab_link, first_cell, navigation
-from helpers.runs import ROOT
+from helpers.runs import ROOT, Run
 
 PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in (*NOTEBOOKS, *MORE_NOTEBOOKS)]
 RUN = "test-notebooks"
@@ -235,6 +238,20 @@ def test_the_demo_notebook_starts_its_page_on_this_machine(finished):
     outcome = pipeline("07_demo", "--run", RUN)
     assert outcome.returncode == 0, outcome.stdout[-3_000:] + outcome.stderr[-3_000:]
     assert re.search(r"also at http://127\.0\.0\.1:\d+/", outcome.stdout)
+
+
+def test_a_notebook_that_fails_shows_no_outputs_of_an_earlier_run(tmp_path, monkeypatch):
+    cells = [nbformat.v4.new_code_cell(source) for source in ("1 / 0", "'next'")]
+    for cell in cells:
+        cell.outputs, cell.execution_count = [nbformat.v4.new_output("stream", text="of another run")], 1
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "failing.ipynb")
+    monkeypatch.setattr(helpers.pipeline, "ROOT", tmp_path)
+    run = Run("r", tmp_path / "run", PROFILES["smoke"], "separable", None, (1,))
+    with pytest.raises(CellExecutionError):
+        helpers.pipeline.run_notebook("failing", run)
+    written = nbformat.read(run.directory / "notebooks" / "failing.ipynb", as_version=4)
+    assert [output.output_type for cell in written.cells for output in cell.outputs] == ["error"]
 
 
 def test_a_notebook_without_its_input_says_which_one_to_run_first():
