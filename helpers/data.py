@@ -430,9 +430,10 @@ def _fetch_from_hub(directory: Path) -> None:
 
 def data_fingerprint(run: Run, source: Path, tokenizer_sha256: str) -> str:
     """What the splits depend on: the files' contents, the sizes and seed of the drawing, the tokeniser."""
-    paths = sorted(source.iterdir()) if source.is_dir() else [source]
+    paths = [source]
     if source.is_dir():
-        paths = [path for path in paths if path.is_file() and (path.suffix == ".zip" or path.name in FILES)]
+        inside = sorted(source.iterdir())
+        paths = [path for path in inside if path.is_file() and (path.suffix == ".zip" or path.name in FILES)]
     contents = {"files": [file_sha256(path) for path in paths], "tokenizer": tokenizer_sha256}
     return fingerprint(run.profile.settings(*DATA_SETTINGS) | contents)
 

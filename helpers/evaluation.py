@@ -159,6 +159,7 @@ def compare(
         ]
     ).round(12)  # sums in another order differ in the last digits; that must not count as a difference
     low, high = np.quantile(resampled, [0.025, 0.975])
+    standard_error = float(resampled.std(ddof=1))
     smaller_tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
     verdict = "inconclusive"
     if low > 0 and min(by_seed) > 0:
@@ -171,8 +172,8 @@ def compare(
         "high": float(high),
         "by_seed": by_seed,
         "p_value": float(min(1.0, 2 * (smaller_tail + 1) / (len(resampled) + 1))),
-        "standard_error": float(resampled.std(ddof=1)),
-        "detectable": detectable(float(resampled.std(ddof=1))),
+        "standard_error": standard_error,
+        "detectable": detectable(standard_error),
         "verdict": verdict,
     }
 

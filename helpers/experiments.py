@@ -707,20 +707,20 @@ def comparison_table(results: Results) -> pd.DataFrame:
     """
     rows, latencies = [], latency_by_depth(results)
     for name, by_seed in results.by_name.items():
-        numbers = pd.DataFrame([_comparison_numbers(result) for result in by_seed.values()])
+        numbers = pd.DataFrame([_comparison_numbers(result, latencies) for result in by_seed.values()])
         layers = model_layers(next(iter(by_seed.values())))
         text = ",".join("+".join(map(str, layer)) if isinstance(layer, list) else str(layer) for layer in layers)
         row = {"experiment": name, "seeds": len(by_seed), "layers": text}
         row |= numbers.mean().to_dict()
         if len(by_seed) > 1:
             row |= numbers.std(ddof=1).drop("latency_ms").add_suffix("_sd").to_dict()
-        rows.append(row | {"latency_ms": latencies.get(len(layers), float("nan"))})
+        rows.append(row)
     table = pd.DataFrame(rows)
     whole = ["parameters", "trainable_parameters", "peak_memory_bytes", "bytes", "bytes_to_ship", "epochs"]
     return table.astype({column: "Int64" for column in whole if table[column].dropna().mod(1).eq(0).all()})
 
 
-def _comparison_numbers(result: dict) -> dict[str, float | None]:
+def _comparison_numbers(result: dict, latencies: dict[int, float]) -> dict[str, float | None]:
     costs = result["costs"]
     numbers = {
         "parameters": result.get("parameters"),
@@ -733,7 +733,7 @@ def _comparison_numbers(result: dict) -> dict[str, float | None]:
         "training_seconds": costs["training_seconds"],
         "prerequisite_seconds": costs["prerequisite_seconds"],
         "peak_memory_bytes": costs.get("peak_memory_bytes"),
-        "latency_ms": None,  # of the model's depth, below
+        "latency_ms": latencies.get(len(model_layers(result))),
         "bytes": costs["bytes"]["total"] if "bytes" in costs else None,
         "bytes_to_ship": costs["bytes"]["to_ship"] if "bytes" in costs else None,
         "epochs": len(result["history"]["epochs"]) if "history" in result else None,
@@ -825,12 +825,18 @@ def beside_run(run: Run, profile_name: str) -> Run:
     return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
 
 
-def real_verdicts(run: Run) -> dict[str, dict] | None:
-    """The comparisons of PROFILE=base on the same comments, as far as it has been run; None if it has not."""
+def beside_results(run: Run, profile_name: str) -> Results | None:
+    """The results of that run; None where it has not been run."""
     try:
-        return planned_comparisons(load_results(beside_run(run, "base")), LAYER_COMPARISONS)
+        return load_results(beside_run(run, profile_name))
     except MissingStage:
         return None
+
+
+def real_verdicts(run: Run) -> dict[str, dict] | None:
+    """The comparisons of PROFILE=base on the same comments, as far as it has been run; None if it has not."""
+    results = beside_results(run, "base")
+    return planned_comparisons(results, LAYER_COMPARISONS) if results else None
 
 
 # --- without a notebook ----------------------------------------------------------------------------------------------

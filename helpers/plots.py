@@ -394,8 +394,8 @@ def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str
     )
     for panel, (heading, table) in zip(axes[0], tables.items(), strict=True):
         scores = table["average_precision"]
-        is_default = table.index == table["experiment"].isin(MAIN_EXPERIMENTS).idxmax()
-        is_default &= table["experiment"].isin(MAIN_EXPERIMENTS)  # the profile's rate may not be among those tried
+        main = table["experiment"].isin(MAIN_EXPERIMENTS)
+        is_default = main & (main.cumsum() == 1)  # none, where the profile's rate is not among those tried
         colours = np.where(is_default, "#0072b2", "#9a9a9a")
         panel.hlines(table["title"], scores.min() - 0.01, scores, color=colours, linewidth=1)
         panel.scatter(scores, table["title"], color=colours, s=45, zorder=3)

@@ -22,9 +22,10 @@ from helpers.evaluation import describe
 from helpers.experiments import (
     EXPERIMENTS,
     LABELS_REFERENCES,
+    LAYER_COMPARISONS,
+    Experiment,
     MissingStage,
-    Results,
-    beside_run,
+    beside_results,
     comparison_table,
     find_result,
     labels_run,
@@ -96,19 +97,11 @@ def about_block(run: Run) -> str:
     for seed in sorted({seed for _, seed in results.missing}):
         names = ", ".join(name for name, missing in results.missing if missing == seed)
         lines.append(f"Not yet run with seed {seed}: {names}.")
-    absent = [name for name in BERT_BASE if bert_base_results(run, name) is None]
+    absent = [name for name in BERT_BASE if beside_results(run, name) is None]
     if run.profile.pretrained != "bert-base-uncased" and absent:
         commands = " or ".join(f"`make run publish PROFILE={name}`" for name in absent)
         lines.append(f"**bert-base-uncased: not yet run** ({', '.join(absent)}). {commands} on a GPU fills these rows.")
     return "\n\n".join(lines)
-
-
-def bert_base_results(run: Run, profile: str) -> Results | None:
-    """The published results of that profile beside those of `run`; None where it has not been run."""
-    try:
-        return load_results(beside_run(run, profile))
-    except MissingStage:
-        return None
 
 
 def comments_in_words(result: dict) -> str:
@@ -148,7 +141,7 @@ def results_block(run: Run) -> str:
     ]
     if run.profile.pretrained != "bert-base-uncased":
         for name in BERT_BASE:
-            found = bert_base_results(run, name)
+            found = beside_results(run, name)
             if found is None:
                 lines.append(f"| bert-base (`{name}`) | not yet run {'| – ' * (len(TABLE) - 2)}|")
                 continue
@@ -192,8 +185,8 @@ def _with_lora(verdicts: dict[str, dict]) -> list[str]:
 def improvements_block(run: Run) -> str:
     """Each proposal: who won on validation, and what is left of its lead on test."""
     lines = ["| proposal | best on validation (average precision; the default's) | figure |", "|---|---|---|"]
-    tried, grid = sections(run), grid_run(run)
-    missing = [name for name in PROPOSALS if not all(find_result(grid, one, grid.seeds[0]) for one in tried[name])]
+    tried = sections(run)
+    missing = [name for name in PROPOSALS if not _is_finished(tried[name], run)]
     for name, (what, figure) in PROPOSALS.items():
         if name in missing:
             lines.append(f"| {what} | not yet run: `make improvements PROFILE={run.profile.name}` | – |")
@@ -206,6 +199,11 @@ def improvements_block(run: Run) -> str:
             f"| [figures/{figure}.png](figures/{figure}.png) |"
         )
     return "\n".join([*lines, "", *([] if missing else _winners_on_test(run))])
+
+
+def _is_finished(tried: list[Experiment], run: Run) -> bool:
+    grid = grid_run(run)
+    return all(find_result(grid, experiment, grid.seeds[0]) for experiment in tried)
 
 
 def _winners_on_test(run: Run) -> list[str]:
@@ -221,15 +219,15 @@ def _winners_on_test(run: Run) -> list[str]:
 
 def layers_block(run: Run) -> str:
     """The run with a real encoder's layers, whose verdicts on layers count."""
-    real, verdicts = beside_run(run, "base"), real_verdicts(run)
-    if verdicts is None:
+    results = beside_results(run, "base")
+    if results is None:
         commands = ("make base", ".venv/bin/python -m helpers.experiments --profile base", "make publish PROFILE=base")
         return f"Not yet run: {', then '.join(f'`{command}`' for command in commands)}."
-    results = load_results(real)
+    verdicts = planned_comparisons(results, LAYER_COMPARISONS)
     seeds = max(len(by_seed) for by_seed in results.by_name.values())
     return "\n".join(
         [
-            f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {real.data_label}, {seeds} seed"
+            f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {run.data_label}, {seeds} seed"
             f"{'s' if seeds > 1 else ''}, test scores.",
             "",
             *_markdown_table(comparison_table(results), {column: TABLE[column] for column in SCORES}),
@@ -246,8 +244,8 @@ def overfitting_block(run: Run) -> str:
 
 def copy_block(run: Run) -> str:
     """What the copied layers are worth, on the grids' validation rows."""
-    tried, grid = sections(run)["copy"], grid_run(run)
-    if not all(find_result(grid, experiment, grid.seeds[0]) for experiment in tried):
+    tried = sections(run)["copy"]
+    if not _is_finished(tried, run):
         return f"Not yet run: `make improvements PROFILE={run.profile.name}`."
     return discussion.what_is_the_copy_worth(tried, run)
 

@@ -359,6 +359,7 @@ class _TrainingRun:
         processes = {"processes": self.accelerator.num_processes} if self.accelerator.num_processes > 1 else {}
         self.made_from = fingerprint({"stage": made_from, "settings": asdict(settings)} | processes)
         self.steps_an_epoch = math.ceil(len(train_rows) / settings.batch_size)
+        self.total_steps = self.steps_an_epoch * settings.epochs
         self.parts = LOSS_PARTS if targets is not None else LOSS_PARTS[:2]
         self.progress = {
             "step": 0,
@@ -375,9 +376,10 @@ class _TrainingRun:
         return len(self.progress["epochs"])
 
     def bar(self, label: str) -> tqdm:
-        total = self.steps_an_epoch * self.settings.epochs
         hidden = not self.accelerator.is_main_process
-        return progress_bar(total=total, initial=self.progress["step"], desc=label, unit="step", disable=hidden)
+        return progress_bar(
+            total=self.total_steps, initial=self.progress["step"], desc=label, unit="step", disable=hidden
+        )
 
     def share(self, batch: list[int]) -> list[int]:
         """This process's rows of a batch; where it has none left, a row that will count nothing."""
@@ -411,9 +413,9 @@ class _TrainingRun:
 
     def train_step(self, pieces: list[dict[str, torch.Tensor]], batch_size: int) -> dict[str, float]:
         """One optimizer step on this process's pieces of a batch; the whole batch's loss by part, logged."""
-        step, total_steps = self.progress["step"], self.steps_an_epoch * self.settings.epochs
+        step = self.progress["step"]
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, total_steps, self.settings)
+            group["lr"] = learning_rate_at(step, self.total_steps, self.settings)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         seed_step(self.settings.seed, step, rank)
         losses = torch.zeros(len(self.parts), device=self.accelerator.device)
@@ -437,9 +439,8 @@ class _TrainingRun:
 
     def diverged(self, what: str) -> TrainingError:
         """The error that ends a training whose numbers are no numbers any more."""
-        steps = self.steps_an_epoch * self.settings.epochs
         return TrainingError(
-            f"{what} at step {self.progress['step'] + 1} of {steps}; lower the learning rate (now "
+            f"{what} at step {self.progress['step'] + 1} of {self.total_steps}; lower the learning rate (now "
             f"{self.settings.learning_rate:g}). The last good checkpoint is kept"
         )
 

@@ -146,7 +146,7 @@ def test_a_run_of_another_pretrained_model_is_published_beside_the_one_that_is_s
 def test_the_rows_of_bert_base_are_filled_from_what_stands_beside(run, monkeypatch):
     shown = replace(run, data_source="separable")
     assert report.results_block(shown).count("not yet run") == 2
-    monkeypatch.setattr(report, "beside_run", lambda run, name: replace(shown, name=name))
+    monkeypatch.setattr(experiments, "beside_run", lambda run, name: replace(shown, name=name))
     assert "| odd (bert-base, `colab`: other rows) |" in report.results_block(shown)
     assert "bert-base-uncased: not yet run" not in report.about_block(shown)
 
