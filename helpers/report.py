@@ -8,7 +8,6 @@ them; this does it for the results that are there:
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import pandas as pd
 from helpers import discussion
 from helpers.benchmark import FULL_ROWS, MEAN_TOKENS, benchmark_in_markdown, gpus_in_markdown
 from helpers.config import PROFILES, load_profile
-from helpers.evaluation import describe
+from helpers.evaluation import compare
 from helpers.experiments import (
     EXPERIMENTS,
     LABELS_REFERENCES,
@@ -33,24 +32,41 @@ from helpers.experiments import (
     planned_comparisons,
     real_verdicts,
 )
-from helpers.improvements import experiments_on_test, grid_run, run_grid, sections, winner, winner_comparisons
+from helpers.improvements import (
+    experiments_on_test,
+    grid_comparisons,
+    grid_run,
+    run_grid,
+    sections,
+    winner,
+    winner_comparisons,
+    winners,
+)
 from helpers.runs import ROOT, Run, read_json, tells_errors, write_file
 
-TABLE = {  # column of the comparison: title, unit, digits
+Columns = dict[str, tuple[str, float, int | None]]
+SCORES: Columns = {  # column of the comparison: title, unit, digits
     "experiment": ("model", 1, None),
-    "parameters": ("parameters (M)", 1e6, 1),
-    "trainable_parameters": ("trained (M)", 1e6, 2),
     "training_loss": ("training loss (CE)", 1, 3),
     "accuracy": ("accuracy", 1, 3),
     "f1": ("F1", 1, 3),
     "precision": ("precision", 1, 3),
     "recall": ("recall", 1, 3),
     "average_precision": ("average precision", 1, 3),
+}
+COSTS: Columns = {
+    "experiment": ("model", 1, None),
+    "parameters": ("parameters (M)", 1e6, 1),
+    "trainable_parameters": ("trained (M)", 1e6, 2),
     "training_seconds": ("training (min)", 60, 1),
     "peak_memory_bytes": ("peak memory (GB)", 1e9, 1),
     "latency_ms": ("latency (ms)", 1, 1),
+    "bytes": ("on disk (MB)", 1e6, 0),
+    "bytes_to_ship": ("one more task (MB)", 1e6, 1),
 }
-SCORES = ("experiment", "accuracy", "f1", "precision", "recall", "average_precision")
+SPREAD = ("f1", "average_precision")  # the scores that verdicts rest on stand with their standard deviation
+BESIDES = (("odd", "teacher"), ("even", "teacher"), ("even", "even_hard"))  # compared, though it was not planned
+COSTED = ("teacher", "odd", "even", "lora", "lora_6")  # the others have one of these shapes
 PROPOSALS = {  # section of notebook 05: the proposal in the report's words, its figure
     "layers": ("Layer selection beyond odd and even", "grid_layers"),
     "soft targets": ("Temperature and weight of the soft targets", "grid_soft"),
@@ -58,6 +74,7 @@ PROPOSALS = {  # section of notebook 05: the proposal in the report's words, its
     "hybrid": ("LoRA with distillation", "grid_hybrid"),
 }
 KAGGLE_SCORED_ROWS = 63_978  # of the competition's test.csv: those that test_labels.csv does not mark with -1
+NO_BREAK = "\u00a0"  # a space at which a table's cell is not broken
 BERT_BASE = ("colab", "full")  # the profiles with bert-base, which need a GPU
 
 
@@ -127,78 +144,108 @@ def published_block(run: Run) -> str:
 
 
 def results_block(run: Run) -> str:
-    """The results table, and beside bert-base 'not yet run' where it has not been."""
+    """The tables of scores and of costs, and beside them bert-base, 'not yet run' where it has not been."""
     results = load_results(run)
     table = comparison_table(results)
     seeds = int(table["seeds"].max())
-    several = "means ± standard deviations over " if seeds > 1 else ""
+    means = f"means over {seeds} seeds, F1 and average precision ± standard deviation" if seeds > 1 else "1 seed"
     lines = [
-        f"Profile `{run.profile.name}`, {run.data_label}, {several}{seeds} seed{'s' if seeds > 1 else ''}. Scores: the "
-        "test set's; F1, precision and recall are the toxic class's. A student's training comes on top of its "
-        "teacher's.",
+        f"Profile `{run.profile.name}`, {run.data_label}; {means}. F1, precision and recall are the toxic class's; all "
+        "columns: `results/comparison.csv`.",
         "",
-        *_markdown_table(table, TABLE),
+        *_markdown_table(table, SCORES),
     ]
     if run.profile.pretrained != "bert-base-uncased":
         for name in BERT_BASE:
             found = beside_results(run, name)
             if found is None:
-                lines.append(f"| bert-base (`{name}`) | not yet run {'| – ' * (len(TABLE) - 2)}|")
+                lines.append(f"| bert-base, `{name}` {'| – ' * (len(SCORES) - 2)}| not yet run |")
                 continue
             named = comparison_table(found)
             named["experiment"] += f" (bert-base, `{name}`: other rows)"
-            lines += _markdown_table(named, TABLE)[2:]
-    return "\n".join(lines)
+            lines += _markdown_table(named, SCORES)[2:]
+    costed = table[table["experiment"].isin(COSTED)]
+    costs = "What they cost; a student's training comes on top of its teacher's:"
+    return "\n".join([*lines, "", costs, "", *_markdown_table(costed, COSTS)])
 
 
 def observed_block(run: Run) -> str:
     """What was expected beside what the verdicts say."""
     results = load_results(run)
-    table, verdicts = comparison_table(results), planned_comparisons(results)
-    kept = discussion.what_is_kept(table).splitlines()[2:]
-    lora_lines = discussion.is_lora_efficient(discussion.what_lora_saves(results)).splitlines()[2:]
-    expected = [
-        (
-            "The students come close to their teacher with half of its layers.",
-            "\n".join([*_of(kept, "odd", "even"), discussion.are_they_close(results, ("odd", "even"))]),
+    table, planned, real = comparison_table(results), planned_comparisons(results), real_verdicts(run)
+    besides = {
+        f"{a} − {b}": compare(results.labels(), *results.paired(a, b)) for a, b in BESIDES if b in results.by_name
+    }
+    at = {title: f"{title} is **{found['verdict']}**" for title, found in (planned | besides).items()}
+    odd, teacher = (table.set_index("experiment").loc[name] for name in ("odd", "teacher"))
+    shares = {
+        what: f"{odd[column] / teacher[column]:.0%} of the {what}"
+        for column, what in (("parameters", "parameters"), ("peak_memory_bytes", "memory"), ("latency_ms", "latency"))
+    }
+    similar = [at["odd − even"]]
+    if planned["odd − even"]["verdict"] == "inconclusive":
+        similar[0] += ", which is not 'they are equal'"
+    if run.profile.pretrained == "minilm-stacked":
+        similar.append("this holds for this stacked BERT only, whose odd layers are MiniLM's 1, 3, 5, twice")
+    if real:
+        similar.append(f"with a real encoder's layers (`base`, below) it is **{real['odd − even']['verdict']}**")
+    efficient = discussion.is_lora_efficient(discussion.what_lora_saves(results)).splitlines()[2]
+    expected = {
+        "the students come close to their teacher with half of its layers": (
+            f"{at['odd − teacher']}, {at['even − teacher']}; they have {', '.join(shares.values())}."
         ),
-        ("Odd and even are similar.", discussion.odd_or_even(verdicts, run, real_verdicts(run))),
-        (
-            "LoRA is competitive and cheaper to train.",
-            "\n".join([*_of(kept, "lora"), *_with_lora(verdicts), *lora_lines]),
+        "odd and even are similar": f"{'; '.join(similar)}.",
+        "LoRA is competitive and cheaper to train": (
+            f"{at['lora − odd']}, {at['lora − even']}. Against full fine-tuning, {efficient.removeprefix('- ')}"
         ),
-        ("Distilling helps.", discussion.did_distilling_help(results, verdicts)),
-    ]
-    answers = [(what, re.sub(r"^\*\*[^*]+\?\*\* ", "", found)) for what, found in expected]  # not the question again
-    blocks = [f"**Expected: {what}** Observed:\n\n{found}" for what, found in answers]
-    return "\n\n".join([*blocks, discussion.answer(table, verdicts)])
+    }
+    helps = [at[title] for title in ("odd − odd_hard", "even − even_hard") if title in at]
+    if helps:
+        expected["distilling helps"] = f"{', '.join(helps)}."
+    lines = [f"- Expected: *{what}*. Observed: {found}" for what, found in expected.items()]
+    return "\n".join([*verdict_table(planned | besides), "", *lines, "", discussion.answer(table, planned)])
 
 
-def _of(lines: list[str], *names: str) -> list[str]:
-    return [line for line in lines if line.startswith(tuple(f"- **{name}**" for name in names))]
+def verdict_table(comparisons: dict[str, dict]) -> list[str]:
+    """The lines of a table of comparisons; p is there where they were planned, corrected for their number."""
+    lines = ["| | difference | 95 % interval | p (Holm) | detectable | verdict |", "|" + "---|" * 6]
+    for title, found in comparisons.items():
+        p = f"{found['p_holm']:.3f}" if "p_holm" in found else "–"
+        interval = f"{found['low']:+.3f} to {found['high']:+.3f}"
+        row = (title, f"{found['difference']:+.3f}", interval, p, f"{found['detectable']:.3f}", _verdict(found))
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
 
 
-def _with_lora(verdicts: dict[str, dict]) -> list[str]:
-    return [f"- {describe(title, found)}" for title, found in verdicts.items() if title.startswith("lora")]
+def _verdict(found: dict) -> str:
+    one_seed = len(found["by_seed"]) == 1 and found["verdict"] != "inconclusive"
+    return found["verdict"] + (" (one seed does not speak for the next)" if one_seed else "")
+
+
+def _briefly(title: str, found: dict) -> str:
+    return f"{title} {found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}): {_verdict(found)}"
 
 
 def improvements_block(run: Run) -> str:
     """Each proposal: who won on validation, and what is left of its lead on test."""
-    lines = ["| proposal | best on validation (average precision; the default's) | figure |", "|---|---|---|"]
+    lines = [
+        "| proposal | best on validation | average precision (the default's) | on test | figure |",
+        "|" + "---|" * 5,
+    ]
     tried = sections(run)
     missing = [name for name in PROPOSALS if not _is_finished(tried[name], run)]
+    on_test = {} if missing else _winners_on_test(run)
     for name, (what, figure) in PROPOSALS.items():
         if name in missing:
-            lines.append(f"| {what} | not yet run: `make improvements PROFILE={run.profile.name}` | – |")
+            lines.append(f"| {what} | not yet run: `make improvements PROFILE={run.profile.name}` | – | – | – |")
             continue
         table = run_grid(tried[name], run)
         found = table.set_index("experiment")
         best = found.loc[winner(table)]
-        lines.append(
-            f"| {what} | {best['title']}: {best['average_precision']:.3f} ({found['average_precision'].iloc[0]:.3f}) "
-            f"| [figures/{figure}.png](figures/{figure}.png) |"
-        )
-    return "\n".join([*lines, "", *([] if missing else _winners_on_test(run))])
+        scores = f"{best['average_precision']:.3f} ({found['average_precision'].iloc[0]:.3f})"
+        left = on_test.get(name, "the default won" if on_test else "not yet run")
+        lines.append(f"| {what} | {best['title']} | {scores} | {left} | [picture](figures/{figure}.png) |")
+    return "\n".join(lines)
 
 
 def _is_finished(tried: list[Experiment], run: Run) -> bool:
@@ -206,15 +253,19 @@ def _is_finished(tried: list[Experiment], run: Run) -> bool:
     return all(find_result(grid, experiment, grid.seeds[0]) for experiment in tried)
 
 
-def _winners_on_test(run: Run) -> list[str]:
-    chosen = experiments_on_test(run)
-    results = load_results(run, extra=chosen)
-    absent = [experiment.name for experiment in chosen if experiment.name not in results.by_name]
-    if absent:
-        return [f"On test: not yet run ({', '.join(absent)}); `make improvements PROFILE={run.profile.name}` goes on."]
-    found = winner_comparisons(run, results)
-    lines = ["The winners against their defaults, on the test set:" if found else "Every default won its section."]
-    return [*lines, "", *(f"- {describe(title, comparison)}" for title, comparison in found.items())]
+def _winners_on_test(run: Run) -> dict[str, str]:
+    """By section what its winner gains over its default, in words; a section that its default won is not there."""
+    chosen = winners(run)
+    results = load_results(run, extra=experiments_on_test(run))
+    names = {experiment.name for _, *pair in chosen for experiment in pair}
+    if not names <= results.by_name.keys():
+        return {}
+    compared = winner_comparisons(run, results)
+    found: dict[str, list[str]] = {}
+    for section, best, default in chosen:
+        title = f"{best.name} − {default.name}"
+        found.setdefault(section, []).append(_briefly(title, compared[title]))
+    return {section: "; ".join(told) for section, told in found.items()}
 
 
 def layers_block(run: Run) -> str:
@@ -223,23 +274,26 @@ def layers_block(run: Run) -> str:
     if results is None:
         commands = ("make base", ".venv/bin/python -m helpers.experiments --profile base", "make publish PROFILE=base")
         return f"Not yet run: {', then '.join(f'`{command}`' for command in commands)}."
-    verdicts = planned_comparisons(results, LAYER_COMPARISONS)
     seeds = max(len(by_seed) for by_seed in results.by_name.values())
     return "\n".join(
         [
             f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {run.data_label}, {seeds} seed"
-            f"{'s' if seeds > 1 else ''}, test scores.",
+            f"{'s' if seeds > 1 else ''}.",
             "",
-            *_markdown_table(comparison_table(results), {column: TABLE[column] for column in SCORES}),
+            *verdict_table(planned_comparisons(results, LAYER_COMPARISONS)),
             "",
-            *(f"- {describe(title, found)}" for title, found in verdicts.items()),
+            "<details>\n<summary><b>Its scores</b></summary>",
+            "",
+            *_markdown_table(comparison_table(results), SCORES),
+            "",
+            "</details>",
         ]
     )
 
 
 def overfitting_block(run: Run) -> str:
-    """How validation cross-entropy goes on while LoRA trains, beside the teacher's and the odd student's."""
-    return discussion.does_it_overfit(load_results(run), ("teacher", "odd", "lora"))
+    """How validation cross-entropy goes on while LoRA trains, beside the teacher's."""
+    return discussion.does_it_overfit(load_results(run), ("teacher", "lora"))
 
 
 def copy_block(run: Run) -> str:
@@ -247,7 +301,7 @@ def copy_block(run: Run) -> str:
     tried = sections(run)["copy"]
     if not _is_finished(tried, run):
         return f"Not yet run: `make improvements PROFILE={run.profile.name}`."
-    return discussion.what_is_the_copy_worth(tried, run)
+    return "\n".join(f"- {_briefly(title, found)}" for title, found in grid_comparisons(tried, run).items())
 
 
 def labels_block(run: Run) -> str:
@@ -257,16 +311,15 @@ def labels_block(run: Run) -> str:
     except MissingStage:
         return f"Not yet run: `TASK=labels .venv/bin/python -m helpers.experiments --profile {run.profile.name}`."
     rows = next(iter(found.values()))["rows"]
-    lines = ["| model | mean column-wise ROC AUC (95 % interval) | measured on |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {discussion.roc_auc_in_words(result)} | this run's {rows['test']:,} test comments, one seed |"
-        for name, result in found.items()
-    ]
-    lines += [
-        f"| {reference['model']} | {reference['mean_column_roc_auc']:.4f} | {reference['measured_on']} |"
+    own = "; ".join(f"{name} {discussion.roc_auc_in_words(result)}" for name, result in found.items())
+    others = "; ".join(
+        f"{reference['model']} {reference['mean_column_roc_auc']:.4f} ({reference['measured_on']})"
         for reference in LABELS_REFERENCES
-    ]
-    return "\n".join(lines)
+    )
+    return (
+        f"Kaggle's metric, the mean column-wise ROC AUC, on {rows['test']:,} test comments, one seed, with 95 % "
+        f"intervals: {own}. Elsewhere: {others}."
+    )
 
 
 def benchmark_block(run: Run) -> str:
@@ -283,6 +336,12 @@ def gpu_block(run: Run) -> str:
         f"{MEAN_TOKENS} tokens on average."
     )
     return f"{intro}\n\n{gpus_in_markdown()}"
+
+
+def times_block(run: Run) -> str:
+    """How long each profile takes, by device, in a sentence."""
+    times = "; ".join(f"`{name}` {profile.expected_time}" for name, profile in PROFILES.items() if name != "smoke")
+    return f"Expected times: {times}."
 
 
 def profiles_block(run: Run) -> str:
@@ -311,8 +370,8 @@ def profiles_block(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _markdown_table(table: pd.DataFrame, columns: dict[str, tuple[str, float, int | None]]) -> list[str]:
-    """The lines of a table; scores of several seeds with their standard deviation."""
+def _markdown_table(table: pd.DataFrame, columns: Columns) -> list[str]:
+    """The lines of a table; the scores of SPREAD with their standard deviation over seeds."""
     lines = ["| " + " | ".join(title for title, _, _ in columns.values()) + " |", "|" + "---|" * len(columns)]
     for _, row in table.iterrows():
         cells = []
@@ -320,14 +379,15 @@ def _markdown_table(table: pd.DataFrame, columns: dict[str, tuple[str, float, in
             if digits is None:
                 cells.append(str(row[column]))
                 continue
-            shown = row if column in SCORES else row.drop(f"{column}_sd", errors="ignore")
-            cells.append(discussion.number_in_words(shown, column, digits, unit))
+            shown = row if column in SPREAD else row.drop(f"{column}_sd", errors="ignore")
+            cells.append(discussion.number_in_words(shown, column, digits, unit).replace(" ", NO_BREAK))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
 BLOCKS: dict[str, Callable[[Run], str]] = {
     "about": about_block,
+    "times": times_block,
     "profiles": profiles_block,
     "beside": beside_block,
     "results": results_block,

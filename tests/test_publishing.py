@@ -151,6 +151,19 @@ def test_the_rows_of_bert_base_are_filled_from_what_stands_beside(run, monkeypat
     assert "bert-base-uncased: not yet run" not in report.about_block(shown)
 
 
+def test_a_comparison_that_was_not_planned_has_no_p_value():
+    found = {"difference": 0.02, "low": -0.01, "high": 0.05, "detectable": 0.04, "by_seed": [0.01, 0.03]}
+    found["verdict"] = "inconclusive"
+    rows = report.verdict_table({"a − b": found | {"p_holm": 0.2}, "c − d": found})[2:]
+    assert rows[0] == "| a − b | +0.020 | -0.010 to +0.050 | 0.200 | 0.040 | inconclusive |"
+    assert rows[1] == "| c − d | +0.020 | -0.010 to +0.050 | – | 0.040 | inconclusive |"
+
+
+def test_a_verdict_of_one_seed_says_that_it_is_one():
+    found = {"difference": 0.02, "low": 0.01, "high": 0.03, "detectable": 0.04, "by_seed": [0.02], "verdict": "better"}
+    assert "one seed does not speak for the next" in report.verdict_table({"a − b": found})[-1]
+
+
 # --- whose work it is ------------------------------------------------------------------------------------------------
 
 
