@@ -469,13 +469,17 @@ def which_to_use(table: pd.DataFrame) -> str:
     trained = trained.assign(total_seconds=trained["training_seconds"] + trained["prerequisite_seconds"])
     lines = ["**Which should you use?** It depends on what you pay for (named together: too close to call):", ""]
     for column, what in COSTS.items():
-        cheapest = trained.index[trained[column].astype(float) <= tie(trained, column) * trained[column].min()]
-        lines.append(f"- {what}: {', '.join(f'`{name}`' for name in cheapest)}")
+        lines.append(f"- {what}: {', '.join(f'`{name}`' for name in trained.index[cheapest(trained, column)])}")
     best = trained["average_precision"].idxmax()
     lines.append(
         f"- highest measured average precision: `{best}` ({trained['average_precision'][best]:.3f}; not tested)"
     )
     return "\n".join(lines)
+
+
+def cheapest(table: pd.DataFrame, column: str) -> pd.Series:
+    """Which rows have the lowest cost, or one too close to it to call (`tie`)."""
+    return table[column].astype(float) <= tie(table, column) * float(table[column].min())
 
 
 def tie(table: pd.DataFrame, column: str) -> float:
@@ -561,9 +565,7 @@ def does_it_overfit(results: Results, names: Sequence[str]) -> str:
     """Whether validation cross-entropy rises again while training goes on, means over seeds; a line a model."""
     lines = ["**Does it overfit?** Cross-entropy on validation, mean over seeds:", ""]
     for name in names:
-        records = [result["history"]["epochs"] for result in results.by_name[name].values()]
-        validation = np.mean([[epoch["validation"]["hard"] for epoch in epochs] for epochs in records], axis=0)
-        training = np.mean([[epoch["training"]["hard"] for epoch in epochs] for epochs in records], axis=0)
+        validation, training = (results.cross_entropy(name, split).mean(axis=0) for split in ("validation", "training"))
         lowest, gap = int(validation.argmin()), validation - training
         course = "lowest in the last epoch"
         if lowest + 1 < len(validation):
@@ -580,7 +582,7 @@ def does_it_overfit(results: Results, names: Sequence[str]) -> str:
 def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
     """Which model to use, a sentence a cost: the best score among the cheapest, and what the best of all costs.
 
-    Cheapest are all that are too close to the lowest cost to call (`tie`).
+    Cheapest are all that are too close to the lowest cost to call.
     """
     what = {
         "trainable_parameters": "trained weights",
@@ -591,8 +593,7 @@ def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
     }
     lines = []
     for cost in fronts:
-        cheapest = table[table[cost].astype(float) <= tie(table, cost) * float(table[cost].min())]
-        first = cheapest.loc[cheapest["average_precision"].idxmax()]
+        first = table.loc[table.loc[cheapest(table, cost), "average_precision"].idxmax()]
         best = table.loc[table["average_precision"].idxmax()]
         sentence = (
             f"For {what[cost]}: `{first['experiment']}` ({first['average_precision']:.3f}) is the best of the cheapest"

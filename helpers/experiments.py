@@ -615,6 +615,11 @@ class Results:
         thresholds = [result["threshold"] for result in self.by_name[name].values()]
         return intervals(self.labels(), self.probabilities(name), thresholds)
 
+    def cross_entropy(self, name: str, split: str) -> np.ndarray:
+        """A model's cross-entropy in `training` or on `validation` after each epoch, shape (seeds, epochs)."""
+        by_seed = self.by_name[name].values()
+        return np.array([[epoch[split]["hard"] for epoch in result["history"]["epochs"]] for result in by_seed])
+
     def logits(self, name: str, seed: int, split: str = "validation") -> np.ndarray:
         """The two logits of a model's rows, shape (rows, 2), in the order of their ids."""
         return self._frame(name, seed, split)[0]

@@ -432,9 +432,8 @@ def overfitting(results: Results, names: Sequence[str], run: Run) -> Image:
     """Validation minus training cross-entropy by epoch, mean over seeds: above 0 and growing, the model overfits."""
     figure, axes = _new(run, "The gap between validation and training cross-entropy")
     for name in names:
-        records = [result["history"]["epochs"] for result in results.by_name[name].values()]
-        gaps = [[epoch["validation"]["hard"] - epoch["training"]["hard"] for epoch in epochs] for epochs in records]
-        epochs = np.arange(1, len(gaps[0]) + 1)
+        gaps = results.cross_entropy(name, "validation") - results.cross_entropy(name, "training")
+        epochs = np.arange(1, gaps.shape[1] + 1)
         colour = _colour(name)
         axes.plot(epochs, np.mean(gaps, axis=0), "o-", color=colour, label=name)
         axes.fill_between(epochs, np.min(gaps, axis=0), np.max(gaps, axis=0), color=colour, alpha=0.15)

@@ -10,7 +10,7 @@ from helpers import discussion
 from helpers.config import LABELS
 from helpers.data import load_data
 from helpers.evaluation import toxic_rows_needed
-from helpers.experiments import comparison_table, load_results, predictions_path
+from helpers.experiments import Results, comparison_table, load_results, predictions_path
 from helpers.improvements import fronts
 
 
@@ -134,6 +134,8 @@ def test_the_change_from_validation_to_test_is_computed(table):
 
 class MadeResults:
     """As much of Results as the tables read: test probabilities by model and seed, every threshold 0.5."""
+
+    cross_entropy = Results.cross_entropy
 
     def __init__(self, labels: list[int], probabilities: dict[str, list[list[float]]]) -> None:
         self._labels, self._probabilities = np.array(labels), probabilities
