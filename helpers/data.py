@@ -7,12 +7,15 @@ train.csv. A comment, compared after case, white space and Unicode normalisation
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import lzma
 import sys
 import unicodedata
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,12 +29,11 @@ from sklearn.pipeline import make_pipeline
 from tqdm import tqdm
 
 from helpers.config import LABELS, Profile
+from helpers.environment import hub_reachable
 from helpers.runs import (
     KAGGLE_PAGE,
     Run,
-    file_sha256,
     fingerprint,
-    hub_reachable,
     is_sealed,
     new_directory,
     no_comments,
@@ -429,12 +431,9 @@ def _fetch_from_hub(directory: Path) -> None:
 
 
 def data_fingerprint(run: Run, source: Path, tokenizer_sha256: str) -> str:
-    """What the splits depend on: the files' contents, the sizes and seed of the drawing, the tokeniser."""
-    paths = [source]
-    if source.is_dir():
-        inside = sorted(source.iterdir())
-        paths = [path for path in inside if path.is_file() and (path.suffix == ".zip" or path.name in FILES)]
-    contents = {"files": [file_sha256(path) for path in paths], "tokenizer": tokenizer_sha256}
+    """What the splits depend on: the files' contents, zipped or not, how rows are drawn, the tokeniser."""
+    hashes = [hashlib.sha256(find_file(source, name)).hexdigest() for name in sorted(FILES)]
+    contents = {"files": hashes, "tokenizer": tokenizer_sha256}
     return fingerprint(run.profile.settings(*DATA_SETTINGS) | contents)
 
 
@@ -496,14 +495,16 @@ def load_data(run: Run) -> PreparedData:
     return PreparedData(splits=splits, summary=summary, fingerprint=summary["fingerprint"])
 
 
-class _quiet_datasets:
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
     """Saving a few thousand rows takes no time; the bar of each split would only be noise in a notebook."""
-
-    def __enter__(self) -> None:
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *_: object) -> None:
-        datasets.enable_progress_bars()
+    shown = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 # --- the baselines ---------------------------------------------------------------------------------------------------

@@ -130,23 +130,19 @@ def in_length_order(
     call: Callable, input_ids: list[list[int]], pad_token_id: int, batch_size: int = 32
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(row numbers, logits) batch by batch, rows of similar length together, so that little padding is computed."""
-    collate = Collator(pad_token_id)
+    collate = Collator(pad_token_id, labels=())
     order = np.argsort([len(ids) for ids in input_ids], kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = collate([{"input_ids": input_ids[row], "toxic": 0} for row in rows])
+        batch = collate([{"input_ids": input_ids[row]} for row in rows])
         yield rows, np.asarray(call(**{name: batch[name] for name in INPUTS}))
 
 
 def onnx_logits(model: OnnxModel, dataset: Dataset, pad_token_id: int) -> np.ndarray:
     """The logits (N, C) of the dataset's rows, in its order."""
     ids = dataset["input_ids"][:]
-    logits = {
-        row: values
-        for rows, batch in in_length_order(model, ids, pad_token_id)
-        for row, values in zip(rows, batch, strict=True)
-    }
-    return np.stack([logits[row] for row in range(len(ids))])
+    rows, logits = (np.concatenate(parts) for parts in zip(*in_length_order(model, ids, pad_token_id), strict=True))
+    return logits[np.argsort(rows)]
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ everything else comes from the run's profile. Its result is one JSON, with its p
 
 Long runs need no notebook, and on several devices accelerate starts a process on each:
 
-    python -m helpers.experiments odd even lora --seed 1
-    accelerate launch -m helpers.experiments odd even lora --seed 1
+    python -m helpers.experiments odd even lora --seeds 1
+    accelerate launch -m helpers.experiments odd even lora --seeds 1
 
 All six labels at once, in a run of their own (teacher, odd, even and lora, first seed):
 
@@ -16,7 +16,6 @@ All six labels at once, in a run of their own (teacher, odd, even and lora, firs
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import time
@@ -63,6 +62,7 @@ from helpers.models import find_pretrained, load_model, load_tokenizer, lora_tar
 from helpers.runs import (
     PUBLISHED_RESULTS,
     Run,
+    add_run_arguments,
     device_name,
     file_sha256,
     fingerprint,
@@ -76,6 +76,7 @@ from helpers.runs import (
     seal,
     task_suffix,
     tells_errors,
+    use_run_arguments,
     versions,
     write_file,
     write_json,
@@ -151,9 +152,9 @@ COMPARISONS = {
     "lora − odd": ("lora", "odd"),
     "lora − even": ("lora", "even"),
     "odd − odd_hard": ("odd", "odd_hard"),
+    "odd − first_six": ("odd", "first_six"),  # these two for `base`, whose layers are a real encoder's
+    "odd − last_six": ("odd", "last_six"),
 }
-# Named beforehand too, for `base`, whose layers are a real encoder's.
-LAYER_COMPARISONS = COMPARISONS | {"odd − first_six": ("odd", "first_six"), "odd − last_six": ("odd", "last_six")}
 
 # Profiles whose results stand beside the run that README.md shows: a real encoder's layers, and bert-base on a GPU.
 BESIDE = ("base", "colab", "full")
@@ -424,7 +425,8 @@ def teacher_targets(
     made_from = fingerprint({"teacher": result["fingerprint"], "layers": layers})
     targets = load_targets(directory, made_from)
     if targets is None:
-        save_targets(teacher, data.splits["train"], directory, made_from, layers)
+        with only_writer(run):
+            save_targets(teacher, data.splits["train"], directory, made_from, layers)
         targets = load_targets(directory, made_from)
     return targets, read_json(directory / "time.json")["seconds"]
 
@@ -529,10 +531,7 @@ def _toxic_scores(data: PreparedData, logits: dict[str, np.ndarray], threshold: 
     if threshold is None:
         threshold = best_threshold(probabilities["validation"], labels["validation"])
     scores = {split: score(probabilities[split], labels[split], threshold) for split in probabilities}
-    found = {"threshold": threshold} | scores
-    if "test" in scores:
-        found["intervals"] = intervals(labels["test"], probabilities["test"], threshold)
-    return found
+    return {"threshold": threshold} | scores
 
 
 def _label_scores(data: PreparedData, logits: dict[str, np.ndarray]) -> dict:
@@ -737,11 +736,13 @@ def _comparison_numbers(result: dict, latencies: dict[int, float]) -> dict[str, 
     numbers |= {
         "training_seconds": costs["training_seconds"],
         "prerequisite_seconds": costs["prerequisite_seconds"],
+        "total_seconds": costs["training_seconds"] + costs["prerequisite_seconds"],
         "peak_memory_bytes": costs.get("peak_memory_bytes"),
         "latency_ms": latencies.get(len(model_layers(result))),
         "bytes": costs["bytes"]["total"] if "bytes" in costs else None,
         "bytes_to_ship": costs["bytes"]["to_ship"] if "bytes" in costs else None,
         "epochs": len(result["history"]["epochs"]) if "history" in result else None,
+        "best_epoch": result["history"]["best_epoch"] if "history" in result else None,
         "training_loss_total": result.get("training_loss_total"),
     }
     numbers |= {f"validation_{metric}": result["validation"][metric] for metric in METRICS}
@@ -773,12 +774,14 @@ def latency_by_depth(results: Results) -> dict[int, float]:
 def deployment_table(results: Results) -> pd.DataFrame:
     """A row a model and form (PyTorch, ONNX, int8) of the first seed: latency in milliseconds, comments a second, MB.
 
-    `change` is the export's test average precision minus PyTorch's, with its 95 % interval in `low` and `high`.
-    Measured on the CPU; empty where a run has not measured it.
+    Times are medians over the models as deep, as in `latency_by_depth`. `change` is the export's test average precision
+    minus PyTorch's, with its 95 % interval in `low` and `high`. Measured on the CPU; empty if it was not measured.
     """
-    rows = []
+    rows, depths = [], []
     for name, by_seed in results.by_name.items():
-        for form, facts in next(iter(by_seed.values()))["costs"].get("deployment", {}).items():
+        result = next(iter(by_seed.values()))
+        for form, facts in result["costs"].get("deployment", {}).items():
+            depths.append(len(model_layers(result)))
             row = {"experiment": name, "form": form, "MB": facts["bytes"] / 1e6}
             for size in ("batch_1", "batch_32"):
                 row |= {f"{size} {key}": facts[size][key] for key in ("p50_ms", "p95_ms")}
@@ -787,7 +790,11 @@ def deployment_table(results: Results) -> pd.DataFrame:
             rows.append(
                 row | {"change": change.get("difference"), "low": change.get("low"), "high": change.get("high")}
             )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if rows:
+        times = [column for column in table if column.startswith("batch") or column == "comments a second"]
+        table[times] = table.groupby([pd.Series(depths), "form"])[times].transform("median")
+    return table
 
 
 def write_comparison(results: Results, run: Run) -> pd.DataFrame:
@@ -797,14 +804,16 @@ def write_comparison(results: Results, run: Run) -> pd.DataFrame:
     return table
 
 
-def planned_comparisons(results: Results, planned: dict[str, tuple[str, str]] = COMPARISONS) -> dict[str, dict]:
+def planned_comparisons(
+    results: Results,
+) -> dict[str, dict]:
     """The paired comparisons that were named beforehand, as far as the run has both models, with Holm's correction.
 
     Only seeds that both models have are compared: a student of seed 2 belongs to the teacher of seed 2.
     """
     found = {
         title: compare(results.labels(), *results.paired(a, b))
-        for title, (a, b) in planned.items()
+        for title, (a, b) in COMPARISONS.items()
         if set(results.by_name.get(a, ())) & set(results.by_name.get(b, ()))
     }
     return with_holm(found)
@@ -841,7 +850,7 @@ def beside_results(run: Run, profile_name: str) -> Results | None:
 def real_verdicts(run: Run) -> dict[str, dict] | None:
     """The comparisons of PROFILE=base on the same comments, as far as it has been run; None if it has not."""
     results = beside_results(run, "base")
-    return planned_comparisons(results, LAYER_COMPARISONS) if results else None
+    return planned_comparisons(results) if results else None
 
 
 # --- without a notebook ----------------------------------------------------------------------------------------------
@@ -855,17 +864,9 @@ def in_order(names: list[str]) -> list[str]:
     return [name for name in EXPERIMENTS if name in names]
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which run a command works on."""
-    parser.add_argument("--profile", help="as in `make run`")
-    parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
-    parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m helpers.experiments", description="Runs experiments of a run.")
     parser.add_argument("names", nargs="*", help="which experiments (default: the profile's)")
-    parser.add_argument("--seed", help="the profile's seeds to run, for instance 1 or 1,2 (default: all)")
     add_run_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -875,21 +876,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the stages of the notebooks 01 to 03 for the experiments asked for; returns the exit code."""
     options = parse_arguments(arguments)
-    if options.seed:
-        os.environ["SEEDS"] = options.seed  # open_run reads it
+    use_run_arguments(options)
     state = this_process()
     with state.main_process_first():
-        run = open_run(options.profile, options.run, options.jigsaw_dir)
+        run = open_run()
         names = in_order(options.names or list(run.profile.experiments))
         pretrained = find_pretrained(run.profile.pretrained)
         prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
-    for seed in run.seeds:
-        for name in names:
-            if seed in experiment_seeds(EXPERIMENTS[name], run.seeds):
-                result = run_experiment(name, seed, run)
-                metric = BEST_BY[run.profile.task].__name__
-                told = f"test {metric.replace('_', ' ')} {result['test'][metric]:.3f}"
-                state.print(f"{name}, seed {seed}: {told}", flush=True)
+    baselines = [(name, run.profile.seeds[0]) for name in names if EXPERIMENTS[name].start == "baseline"]
+    trained = [name for name in names if EXPERIMENTS[name].start != "baseline"]
+    for name, seed in [*baselines, *((name, seed) for seed in run.seeds for name in trained)]:
+        result = run_experiment(name, seed, run)
+        metric = BEST_BY[run.profile.task].__name__
+        told = f"test {metric.replace('_', ' ')} {result['test'][metric]:.3f}"
+        state.print(f"{name}, seed {seed}: {told}", flush=True)
     return 0
 
 

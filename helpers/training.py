@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env, send_to_device
+from accelerate.utils import broadcast_object_list, parse_flag_from_env, send_to_device
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
@@ -51,9 +51,10 @@ def progress_bar(*arguments, **options) -> tqdm:
 def this_process() -> PartialState:
     """Which of the processes that `accelerate launch` started this is (or the only one), and its device.
 
-    A bare PartialState does not ask for accelerate's own switch to the CPU, as Accelerator does.
+    A bare PartialState does not ask for accelerate's own switch to the CPU, as Accelerator does. The other processes
+    wait while the first one predicts or exports, which may take longer than NCCL's ten minutes.
     """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(hours=4))
 
 
 class TrainingError(RuntimeError):
@@ -118,7 +119,7 @@ def bucketed_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes tensors of a list of rows, padded to the longest of them: ids and mask (B, T), labels (B,) or (B, K)."""
+    """Makes tensors of a list of rows, padded to the longest: ids and mask (B, T), labels (B,), (B, K) or none."""
 
     pad_token_id: int
     targets: TeacherTargets | None = None
@@ -129,8 +130,9 @@ class Collator:
         batch = {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            "labels": torch.tensor([[row[label] for label in self.labels] for row in rows]).squeeze(1),
         }
+        if self.labels:
+            batch["labels"] = torch.tensor([[row[label] for label in self.labels] for row in rows]).squeeze(1)
         if self.targets is not None:
             batch["teacher_logits"], batch["teacher_states"] = self.targets.look_up([row["row_id"] for row in rows])
         return batch
@@ -177,7 +179,7 @@ def predict(
 
 
 def cls_states(output, layers: Sequence[int]) -> torch.Tensor:
-    """The [CLS] states (B, L, H) after these layers, counted from 1; `hidden_states[0]` is the embeddings."""
+    """The [CLS] states (B, L, H) after these layers: 1 is the first, −1 the last, 0 would be the embeddings."""
     return torch.stack([output.hidden_states[layer][:, 0] for layer in layers], dim=1)
 
 
@@ -345,9 +347,8 @@ class _TrainingRun:
         best_by,
     ) -> None:
         self.settings = settings
-        # The other processes wait while the first one predicts, which may take longer than NCCL's ten minutes.
-        patience = InitProcessGroupKwargs(timeout=timedelta(hours=4))
-        self.accelerator = Accelerator(mixed_precision=mixed_precision(), kwargs_handlers=[patience])
+        this_process()  # before Accelerator, which would start the processes with a patience of its own
+        self.accelerator = Accelerator(mixed_precision=mixed_precision())
         self.plain_model = model
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, settings))
         self.train_rows, self.validation_rows = train_rows, validation_rows

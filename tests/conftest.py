@@ -14,6 +14,7 @@ os.environ.pop("TASK", None)  # a test says itself which task it means
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -93,6 +94,13 @@ def build_rows(count: int, seed: int = 0) -> Dataset:
     }
     labels = {label: toxic if label == "toxic" else [0] * count for label in LABELS}
     return Dataset.from_dict(columns | labels | {"input_ids": ids, "tokens": [len(row) for row in ids]})
+
+
+@pytest.fixture(autouse=True)
+def restored_environment() -> Iterator[None]:
+    """What a command's options put into the environment (`use_run_arguments`) does not reach the next test."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ import pytest
 from nbclient import NotebookClient
 
 import helpers.runs
+from helpers.environment import install_missing
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, first_cell
-from helpers.runs import ROOT, install_missing
+from helpers.runs import ROOT
 
 FAKE_COLAB = """
 from pathlib import Path

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
+import helpers.environment
 import helpers.runs
 from helpers.config import PROFILES, load_profile
+from helpers.environment import check_notebook_task, use_drive
 from helpers.runs import (
     Run,
     RunInUse,
-    check_notebook_task,
     file_sha256,
     find_data_source,
     fingerprint,
@@ -30,7 +31,6 @@ from helpers.runs import (
     open_run,
     read_json,
     seal,
-    use_drive,
     write_json,
 )
 
@@ -283,6 +283,22 @@ def test_a_new_directory_takes_the_place_of_the_old_one_whole(root):
     fill(root / "data", "a", "b")
     fill(root / "data", "c")
     assert os.listdir(root / "data") == ["c"]
+
+
+def test_a_filling_that_is_stopped_between_its_two_renames_leaves_the_old_directory(root, monkeypatch):
+    fill(root / "data", "old")
+    rename, calls = os.replace, []
+
+    def stopped(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fill(root / "data", "new")
+    assert os.listdir(root) == ["data"] and os.listdir(root / "data") == ["old"]
 
 
 @pytest.fixture
@@ -656,7 +672,8 @@ def drive(root, monkeypatch) -> Path:
     module.drive = types.SimpleNamespace(mount=lambda place: Path(place).mkdir())
     monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
     monkeypatch.setitem(sys.modules, "google.colab", module)
-    monkeypatch.setattr(helpers.runs, "DRIVE", root / "drive")
+    monkeypatch.setattr(helpers.environment, "DRIVE", root / "drive")
+    monkeypatch.setattr(helpers.environment, "ROOT", root)
     return root / "drive" / "MyDrive" / root.name / "runs"
 
 

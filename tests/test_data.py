@@ -909,9 +909,16 @@ def test_the_fingerprint_does_not_move_with_settings_of_the_training(run, change
 def test_a_zip_is_known_by_its_content_whatever_it_is_called(run, tmp_path, name):
     path, found = tmp_path / name, []
     for text in ("one", "another"):
-        path.write_bytes(zip_bytes({"train.csv": text}))
+        path.write_bytes(zip_bytes(kaggle_files() | {"train.csv": text}))
         found.append(data_fingerprint(run, path, "sha"))
     assert found[0] != found[1]
+
+
+def test_the_same_comments_have_one_fingerprint_zipped_or_not_whatever_lies_beside_them(run, tmp_path):
+    packed = tmp_path / "competition.zip"
+    packed.write_bytes(competition_zip())
+    folder = write_folder(tmp_path / "unpacked", kaggle_files() | {"holiday.zip": zip_bytes({"beach.txt": "sand"})})
+    assert data_fingerprint(run, packed, "sha") == data_fingerprint(run, folder, "sha")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -9,11 +9,12 @@ import pytest
 import yaml
 from packaging.version import Version
 
+from helpers.environment import NEEDED
 from helpers.experiments import comparison_table, load_results
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, colab_link
 from helpers.publishing import REPORT_FIGURES
 from helpers.report import BLOCKS, between_markers, shown_run
-from helpers.runs import NEEDED, ROOT
+from helpers.runs import ROOT
 
 
 def lines(name):
@@ -95,8 +96,8 @@ def test_an_unsupported_python_gets_one_clear_line(tmp_path, version):
 
 def test_the_code_imports_nothing_from_modules_below():
     """helpers/ reads from top to bottom: a module imports only from those before it in DESIGN's order."""
-    order = "config runs sample_comments data models layers dropout losses lora training evaluation deploy experiments "
-    order += "improvements probes discussion plots mistakes demo benchmark report pipeline publishing"
+    order = "config runs environment sample_comments data models layers dropout losses lora training evaluation deploy "
+    order += "experiments improvements probes discussion plots mistakes demo benchmark report pipeline publishing"
     place = {name: number for number, name in enumerate(order.split())}
     for path in (ROOT / "helpers").glob("*.py"):
         for imported in re.findall(r"^from helpers\.(\w+) import", path.read_text(encoding="utf-8"), flags=re.M):

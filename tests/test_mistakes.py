@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import mistakes
 from helpers.data import load_data
-from helpers.experiments import load_trained
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
 from helpers.mistakes import first_and_last, gradient_sizes, leaked_scores, shared_tensors
 
@@ -23,9 +23,20 @@ def test_with_the_factor_the_gradient_keeps_its_size_over_temperatures():
     assert sizes["without"].tolist() == pytest.approx((sizes["with T²"] / sizes["T"] ** 2).tolist())
 
 
-def test_a_leak_is_held_against_validation_and_the_clean_test_set(finished_run):
-    found = leaked_scores(load_trained("odd", 1, finished_run), load_data(finished_run), (0.0, 1.0))
+def test_a_leak_is_held_against_validation_and_the_clean_test_set(finished_run, monkeypatch):
+    """A model that knows its training rows by heart and guesses on all others: only the leak scores."""
+    data = load_data(finished_run)
+    known = dict(zip(data.splits["train"]["row_id"], data.labels("train"), strict=True))
+
+    def predicted(model, rows):
+        toxic = torch.tensor([float(known.get(row_id, 0.5)) for row_id in rows["row_id"]])
+        return torch.stack([torch.zeros(len(rows)), toxic], dim=1)
+
+    monkeypatch.setattr(mistakes, "predict", predicted)
+    found = leaked_scores(None, data, (0.0, 1.0))
     assert found["training rows in the test set"].tolist() == ["none, validation", "0%", "100%"]
+    guessed = [float(data.labels(split).mean()) for split in ("validation", "test")]
+    assert found["average precision"].tolist() == pytest.approx([*guessed, 1.0])
 
 
 def test_one_object_shares_all_tensors_with_itself_and_a_copy_none(tiny_bert):

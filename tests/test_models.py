@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
-from helpers import models
+from helpers import environment, models
 from helpers.config import LABELS
 from helpers.models import encoder_layers, find_pretrained, hub_reachable, label_columns, load_model, load_tokenizer
 
@@ -39,6 +39,7 @@ def online(monkeypatch) -> None:
     """As if nothing had been said about being offline; restored after the test."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    environment._made_offline.clear()
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------
@@ -117,6 +118,25 @@ def test_a_hub_that_answers_even_with_an_error_is_reachable_and_leaves_the_libra
     monkeypatch.setenv("NO_PROXY", "*")
     assert hub_reachable() is True
     assert not huggingface_hub.is_offline_mode()
+
+
+@pytest.mark.parametrize("hub", [503], indirect=True)
+def test_a_hub_that_was_away_is_asked_again(monkeypatch, online, hub):
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert hub_reachable() is False
+    monkeypatch.setenv("HF_ENDPOINT", hub)
+    assert hub_reachable() is True
+    assert not huggingface_hub.is_offline_mode() and "HF_HUB_OFFLINE" not in os.environ
+
+
+@pytest.mark.parametrize("hub", [503], indirect=True)
+def test_whoever_asked_to_stay_offline_does(monkeypatch, online, hub):
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("HF_ENDPOINT", hub)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub_reachable()
+    assert huggingface_hub.is_offline_mode()
 
 
 @pytest.mark.parametrize("hub", [None], indirect=True)

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 
 from helpers import probes
 from helpers.experiments import EXPERIMENTS, MissingStage, read_result
@@ -36,6 +37,15 @@ def test_a_model_that_was_asked_is_not_asked_again(copied_run, monkeypatch):
     first = probe(ASKED, copied_run)
     monkeypatch.setattr(probes, "predict", lambda *_: pytest.fail("asked again"))
     assert probe(ASKED, copied_run).equals(first)
+
+
+def test_other_sentences_are_asked_anew(copied_run, monkeypatch):
+    probe(ASKED, copied_run)
+    asked = []
+    monkeypatch.setattr(probes, "PROBES", 9)
+    monkeypatch.setattr(probes, "predict", lambda model, rows: asked.append(len(rows)) or torch.zeros(len(rows), 2))
+    probe(ASKED[:1], copied_run)
+    assert asked == [9 * len(PROBE_FORMS)]
 
 
 def test_a_model_without_weights_is_left_out(copied_run):

@@ -67,6 +67,9 @@ written = list(writes)
 rank = training.Accelerator().process_index
 save_file(student.state_dict(), folder / f"weights-{rank}.safetensors")
 found = {"rows": sum(seen, []), "targets right": all(right), "writes": written, "steps": history["steps"]}
+if torch.distributed.is_initialized():
+    group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+    found["patience"] = group.options._timeout.total_seconds()
 (folder / f"found-{rank}.json").write_text(json.dumps(found))
 """
 
@@ -134,6 +137,10 @@ def test_only_the_first_process_writes(trained):
     assert [bool(found(trained[2], rank)["writes"]) for rank in range(2)] == [True, False]
 
 
+def test_the_others_wait_while_the_first_process_scores_and_exports(trained):
+    assert [found(trained[2], rank)["patience"] for rank in range(2)] == [4 * 3600] * 2
+
+
 def test_the_stages_run_on_two_processes(tmp_path):
     """`-m helpers.experiments` in the smoke profile, the missing teacher included."""
     code = f"import helpers.runs as r, pathlib, sys; r.ROOT = pathlib.Path({str(tmp_path)!r}); "
@@ -142,7 +149,7 @@ def test_the_stages_run_on_two_processes(tmp_path):
         "e.measure_deployment = lambda *_: {}; sys.exit(e.main(sys.argv[1:]))"  # an export takes longer than the rest
     )
     (tmp_path / "stages.py").write_text(code, encoding="utf-8")
-    printed = launch(2, ["stages.py", "odd", "lora", "--seed", "1", "--profile", "smoke"], tmp_path)
+    printed = launch(2, ["stages.py", "odd", "lora", "--seeds", "1", "--profile", "smoke"], tmp_path)
     results = tmp_path / "runs" / "smoke-separable" / "results"
     assert sorted(path.name for path in results.glob("*.json")) == ["lora-1.json", "odd-1.json", "teacher-1.json"]
     assert printed.count("test average precision") == 3

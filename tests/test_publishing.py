@@ -136,6 +136,16 @@ def test_told_so_anything_with_a_result_of_each_is_published(run, tmp_path, monk
     assert "figures/of_another_run.png" not in shown
 
 
+def test_a_run_without_figures_leaves_what_was_published(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(publishing, "ROOT", tmp_path / "shown")
+    (tmp_path / "shown" / "figures").mkdir(parents=True)
+    (tmp_path / "shown" / "figures" / "old.png").touch()
+    shutil.rmtree(run.figures_dir, ignore_errors=True)
+    with pytest.raises(FileNotFoundError):
+        publish(run, anyway=True)
+    assert [path.name for path in (tmp_path / "shown").rglob("*")] == ["figures", "old.png"]
+
+
 @pytest.mark.parametrize("profile", ["base", "colab", "full"])
 def test_a_run_of_another_pretrained_model_is_published_beside_the_one_that_is_shown(run, profile):
     other = replace(run, profile=replace(run.profile, name=profile))
