@@ -21,11 +21,12 @@ LEARNED = tuple(name for name in MAIN_EXPERIMENTS if name != "majority")  # the 
 RECALL_GAP = 0.02  # the difference in recall that the question of power asks for
 SHOWN_LETTERS = 300  # of a comment, where a reader asks to see it
 COSTS = {  # column of the comparison table: what it is called in a sentence
-    "trainable_parameters": "fewest trained parameters",
-    "total_seconds": "shortest training, the teacher's included",
-    "peak_memory_bytes": "least memory in training",
-    "latency_ms": "lowest latency",
-    "bytes_to_ship": "fewest bytes for one more task",
+    "trainable_parameters": "trained weights",
+    "total_seconds": "training time, the teacher's included",
+    "peak_memory_bytes": "memory while training",
+    "bytes": "bytes on disk",
+    "bytes_to_ship": "bytes for one more task",
+    "latency_ms": "time to answer",
 }
 TIED = 1.10  # costs nearer than this are called equal, or nearer than seeds differ in them (see `tie`)
 
@@ -34,11 +35,15 @@ def validation_and_test(table: pd.DataFrame) -> str:
     """How far average precision moves from validation to test, and for whom it cannot be selection's doing."""
     at = table.set_index("experiment")
     change = {name: at["average_precision"][name] - at["validation_average_precision"][name] for name in at.index}
+    teacher = at.loc["teacher"]
+    before = {metric: teacher[f"validation_{metric}"] for metric in ("precision", "recall")}
     return (
         f"**What we see:** average precision on test minus validation: TF-IDF {change['tfidf']:+.3f}, the teacher "
         f"{change['teacher']:+.3f}. The teacher's epoch was chosen on validation, which flatters it a little; but "
         "nothing that moves TF-IDF's average precision was chosen, so its change comes from the comments: other "
-        "difficulty, other labels, or the draw. A test score well *above* validation would be the mark of a leak."
+        "difficulty, other labels, or the draw. A test score well *above* validation would be the mark of a leak. At "
+        f"the threshold chosen on validation the teacher's precision goes from {before['precision']:.3f} to "
+        f"{teacher['precision']:.3f}, its recall from {before['recall']:.3f} to {teacher['recall']:.3f}."
     )
 
 
@@ -49,6 +54,23 @@ def called_toxic(results: Results, name: str) -> dict[int, np.ndarray]:
         seed: probabilities >= by_seed[seed]["threshold"]
         for seed, probabilities in zip(by_seed, results.probabilities(name), strict=True)
     }
+
+
+def by_epoch(results: dict[str, dict]) -> pd.DataFrame:
+    """Cross-entropy in training and on validation, and average precision there, a row a model and epoch."""
+    rows = []
+    for name, result in results.items():
+        for record in result["history"]["epochs"]:
+            rows.append(
+                {
+                    "model": name,
+                    "epoch": record["epoch"],
+                    "training cross-entropy": record["training"]["hard"],
+                    "validation cross-entropy": record["validation"]["hard"],
+                    "validation average precision": record["validation"]["average_precision"],
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def different_comments(results: Results, pairs: list[tuple[str, str]]) -> pd.DataFrame:
@@ -126,12 +148,13 @@ def enough_toxic_comments(power: pd.DataFrame, results: Results) -> str:
 # --- calibration -----------------------------------------------------------------------------------------------------
 
 
-def calibration_table(results: Results) -> pd.DataFrame:
+def calibration_table(results: Results, split: str = "test") -> pd.DataFrame:
     """Said and seen, a row a model, means over its seeds; `at 0.9 and above` is the last bin of calibration_bins."""
-    labels, rows = results.labels(), []
+    labels, rows = results.labels(split), []
     for name in results.by_name:
-        by_seed = [calibration(labels, probabilities) for probabilities in results.probabilities(name)]
-        last = [calibration_bins(labels, probabilities).iloc[-1] for probabilities in results.probabilities(name)]
+        probabilities = results.probabilities(name, split)
+        by_seed = [calibration(labels, of_seed) for of_seed in probabilities]
+        last = [calibration_bins(labels, of_seed).iloc[-1] for of_seed in probabilities]
         sure, toxic = (float(np.sum([bin_[column] for bin_ in last])) for column in ("rows", "toxic"))
         mean = {key: float(np.mean([found[key] for found in by_seed])) for key in by_seed[0]}
         rows.append(
@@ -149,10 +172,10 @@ def calibration_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def can_probabilities_be_believed(table: pd.DataFrame) -> str:
-    """What the models say and what is seen, from the table of calibration_table."""
+def can_probabilities_be_believed(table: pd.DataFrame, validation: pd.DataFrame) -> str:
+    """What the models say and what is seen on test, and beside it on validation, from calibration_table."""
     lines = [f"**What we see:** {table['share toxic'].iloc[0]:.1%} of the test comments are toxic.", ""]
-    at = table.set_index("experiment")
+    at, before = table.set_index("experiment"), validation.set_index("experiment")
     for name in (name for name in ASKED if name in at.index):
         row = at.loc[name]
         direction = "more" if row["mean probability"] > row["share toxic"] else "less"
@@ -162,7 +185,12 @@ def can_probabilities_be_believed(table: pd.DataFrame) -> str:
                 f"; where it says 90 % or more ({row['comments at 0.9 and above']:,.0f} comments), "
                 f"{row['of them toxic']:.0%} are toxic"
             )
-        lines.append(f"{text}. Brier score {row['Brier score']:.3f}, calibration error {row['calibration error']:.3f}.")
+            if before["comments at 0.9 and above"][name]:
+                text += f" (on validation {before['of them toxic'][name]:.0%})"
+        text += f". Brier score {row['Brier score']:.3f}, calibration error {row['calibration error']:.3f}"
+        lines.append(f"{text} (on validation {before['calibration error'][name]:.3f}).")
+    lines += ["", "Validation was drawn from the file that training was drawn from. What an error grows by from there "]
+    lines[-1] += "to test is the other file's doing (other comments, other votes), not that of training for too long."
     if "majority" in at.index:
         lines += ["", f"Knowing nothing but the share of toxic comments scores {at['Brier score']['majority']:.3f} "]
         lines[-1] += "by Brier (the row `majority`): only what lies below that was learned from the comments."
@@ -253,7 +281,7 @@ def does_cutting_hide(table: pd.DataFrame, max_length: int) -> str:
         f"({whole['comments']:.0f}):",
         "",
     ]
-    for name in (name for name in ASKED if name in table):
+    for name in (name for name in (*ASKED, "tfidf") if name in table):
         low, high = confint_proportions_2indep(
             cut[name] * cut["comments"],
             cut["comments"],
@@ -265,6 +293,8 @@ def does_cutting_hide(table: pd.DataFrame, max_length: int) -> str:
         verdict = "excludes 0" if low > 0 or high < 0 else "contains 0"
         difference = cut[name] - whole[name]
         lines.append(f"- {name}: {difference:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, which {verdict}")
+    if "tfidf" in table:
+        lines += ["", "`tfidf` reads the whole comment: what it loses on the long ones, the cut has not taken."]
     return "\n".join(lines)
 
 
@@ -305,7 +335,7 @@ def found_by_none(results: Results, names: tuple[str, ...] = ASKED) -> str:
 # --- the worst errors ------------------------------------------------------------------------------------------------
 
 
-def worst_errors(results: Results, name: str, run: Run, count: int = 5, show_comments: bool = False) -> pd.DataFrame:
+def worst_errors(results: Results, name: str, run: Run, count: int = 3, show_comments: bool = False) -> pd.DataFrame:
     """The most confident misses and false alarms of a model's first seed on the test set, up to `count` of each.
 
     `others wrong` counts the other learned models (their first seed) that err on the row too: where all of them do,
@@ -313,7 +343,7 @@ def worst_errors(results: Results, name: str, run: Run, count: int = 5, show_com
     escapes the HTML in them.
 
     Returns:
-        A frame with `error`, `row_id` (Kaggle's), `label`, `probability` (of toxic), `others wrong`, and `comment`.
+        A frame with `error`, `row_id` (Kaggle's), `probability` (of toxic), `others wrong`, and `comment`.
 
     Raises:
         FileNotFoundError: comments were asked for and the run has none.
@@ -334,7 +364,6 @@ def worst_errors(results: Results, name: str, run: Run, count: int = 5, show_com
         {
             "error": ["miss"] * len(misses) + ["false alarm"] * len(alarms),
             "row_id": ids[rows],
-            "label": np.where(labels[rows] == 1, "toxic", "clean"),
             "probability": probability[rows],
             f"others wrong (of {len(wrong) - 1})": others[rows],
         }
@@ -355,7 +384,7 @@ def does_a_bert_pay(results: Results, table: pd.DataFrame) -> str:
     at, teacher = table.set_index("experiment"), results.probabilities("teacher")
     gain = compare(results.labels(), teacher, np.repeat(results.probabilities("tfidf"), len(teacher), axis=0))
     return (
-        f"**Does a BERT pay at all?** {describe('teacher − tfidf (not planned)', gain)}. Always saying "
+        f"**Does a BERT pay at all?** {describe('teacher − tfidf', gain)}. Always saying "
         f"'clean' has an accuracy of {at['accuracy']['majority']:.1%}, the teacher {at['accuracy']['teacher']:.1%}: "
         "accuracy makes the gap look small."
     )
@@ -372,11 +401,14 @@ def what_is_kept(table: pd.DataFrame) -> str:
         share = row["trainable_parameters"] / row["parameters"]
         trained = "all" if share == 1 else f"{share:.2%}"
         lost = row["average_precision"] - teacher["average_precision"]
+        before = f"against the teacher's {of_teacher:.1f}"
+        if row["prerequisite_seconds"]:
+            before = f"after {row['prerequisite_seconds'] / 60:.1f} for what it needs of its teacher"
         lines.append(
             f"- **{name}**: {row['average_precision']:.3f} average precision ({lost:+.3f} against the teacher), F1 "
             f"{row['f1']:.3f}; {row['parameters'] / teacher['parameters']:.0%} of its parameters, "
             f"{trained} of them trained, in {minutes:.1f} minutes "
-            f"({'after' if row['prerequisite_seconds'] else 'against'} the teacher's {of_teacher:.1f}) with "
+            f"({before}) with "
             f"{memory:.1f} GB of memory (teacher {of_teachers:.1f}); "
             f"{row['latency_ms'] / teacher['latency_ms']:.0%} of its latency; {row['bytes'] / 1e6:.0f} MB on disk, "
             f"{row['bytes_to_ship'] / 1e6:.1f} MB for one more task (teacher {teacher['bytes'] / 1e6:.0f})."
@@ -444,7 +476,7 @@ def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
         )
     if {"even", "even_hard"} <= results.by_name.keys():
         other = compare(results.labels(), *results.paired("even", "even_hard"))
-        text += f" For the even layers, a comparison that was not planned: {describe('even − even_hard', other)}."
+        text += f" For the even layers: {describe('even − even_hard', other)}."
     return text
 
 
@@ -466,10 +498,14 @@ def is_lora_better(results: Results) -> str:
 def which_to_use(table: pd.DataFrame) -> str:
     """The cheapest of the trained models by each cost, with those that are too close to call."""
     trained = table[table["parameters"].notna() & (table["experiment"] != "teacher")].set_index("experiment")
-    trained = trained.assign(total_seconds=trained["training_seconds"] + trained["prerequisite_seconds"])
-    lines = ["**Which should you use?** It depends on what you pay for (named together: too close to call):", ""]
+    lines = [
+        "**Which should you use?** It depends on what you pay for; these cost least. Named together is what lies as "
+        f"near as two seeds of one model may, and at least {TIED - 1:.0%}:",
+        "",
+    ]
     for column, what in COSTS.items():
-        lines.append(f"- {what}: {', '.join(f'`{name}`' for name in trained.index[cheapest(trained, column)])}")
+        names = ", ".join(f"`{name}`" for name in trained.index[cheapest(trained, column)])
+        lines.append(f"- {what} (to within {tie(trained, column) - 1:.0%}): {names}")
     best = trained["average_precision"].idxmax()
     lines.append(
         f"- highest measured average precision: `{best}` ({trained['average_precision'][best]:.3f}; not tested)"
@@ -487,16 +523,15 @@ def tie(table: pd.DataFrame, column: str) -> float:
 
     Twice the largest relative standard deviation over seeds: the same work, measured again.
     """
-    measured = "training_seconds" if column == "total_seconds" else column
-    if f"{measured}_sd" not in table:
+    if f"{column}_sd" not in table:
         return TIED
-    return max(TIED, 1 + 2 * float((table[f"{measured}_sd"] / table[measured].astype(float)).max()))
+    return max(TIED, 1 + 2 * float((table[f"{column}_sd"] / table[column].astype(float)).max()))
 
 
 def answer(table: pd.DataFrame, comparisons: dict[str, dict]) -> str:
     """The bundle's question, answered as far as the verdicts go."""
     at = table.set_index("experiment")
-    between = [found for title, found in comparisons.items() if title != "odd − odd_hard"]
+    between = [comparisons[title] for title in ("odd − even", "lora − odd", "lora − even")]
     scores = ", ".join(f"{name} {at['average_precision'][name]:.3f}" for name in ("odd", "even", "lora"))
     if all(found["verdict"] == "inconclusive" for found in between):
         verdict, decides = (
@@ -506,12 +541,22 @@ def answer(table: pd.DataFrame, comparisons: dict[str, dict]) -> str:
     else:
         named = (f"{title}: {found['verdict']}" for title, found in comparisons.items() if found in between)
         verdict, decides = "; ".join(named), "Their costs:"
+    trained = table[table["parameters"].notna() & (table["experiment"] != "teacher")].set_index("experiment")
+    alone = trained[trained["prerequisite_seconds"] == 0]
+    best, without = (each["average_precision"].idxmax() for each in (trained, alone))
+    others = ""
+    if best not in ("odd", "even", "lora"):
+        others = f" Highest measured of all cheaper models, not planned and not tested: `{best}` "
+        others += f"({trained['average_precision'][best]:.3f})"
+        if without != best:
+            others += f"; of those that need no teacher: `{without}` ({alone['average_precision'][without]:.3f})"
+        others += "."
     latency = at["latency_ms"]["odd"] / at["latency_ms"]["teacher"]
     shipped = {name: at["bytes_to_ship"][name] / at["bytes"]["teacher"] for name in ("odd", "lora")}
     return (
         f"**The answer of this run.** {verdict} (average precision: {scores}). {decides} a student of six layers needs "
-        f"{latency:.0%} of the teacher's latency, merged LoRA all of it; for one more task LoRA stores "
-        f"{shipped['lora']:.1%} of the teacher's bytes, a student {shipped['odd']:.0%}."
+        f"{latency:.0%} of the teacher's latency, LoRA merged into its base all of it; for one more task LoRA stores "
+        f"{shipped['lora']:.1%} of the teacher's bytes, a student {shipped['odd']:.0%}.{others}"
     )
 
 
@@ -529,6 +574,7 @@ def what_lora_saves(results: Results) -> pd.DataFrame:
                     "layers": same_layers,
                     "trained (M)": result["trainable_parameters"] / 1e6,
                     "peak memory (GB)": result["costs"]["peak_memory_bytes"] / 1e9,
+                    "training (min)": seconds / 60,
                     "seconds an epoch": seconds / epochs,
                     "seconds to the best epoch": seconds / epochs * result["history"]["best_epoch"],
                     "to ship (MB)": result["costs"]["bytes"]["to_ship"] / 1e6,
@@ -541,23 +587,24 @@ def what_lora_saves(results: Results) -> pd.DataFrame:
 def what_is_the_copy_worth(tried: Sequence[Experiment], run: Run) -> str:
     """The default student minus students with other starts, on the grid's validation rows; a line each."""
     lines = [f"- {describe(title, found)}" for title, found in grid_comparisons(tried, run).items()]
-    return "\n".join(["**What is the copy worth?** On validation, one seed, not planned:", "", *lines])
+    return "\n".join(["**What is the copy worth?** On validation:", "", *lines])
 
 
 def is_lora_efficient(saved: pd.DataFrame) -> str:
     """LoRA against full fine-tuning of the same layers, from the table of what_lora_saves: a line a pair."""
     lines = ["**Is LoRA efficient?** Of what full fine-tuning of the same layers takes:", ""]
     costs = {
-        "to ship (MB)": "of the bytes to ship",
         "peak memory (GB)": "of the memory",
+        "training (min)": "of the training time",
         "seconds an epoch": "of the time of an epoch",
         "seconds to the best epoch": "of the time to the best epoch",
     }
     for layers, pair in saved.groupby("layers", sort=False):
         if len(pair) == 2:
             lora, full = (row for _, row in pair.sort_values("trained (M)").iterrows())
-            shares = ", ".join(f"{lora[cost] / full[cost]:.1%} {what}" for cost, what in costs.items())
-            lines.append(f"- `{lora['model']}` of `{full['model']}` ({layers} layers): {shares}.")
+            shares = ", ".join(f"{lora[cost] / full[cost]:.0%} {what}" for cost, what in costs.items())
+            shipped = f"{lora['to ship (MB)'] / full['to ship (MB)']:.1%} of the bytes to ship"
+            lines.append(f"- `{lora['model']}` beside `{full['model']}` ({layers} layers): {shipped}, {shares}.")
     return "\n".join(lines)
 
 
@@ -584,19 +631,12 @@ def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
 
     Cheapest are all that are too close to the lowest cost to call.
     """
-    what = {
-        "trainable_parameters": "trained weights",
-        "total_seconds": "training time, the teacher's included",
-        "peak_memory_bytes": "memory while training",
-        "bytes": "bytes on disk",
-        "latency_ms": "time to answer",
-    }
     lines = []
     for cost in fronts:
         first = table.loc[table.loc[cheapest(table, cost), "average_precision"].idxmax()]
         best = table.loc[table["average_precision"].idxmax()]
         sentence = (
-            f"For {what[cost]}: `{first['experiment']}` ({first['average_precision']:.3f}) is the best of the cheapest"
+            f"For {COSTS[cost]}: `{first['experiment']}` ({first['average_precision']:.3f}) is the best of the cheapest"
         )
         if first["experiment"] == best["experiment"]:
             sentence += ", and nothing scores higher at any price"

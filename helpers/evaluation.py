@@ -184,15 +184,19 @@ def detectable(standard_error: float, comparisons: int = 1) -> float:
 
 
 def describe(name: str, comparison: dict) -> str:
-    """A comparison as one sentence, with every number it rests on."""
+    """A comparison as one sentence, with every number it rests on; planned is what carries Holm's correction."""
     text = (
         f"**{name}**: {comparison['difference']:+.3f} average precision, 95 % interval {comparison['low']:+.3f} to "
         f"{comparison['high']:+.3f}"
     )
     if "p_holm" in comparison:
         text += f", p = {comparison['p_holm']:.3f} after Holm's correction"
+    else:
+        text += ", not planned"
     seeds = len(comparison["by_seed"])
-    text += f", {seeds} seed{'s' if seeds > 1 else ''}: **{comparison['verdict']}**"
+    by_seed = ", ".join(f"{difference:+.3f}" for difference in comparison["by_seed"])
+    text += f", {seeds} seeds ({by_seed})" if seeds > 1 else ", 1 seed"
+    text += f": **{comparison['verdict']}**"
     if seeds == 1 and comparison["verdict"] != "inconclusive":
         text += " (these two trained models; one seed does not speak for the next)"
     if comparison["verdict"] == "inconclusive":

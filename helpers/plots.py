@@ -12,11 +12,18 @@ import PIL.Image
 import seaborn as sns
 from IPython.display import Image
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 from pandas.io.formats.style import Styler
 from sklearn.metrics import confusion_matrix, precision_recall_curve
 from statsmodels.stats.proportion import proportion_confint
 
-from helpers.config import LABELS, MAIN_EXPERIMENTS
+from helpers.config import (
+    CONTROL_EXPERIMENTS,
+    HARD_LABEL_EXPERIMENTS,
+    LABELS,
+    LAYER_EXPERIMENTS,
+    MAIN_EXPERIMENTS,
+)
 from helpers.data import SPLITS, PreparedData
 from helpers.evaluation import BINS, calibration_bins
 from helpers.experiments import Results
@@ -37,6 +44,14 @@ COLOURS = {
     "minilm_lora": "#c5a6dd",
     "first_six": "#d55e00",
     "last_six": "#8c564b",
+}
+CONTROLS = {*HARD_LABEL_EXPERIMENTS, *CONTROL_EXPERIMENTS, *LAYER_EXPERIMENTS}
+COSTS = {  # column of the comparison: title, unit
+    "trainable_parameters": ("trained parameters (logarithmic)", 1),
+    "latency_ms": ("latency of one comment (ms)", 1),
+    "peak_memory_bytes": ("peak memory of training (GB)", 1e9),
+    "total_seconds": ("training, its teacher's included (min)", 60),
+    "bytes": ("bytes on disk (MB)", 1e6),
 }
 OTHER_COLOUR = "#cc79a7"  # what a grid brought to the top, or a reader added
 
@@ -136,7 +151,7 @@ def label_cooccurrence(data: PreparedData, run: Run) -> Image:
     shares = 100 * both / np.maximum(np.diag(both)[:, None], 1)
     names = [f"{label} ({count})" for label, count in zip(LABELS, np.diag(both), strict=True)]
     figure, axes = _new(
-        run, "Labels come together: of the row's comments, the share with the column's label (%)", 7.5, 4.8
+        run, "Labels come together: of the row's training comments, the share with the column's label (%)", 7.5, 4.8
     )
     sns.heatmap(shares, annot=True, fmt=".0f", cmap="rocket_r", vmin=0, vmax=100, ax=axes, cbar=False)
     axes.set_xticklabels(LABELS, rotation=30, ha="right")
@@ -146,7 +161,7 @@ def label_cooccurrence(data: PreparedData, run: Run) -> Image:
 
 def soft_targets(probabilities: dict[float, np.ndarray], run: Run) -> Image:
     """The teacher's probability of `toxic` on training comments, softened by each temperature."""
-    figure, axes = _new(run, "Soft targets: a higher temperature T moves the teacher's probabilities towards 0.5")
+    figure, axes = _new(run, "Soft targets on training comments: a higher temperature T moves them towards 0.5")
     for colour, (temperature, values) in zip(
         sns.color_palette("viridis", len(probabilities)), probabilities.items(), strict=True
     ):
@@ -181,7 +196,7 @@ def loss_parts(results: dict[str, dict], run: Run, figure_name: str = "distillat
 def training_loss(results: dict[str, dict], run: Run, figure_name: str = "training_loss") -> Image:
     """Cross-entropy by epoch, in training and on validation, of results by name: the one loss that all models have."""
     figure, (left, right) = _new(
-        run, "Cross-entropy by epoch (circle: the epoch whose weights are kept)", 10, 4.4, ncols=2
+        run, "Cross-entropy by epoch, one seed (circle: the epoch whose weights are kept)", 10, 4.4, ncols=2
     )
     for name, result in results.items():
         history = result["history"]
@@ -203,7 +218,7 @@ def training_loss(results: dict[str, dict], run: Run, figure_name: str = "traini
 
 
 def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Image:
-    """Five scores on the test set, F1 and average precision with their intervals (image-1.png); means over seeds."""
+    """Five test scores of all but the controls, means over seeds; two of them with intervals (image-1.png)."""
     shown = {
         "accuracy": "accuracy",
         "precision": "precision",
@@ -212,8 +227,9 @@ def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Image:
         "average_precision": "average precision",
     }
     figure, axes = _new(
-        run, "Test scores; all but accuracy are the toxic class's (lines: 95 % bootstrap intervals)", 11, 4.6
+        run, "Test scores; all but accuracy are the toxic class's (lines, on the last two: 95 % intervals)", 11, 4.6
     )
+    table = table[~table["experiment"].isin(CONTROLS)]  # too many bars to compare: they are in the table
     width = 0.9 / len(table)
     for place, (_, row) in enumerate(table.iterrows()):
         left = np.arange(len(shown)) + (place - (len(table) - 1) / 2) * width
@@ -235,7 +251,7 @@ def precision_recall_curves(results: Results, run: Run) -> Image:
     panels = [main, ["teacher", *others]] if others else [main]
     figure, axes = _new(
         run,
-        "Precision against recall on the test set (dot: at the threshold chosen on validation)",
+        "Precision against recall on the test set, seed 1 (dot: at the threshold chosen on validation)",
         6 * len(panels),
         4.8,
         ncols=len(panels),
@@ -259,12 +275,12 @@ def precision_recall_curves(results: Results, run: Run) -> Image:
 
 
 def confusion_matrices(results: Results, run: Run, names: Sequence[str]) -> Image:
-    """Right and wrong verdicts on the test set at each model's own threshold, seed 1."""
+    """Right and wrong calls on the test set at each model's own threshold, seed 1."""
     columns = 4
     rows = -(-len(names) // columns)
     figure, axes = _new(
         run,
-        "Verdicts on the test set, seed 1 (colour: share of the row)",
+        "Calls on the test set, seed 1 (colour: share of the row)",
         2.6 * columns,
         2.7 * rows + 0.5,
         ncols=columns,
@@ -280,7 +296,8 @@ def confusion_matrices(results: Results, run: Run, names: Sequence[str]) -> Imag
         names_of = {"xticklabels": ["clean", "toxic"], "yticklabels": ["clean", "toxic"]}
         shares = counts / counts.sum(axis=1, keepdims=True)
         sns.heatmap(shares, annot=counts, fmt="d", cmap="Blues", vmin=0, vmax=1, cbar=False, ax=panel, **names_of)
-        panel.set(title=f"{name} (threshold {result['threshold']:.2f})", xlabel="predicted", ylabel="true label")
+        threshold = f"threshold {result['threshold']:.2f}" if called.any() else "never toxic"
+        panel.set(title=f"{name} ({threshold})", xlabel="predicted", ylabel="true label")
     return save_figure(figure, run, "confusion_matrices")
 
 
@@ -322,18 +339,15 @@ def reliability(results: Results, run: Run, names: Sequence[str]) -> Image:
 
 
 def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) -> Image:
-    """Average precision on test, with its interval, against four costs; means over seeds, up and left is better."""
-    costs = {
-        "trainable_parameters": ("trained parameters", 1),
-        "latency_ms": ("latency of one comment (ms)", 1),
-        "peak_memory_bytes": ("peak memory of training (GB)", 1e9),
-        "total_seconds": ("training, its teacher's included (min)", 60),
-    }
-    trained = table[table["parameters"].notna()].copy()
-    trained["total_seconds"] = trained["training_seconds"] + trained["prerequisite_seconds"]
+    """Average precision on test, with its interval, against four costs; means over seeds, up and left is better.
+
+    Models of equal cost are drawn side by side, around the cost.
+    """
+    trained = table[table["parameters"].notna()]
     figure, axes = _new(
         run,
-        "Average precision on test against what it costs (up and left is better; lines: 95 % intervals)",
+        "Average precision on test against what it costs (up and left is better; lines: 95 % intervals;\n"
+        "equal costs side by side)",
         9.5,
         7.0,
         nrows=2,
@@ -341,11 +355,14 @@ def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) 
         sharey=True,
     )
     ends = {name: results.intervals(name)["average_precision"] for name in trained["experiment"]}
-    for panel, (column, (title, unit)) in zip(axes.flat, costs.items(), strict=True):
-        for _, row in trained.iterrows():
-            name, cost = row["experiment"], row[column] / unit
-            panel.vlines(cost, *ends[name], color=_colour(name), linewidth=1)
-            panel.plot(cost, row["average_precision"], "o", color=_colour(name), markersize=8, label=name)
+    for panel, (column, (title, unit)) in zip(axes.flat, COSTS.items(), strict=False):
+        twins = trained.groupby(column)[column]
+        apart = 5 * (twins.cumcount() - (twins.transform("size") - 1) / 2)  # points on the page, around their cost
+        for (_, row), points in zip(trained.iterrows(), apart, strict=True):
+            name, cost, colour = row["experiment"], row[column] / unit, _colour(row["experiment"])
+            beside = panel.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
+            panel.vlines(cost, *ends[name], color=colour, linewidth=1, transform=beside)
+            panel.plot(cost, row["average_precision"], "o", color=colour, markersize=7, label=name, transform=beside)
         panel.set(xlabel=title)
         if column == "trainable_parameters":
             panel.set_xscale("log")
@@ -446,18 +463,11 @@ def overfitting(results: Results, names: Sequence[str], run: Run) -> Image:
 
 def pareto(table: pd.DataFrame, fronts: dict[str, np.ndarray], run: Run) -> Image:
     """Test average precision against each cost of `fronts` (column: who is on the front), whose points are ringed."""
-    titles = {
-        "trainable_parameters": ("trained parameters", 1),
-        "total_seconds": ("training, its teacher's included (min)", 60),
-        "peak_memory_bytes": ("peak memory of training (GB)", 1e9),
-        "bytes": ("bytes on disk (MB)", 1e6),
-        "latency_ms": ("latency of one comment (ms)", 1),
-    }
     figure, axes = _new(
         run, "What no other model beats (rings: the Pareto front)", 12.5, 7, nrows=2, ncols=3, sharey=True
     )
     for panel, (column, front) in zip(axes.flat, fronts.items(), strict=False):
-        title, unit = titles[column]
+        title, unit = COSTS[column]
         for _, row in table.iterrows():
             colour = _colour(row["experiment"])
             panel.plot(row[column] / unit, row["average_precision"], "o", color=colour, label=row["experiment"])

@@ -21,7 +21,6 @@ from helpers.evaluation import compare
 from helpers.experiments import (
     EXPERIMENTS,
     LABELS_REFERENCES,
-    LAYER_COMPARISONS,
     Experiment,
     MissingStage,
     beside_results,
@@ -100,16 +99,16 @@ def about_block(run: Run) -> str:
     some = results.first_seed()["teacher"]
     seeds = len(results.by_name["teacher"])
     pretrained = {
-        "minilm-stacked": "a 12-layer BERT stacked from MiniLM's six layers, taken twice",
+        "minilm-stacked": "a 12-layer BERT stacked from the six layers of MiniLM (a small public BERT), taken twice",
         "all-mpnet-base-v2": "all-mpnet-base-v2, a real 12-layer encoder",
         "bert-base-uncased": "bert-base-uncased",
         "tiny-random": "a tiny random BERT, for tests",
     }[run.profile.pretrained]
-    data = f"a sample of {run.data_label}'s comments" if run.data_label == "Jigsaw" else run.data_label
+    data = "Jigsaw's comments" if run.data_label == "Jigsaw" else run.data_label
     lines = [
-        f"**What is shown here** is one run: profile `{run.profile.name}` (the profiles are listed below), {data} "
-        f"({comments_in_words(some)}), {pretrained}, {seeds} of {len(run.profile.seeds)} seeds; device: "
-        f"{some['device']}."
+        f"**What is shown here** is one run: profile `{run.profile.name}` (*Details* list them all), {data} "
+        f"({comments_in_words(some)}), {pretrained}, {seeds} of {len(run.profile.seeds)} seeds (trainings with another "
+        f"random start); device: {some['device']}."
     ]
     for seed in sorted({seed for _, seed in results.missing}):
         names = ", ".join(name for name, missing in results.missing if missing == seed)
@@ -138,7 +137,8 @@ def published_block(run: Run) -> str:
     count = next(iter(rows.values()))["rows"]
     return (
         f"The published run learned from {count['train']:,} comments of train.csv, chose on {count['validation']:,} "
-        f"others and was scored on {count['test']:,} of test.csv. With the full download every split, and so every "
+        f"others and was scored on {count['test']:,} of test.csv: a sample put together from what public repositories "
+        "hold, at Kaggle's shares of toxic comments. With the full download every split, and so every "
         f"score, is another one: Kaggle scores {KAGGLE_SCORED_ROWS:,} test comments."
     )
 
@@ -280,7 +280,7 @@ def layers_block(run: Run) -> str:
             f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {run.data_label}, {seeds} seed"
             f"{'s' if seeds > 1 else ''}.",
             "",
-            *verdict_table(planned_comparisons(results, LAYER_COMPARISONS)),
+            *verdict_table(planned_comparisons(results)),
             "",
             "<details>\n<summary><b>Its scores</b></summary>",
             "",
@@ -325,13 +325,14 @@ def labels_block(run: Run) -> str:
 def benchmark_block(run: Run) -> str:
     """The benchmark's tables, where it has been run."""
     facts = read_json(run.results_dir / "benchmark.json")
-    return benchmark_in_markdown(facts) if facts else "Not measured beside these results; `make bench` does it."
+    whole = facts and {"distil", "memory_mb", "quality", "int8"} <= facts.keys()  # a part of it may have been measured
+    return benchmark_in_markdown(facts) if whole else "Not measured beside these results; `make bench` does it."
 
 
 def gpu_block(run: Run) -> str:
-    """What a GPU would take, by formula: none has been used."""
+    """What a GPU would take, by formula."""
     intro = (
-        "For a GPU, which has not been used yet, by formula (`gpu_estimate` in "
+        "For a GPU, by formula and not measured (`gpu_estimate` in "
         f"[`benchmark.py`](helpers/benchmark.py)): bert-base, {FULL_ROWS:,} comments (90 % of train.csv) of "
         f"{MEAN_TOKENS} tokens on average."
     )

@@ -19,6 +19,7 @@ from helpers.evaluation import (
     calibration_bins,
     column_roc_auc,
     compare,
+    describe,
     expected_calibration_error,
     f1_of,
     holm,
@@ -52,6 +53,13 @@ def make_scores(labels: np.ndarray, skill: float, seed: int = 0, digits: int | N
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_that_was_not_planned_is_described_as_such_with_every_seeds_difference():
+    labels = np.array([1, 0] * 20)
+    found = compare(labels, np.stack([labels, labels]) * 0.9, np.full((2, 40), 0.5), resamples=50)
+    assert "not planned, 2 seeds (+0.500, +0.500): **better**" in describe("a − b", found)
+    assert "not planned" not in describe("a − b", with_holm({"a − b": found})["a − b"])
 
 
 def test_the_scores_are_those_of_a_confusion_matrix_made_by_hand():
