@@ -100,9 +100,8 @@ def _load_model(experiment: Experiment, seed: int, run: Run, tokenizer) -> Train
     )
 
 
-def about(models: dict[str, TrainedModel], run: Run) -> str:
-    """What a visitor should know before believing a verdict, in Markdown."""
-    model = next(iter(models.values()))
+def about(model: TrainedModel, run: Run) -> str:
+    """What a visitor should know before believing a model's verdict, in Markdown."""
     test = model.result["test"]
     return (
         f"Trained on {model.result['rows']['train']:,} comments ({model.result['data']}; run `{run.name}`, profile "
@@ -193,7 +192,10 @@ def score_upload(model: TrainedModel, source: str | None) -> tuple[str, str | No
         rows = score_file(Path(source), target, model.call, model.tokenizer, model.max_length, model.threshold)
     except (DataError, OSError) as error:
         raise gr.Error(html.escape(str(error)), duration=None) from error  # it may hold the file's own header
-    return f"{model.title} scored {rows:,} comments: `id`, `probability` and `toxic`, in the file's order.", str(target)
+    done = (
+        f"{model.title} scored {rows:,} comments: `id`, `probability` and `toxic`, in the file's order. The comments "
+    )
+    return f"{done}are not repeated: they may hold formulas that a spreadsheet would run.", str(target)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -203,7 +205,8 @@ def build_page(models: dict[str, TrainedModel], run: Run) -> gr.Blocks:
     """The page: a tab for one comment, a tab for a CSV file. It talks to nobody but its own server."""
     choices = [(model.title, name) for name, model in models.items()]
     with gr.Blocks(title="Toxic or not?", analytics_enabled=False, delete_cache=(3_600, 3_600)) as page:
-        gr.Markdown(f"# Toxic or not?\n{about(models, run)}")
+        gr.Markdown("# Toxic or not?")
+        facts = gr.Markdown(about(models[choices[0][1]], run), elem_id="about")
         chosen = gr.Radio(choices, value=choices[0][1], label="Model", elem_id="model")
         with gr.Tab("One comment"):
             comment = gr.Textbox(label="Comment", lines=3, placeholder="Type a comment", elem_id="comment")
@@ -215,7 +218,7 @@ def build_page(models: dict[str, TrainedModel], run: Run) -> gr.Blocks:
                 label="Words: red speaks for toxic, violet against it", show_legend=False, elem_id="words"
             )
             table = gr.Dataframe(label="Side by side", interactive=False, elem_id="side-by-side")
-            gr.Examples([[example] for example in EXAMPLES], [comment])
+            examples = gr.Examples([[example] for example in EXAMPLES], [comment])
         with gr.Tab("A CSV file"):
             source = gr.File(label="CSV with a column comment_text", file_types=[".csv"], elem_id="source")
             score = gr.Button("Score", variant="primary", elem_id="score")
@@ -223,9 +226,12 @@ def build_page(models: dict[str, TrainedModel], run: Run) -> gr.Blocks:
             scored = gr.File(label="Scored", interactive=False, elem_id="scored")
 
         def ask_one(name: str, text: str) -> tuple:
-            return judge(models[name], text)
+            return *judge(models[name], text), None  # and the table, which may be another comment's
 
-        gr.on([ask.click, comment.submit, chosen.change], ask_one, [chosen, comment], [verdict, words])
+        asked = [ask.click, comment.submit, chosen.change]
+        gr.on(asked, ask_one, [chosen, comment], [verdict, words, table])
+        examples.load_input_event.then(ask_one, [chosen, comment], [verdict, words, table])
+        chosen.change(lambda name: about(models[name], run), chosen, facts)
         ask_all.click(lambda text: side_by_side(models, text), comment, table)
         score.click(lambda name, path: score_upload(models[name], path), [chosen, source], [done, scored])
     return page

@@ -612,12 +612,15 @@ def does_it_overfit(results: Results, names: Sequence[str]) -> str:
     """Whether validation cross-entropy rises again while training goes on, means over seeds; a line a model."""
     lines = ["**Does it overfit?** Cross-entropy on validation, mean over seeds:", ""]
     for name in names:
-        validation, training = (results.cross_entropy(name, split).mean(axis=0) for split in ("validation", "training"))
+        by_seed = results.cross_entropy(name, "validation")
+        validation, training = by_seed.mean(axis=0), results.cross_entropy(name, "training").mean(axis=0)
         lowest, gap = int(validation.argmin()), validation - training
         course = "lowest in the last epoch"
         if lowest + 1 < len(validation):
             course = f"lowest ({validation[lowest]:.3f}) in epoch {lowest + 1} of {len(validation)}, then up to "
-            course += f"{validation[lowest:].max():.3f}: the mark of overfitting"
+            course += f"{validation[lowest:].max():.3f}"
+            every = (by_seed[:, -1] > by_seed[:, lowest]).all()
+            course += ": the mark of overfitting" if every else ", but not with every seed"
         kept = sorted({result["history"]["best_epoch"] for result in results.by_name[name].values()})
         lines.append(
             f"- **{name}**: {course}. The gap to training goes from {gap[0]:+.3f} to {gap[-1]:+.3f}. Kept: epoch "
@@ -643,13 +646,30 @@ def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
         else:
             times = float(best[cost]) / float(first[cost])
             gap = best["average_precision"] - first["average_precision"]
-            sentence += f"; `{best['experiment']}` scores {gap:+.3f} and costs {times:,.2g} × as much"
+            much = f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
+            sentence += f"; `{best['experiment']}` scores {gap:+.3f} and costs {much} × as much"
         lines.append(f"{len(lines) + 1}. {sentence}.")
     needing = table.loc[table["prerequisite_seconds"] > 0, "experiment"]
     lines += ["", "Scores that are close on this list are not shown to differ: the verdicts above say which are. "]
     if len(needing):
         names = ", ".join(f"`{name}`" for name in needing)
         lines[-1] += f"Before {names} can be trained, their teacher must be, with the teacher's memory."
+    return "\n".join(lines)
+
+
+def which_proposals_help(tried: Sequence[str], chosen: Sequence[tuple], comparisons: dict[str, dict]) -> str:
+    """Notebook 05's question, answered by the verdicts on test: a line a section, `chosen` as `winners` gives them."""
+    lines = ["**Which proposals help?** On the test set:", ""]
+    for section in tried:
+        pairs = [(best, default) for name, best, default in chosen if name == section]
+        if not pairs:
+            lines.append(f"- {section}: the default won on validation, so nothing was scored on test")
+        for best, default in pairs:
+            found = comparisons[f"{best.name} − {default.name}"]
+            lines.append(
+                f"- {section}: *{best.title}* against *{default.title}*: {found['difference']:+.3f}, "
+                f"**{found['verdict']}**"
+            )
     return "\n".join(lines)
 
 

@@ -76,9 +76,9 @@ def grid_run(run: Run) -> Run:
 
 
 def varied(experiment: str, profile: Profile, title: str, **changes) -> Experiment:
-    """The experiment with some settings of the profile changed; itself where that changes nothing."""
+    """The experiment with some settings of the profile changed; itself, but for the title, if that changes nothing."""
     if profile.settings(*changes) == changes:
-        return EXPERIMENTS[experiment]
+        return replace(EXPERIMENTS[experiment], title=f"{title} (default)")
     suffix = "_".join(f"{name}_{value}" for name, value in changes.items())
     return replace(EXPERIMENTS[experiment], name=f"{experiment}-{suffix}", title=title, changes=tuple(changes.items()))
 
@@ -119,8 +119,9 @@ def layer_selections(task_specific: tuple[int, ...] | None) -> list[Experiment]:
 
 def soft_target_settings(profile: Profile) -> list[Experiment]:
     """The odd student at other temperatures T and other weights α of the soft targets."""
+    default = f"T = {profile.temperature:g}, α = {profile.alpha:g}"
     return [
-        EXPERIMENTS["odd"],
+        varied("odd", profile, default),
         *(varied("odd", profile, f"T = {t:g}", temperature=t) for t in TEMPERATURES if t != profile.temperature),
         *(varied("odd", profile, f"α = {a:g}", alpha=a) for a in SOFT_WEIGHTS if a != profile.alpha),
     ]
@@ -129,15 +130,16 @@ def soft_target_settings(profile: Profile) -> list[Experiment]:
 def lora_settings(profile: Profile) -> list[Experiment]:
     """LoRA, regularised in four ways: dropout, weight decay, rank (alpha = 2 r), and which layers get adapters."""
     slower = _rounded(profile.lora_learning_rate / 3)
+    default = f"rank {profile.lora_rank}, dropout {profile.lora_dropout:g}, weight decay {profile.weight_decay:g}"
     return [
-        EXPERIMENTS["lora"],
+        varied("lora", profile, default),
         *(varied("lora", profile, f"dropout {p:g}", lora_dropout=p) for p in (0.0, 0.3)),
         *(varied("lora", profile, f"weight decay {w:g}", weight_decay=w) for w in (0.0, 0.1, 1.0)),
         *(varied("lora", profile, f"rank {r}", lora_rank=r, lora_alpha=2 * r) for r in (2, 32)),
         varied(
             "lora",
             profile,
-            "all linear layers, a third of the rate",  # at the full rate they collapse
+            "all linear maps, a third of the rate",  # at the full rate they collapse
             lora_targets="all_linear",
             lora_learning_rate=slower,
         ),
@@ -343,7 +345,7 @@ def winners(run: Run) -> list[tuple[str, Experiment, Experiment]]:
 
 def experiments_on_test(run: Run) -> list[Experiment]:
     """Every section's winner and what it is held against, each once."""
-    return list(dict.fromkeys(experiment for _, *pair in winners(run) for experiment in pair))
+    return list({experiment.name: experiment for _, *pair in winners(run) for experiment in pair}.values())
 
 
 def run_winners(run: Run) -> Results:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset
 
 from helpers.data import PreparedData, load_data
 from helpers.evaluation import best_threshold, score, toxic_probability
@@ -28,6 +29,13 @@ def few_rows(run: Run) -> PreparedData:
     data = load_data(run)
     splits = {name: rows.select(range(min(ROWS, len(rows)))) for name, rows in data.splits.items()}
     return replace(data, splits=splits)
+
+
+def short_rows(data: PreparedData, count: int = 16, tokens: int = 16) -> Dataset:
+    """A few test rows cut short: the tiny random BERT has few positions."""
+    rows = data.splits["test"].select(range(count))
+    cut = [ids[:tokens] for ids in rows["input_ids"]]
+    return rows.remove_columns("input_ids").add_column("input_ids", cut)
 
 
 def outputs_of(teacher: torch.nn.Module, data: PreparedData, run: Run, name: str) -> TeacherTargets:

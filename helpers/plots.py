@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -44,6 +45,9 @@ COLOURS = {
     "minilm_lora": "#c5a6dd",
     "first_six": "#d55e00",
     "last_six": "#8c564b",
+    "task_specific": "#b8a100",
+    "hybrid": "#7b1e5b",
+    "odd-epochs_6": "#4169e1",
 }
 CONTROLS = {*HARD_LABEL_EXPERIMENTS, *CONTROL_EXPERIMENTS, *LAYER_EXPERIMENTS}
 COSTS = {  # column of the comparison: title, unit
@@ -53,11 +57,11 @@ COSTS = {  # column of the comparison: title, unit
     "total_seconds": ("training, its teacher's included (min)", 60),
     "bytes": ("bytes on disk (MB)", 1e6),
 }
-OTHER_COLOUR = "#cc79a7"  # what a grid brought to the top, or a reader added
+OTHER_COLOURS = ("#cc79a7", "#17becf", "#bcbd22", "#ff9896")  # what a grid brought to the top, or a reader added
 
 
 def _colour(name: str) -> str:
-    return COLOURS.get(name, OTHER_COLOUR)
+    return COLOURS.get(name, OTHER_COLOURS[zlib.crc32(name.encode()) % len(OTHER_COLOURS)])
 
 
 def save_figure(figure: Figure, run: Run, name: str) -> Image:
@@ -88,12 +92,12 @@ def _new(run: Run, title: str, width: float = 8.0, height: float = 4.2, **grid) 
     return figure, axes
 
 
-def show_table(frame: pd.DataFrame, title: str, run: Run, precision: int = 3) -> Styler:
+def show_table(frame: pd.DataFrame, title: str, run: Run | None, precision: int = 3) -> Styler:
     """The frame as a notebook shows it: without an index, with a caption that names the data it was made from.
 
-    Text in its cells is escaped: a comment may hold HTML.
+    `run` is None where the frame does not come from a run. Text in its cells is escaped: a comment may hold HTML.
     """
-    caption = f"{title} ({run.data_label}, profile {run.profile.name})"
+    caption = f"{title} ({run.data_label}, profile {run.profile.name})" if run else title
     styled = frame.style.hide(axis="index").set_caption(caption)
     return styled.format(precision=precision, thousands=",", na_rep="–", escape="html")
 
@@ -428,36 +432,38 @@ def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str
 
 def layer_removal(steps: list[dict], run: Run) -> Image:
     """Greedy removal: the scores from 12 layers down to 1, and what each of the 12 layers is worth to the teacher."""
-    figure, (left, right) = _new(
-        run, "Which layers does this task need? (validation, nothing retrained)", 11, 4, ncols=2
+    figure, (*scores, last) = _new(
+        run, "Which layers does this task need? (validation, nothing retrained)", 13, 3.8, ncols=3
     )
     kept = [len(step["layers"]) for step in steps]
-    left.plot(kept, [step["average_precision"] for step in steps], "o-", color="#0072b2", label="average precision")
-    left.plot(kept, [step["cross_entropy"] for step in steps], "s--", color="#d55e00", label="cross-entropy")
-    left.invert_xaxis()
-    left.set(title="layers removed one by one", xlabel="layers left", ylim=(0, None))
-    left.legend()
+    for panel, key, colour in zip(scores, ("average_precision", "cross_entropy"), ("#0072b2", "#d55e00"), strict=True):
+        panel.plot(kept, [step[key] for step in steps], "o-", color=colour)
+        panel.invert_xaxis()
+        panel.set(title=f"removed one by one: {key.replace('_', ' ')}", xlabel="layers left", ylim=(0, None))
     whole = steps[0]
     worth = {layer: loss - whole["cross_entropy"] for layer, loss in whole["without"].items()}
-    right.bar(list(worth), list(worth.values()), color="#4d4d4d")
-    right.axhline(0, color="black", linewidth=1)
-    right.set(title="one layer removed from the whole teacher", xlabel="layer", ylabel="cross-entropy it adds")
+    last.bar_label(last.bar(list(worth), list(worth.values()), color="#4d4d4d"), fmt="%+.3f", fontsize=7, padding=1)
+    last.axhline(0, color="black", linewidth=1)
+    last.set_yscale("symlog", linthresh=0.01)  # the last layer is worth a hundred times the others
+    last.margins(y=0.15)
+    last.set(title="one removed from the whole teacher", xlabel="layer", ylabel="cross-entropy it adds")
     return save_figure(figure, run, "layer_removal")
 
 
 def overfitting(results: Results, names: Sequence[str], run: Run) -> Image:
-    """Validation minus training cross-entropy by epoch, mean over seeds: above 0 and growing, the model overfits."""
-    figure, axes = _new(run, "The gap between validation and training cross-entropy")
+    """Validation cross-entropy by epoch, and its gap to training's: means over seeds, in the band of all seeds."""
+    figure, axes = _new(run, "Does it overfit? (band: from the lowest to the highest seed)", 11, 4.2, ncols=2)
     for name in names:
-        gaps = results.cross_entropy(name, "validation") - results.cross_entropy(name, "training")
-        epochs = np.arange(1, gaps.shape[1] + 1)
-        colour = _colour(name)
-        axes.plot(epochs, np.mean(gaps, axis=0), "o-", color=colour, label=name)
-        axes.fill_between(epochs, np.min(gaps, axis=0), np.max(gaps, axis=0), color=colour, alpha=0.15)
-    axes.axhline(0, color="black", linewidth=1)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="epoch (band: from the lowest to the highest seed)", ylabel="validation − training cross-entropy")
-    axes.legend()
+        validation = results.cross_entropy(name, "validation")
+        epochs, colour = np.arange(1, validation.shape[1] + 1), _colour(name)
+        for panel, values in zip(axes, (validation, validation - results.cross_entropy(name, "training")), strict=True):
+            panel.plot(epochs, np.mean(values, axis=0), "o-", color=colour, label=name)
+            panel.fill_between(epochs, np.min(values, axis=0), np.max(values, axis=0), color=colour, alpha=0.15)
+    for panel, title in zip(axes, ("validation cross-entropy", "validation − training cross-entropy"), strict=True):
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.set(title=title, xlabel="epoch")
+    axes[1].axhline(0, color="black", linewidth=1)
+    axes[0].legend()
     return save_figure(figure, run, "overfitting")
 
 

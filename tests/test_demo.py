@@ -89,9 +89,14 @@ def test_an_adapter_without_its_base_is_not_shown(copied_run):
 
 
 def test_the_page_says_what_the_models_were_trained_on_and_that_they_err(models, finished_run):
-    text = about(models, finished_run)
+    text = about(models["odd"], finished_run)
     assert "64 comments (separable test data, not Jigsaw; run `smoke-separable`" in text
     assert "These models err" in text and "Do not moderate anybody" in text
+
+
+def test_the_error_rates_are_those_of_the_chosen_model(models, finished_run):
+    for model in models.values():
+        assert f"*{model.title}* found {model.result['test']['recall']:.0%}" in about(model, finished_run)
 
 
 # --- which run -------------------------------------------------------------------------------------------------------

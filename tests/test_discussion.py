@@ -10,7 +10,7 @@ from helpers import discussion
 from helpers.config import LABELS
 from helpers.data import load_data
 from helpers.evaluation import toxic_rows_needed
-from helpers.experiments import Results, comparison_table, load_results, predictions_path
+from helpers.experiments import EXPERIMENTS, Results, comparison_table, load_results, predictions_path
 from helpers.improvements import fronts
 
 
@@ -402,14 +402,29 @@ def test_what_lora_saves_is_said_of_each_pair_with_the_same_layers(results):
 
 
 @pytest.mark.parametrize(
-    ("losses", "told"), [([0.5, 0.3, 0.4], "lowest (0.300) in epoch 2 of 3"), ([0.5, 0.4, 0.3], "lowest in the last")]
+    ("losses", "told"),
+    [
+        ([[0.5, 0.3, 0.4], [0.5, 0.3, 0.5]], "lowest (0.300) in epoch 2 of 3, then up to 0.450: the mark"),
+        ([[0.5, 0.3, 0.5], [0.5, 0.4, 0.3]], "then up to 0.400, but not with every seed"),
+        ([[0.5, 0.4, 0.3], [0.5, 0.4, 0.2]], "lowest in the last"),
+    ],
 )
-def test_overfitting_is_said_where_validation_rises_again(losses, told):
-    epochs = [{"training": {"hard": 0.2}, "validation": {"hard": loss}} for loss in losses]
-    made = MadeResults([1, 0], {"lora": [[0.9, 0.1]]})
-    made.by_name["lora"][1]["history"] = {"epochs": epochs, "best_epoch": 2}
+def test_overfitting_is_said_where_validation_rises_again_with_every_seed(losses, told):
+    made = MadeResults([1, 0], {"lora": [[0.9, 0.1]] * 2})
+    for seed, of_seed in enumerate(losses, start=1):
+        epochs = [{"training": {"hard": 0.2}, "validation": {"hard": loss}} for loss in of_seed]
+        made.by_name["lora"][seed]["history"] = {"epochs": epochs, "best_epoch": 2}
     text = discussion.does_it_overfit(made, ["lora"])
-    assert told in text and ("mark of overfitting" in text) == (losses[-1] > losses[-2])
+    assert told in text and ("mark of overfitting" in text) == (": the mark" in told)
+
+
+def test_the_proposals_are_answered_by_the_verdicts_and_the_default_where_it_won():
+    best, default = EXPERIMENTS["odd"], EXPERIMENTS["even"]
+    text = discussion.which_proposals_help(
+        ["layers", "soft targets"], [("layers", best, default)], comparisons("worse")
+    )
+    assert "*Odd student, distilled* against *Even student, distilled*" in text and "**worse**" in text
+    assert "- soft targets: the default won on validation" in text
 
 
 def test_time_to_the_best_epoch_is_at_most_the_time_of_all(results):

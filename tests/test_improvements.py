@@ -46,20 +46,26 @@ def grid(finished_run, tmp_path_factory):
 @pytest.mark.parametrize("name", ["soft targets", "regularised LoRA", "layers", "copy"])
 def test_a_section_begins_with_its_default(finished_run, name):
     default = sections(finished_run)[name][0]
-    assert default == EXPERIMENTS["lora" if "LoRA" in name else "odd"]
+    main = EXPERIMENTS["lora" if "LoRA" in name else "odd"]
+    assert replace(default, title=main.title) == main
 
 
-def test_the_default_stands_among_the_temperatures():
-    assert EXPERIMENTS["odd"] in soft_target_settings(STUDY)
+def test_a_default_is_named_by_the_setting_that_the_others_change():
+    tried = [soft_target_settings(STUDY), lora_settings(STUDY), rate_search(STUDY)["lora"]]
+    defaults = [[e.title for e in grid if e.title.endswith("(default)")] for grid in tried]
+    expected = ["T = 2, α = 0.5", "rank 8, dropout 0.1, weight decay 0.01", "lora at 0.0005"]
+    assert defaults == [[f"{title} (default)"] for title in expected]
 
 
-def test_an_unchanged_setting_is_the_experiment_itself():
-    assert varied("odd", STUDY, "T = 2", temperature=2.0) is EXPERIMENTS["odd"]
+def test_an_unchanged_setting_is_the_experiment_itself_but_for_its_title():
+    found = varied("odd", STUDY, "T = 2", temperature=2.0)
+    assert replace(found, title="") == replace(EXPERIMENTS["odd"], title="") and found.title == "T = 2 (default)"
 
 
 def test_every_experiment_of_a_grid_has_a_name_of_its_own(finished_run):
     names = [experiment.name for tried in sections(finished_run).values() for experiment in set(tried)]
-    of_one_name = {name: [e for t in sections(finished_run).values() for e in t if e.name == name] for name in names}
+    every = [replace(e, title="") for tried in sections(finished_run).values() for e in tried]  # titles say 'default'
+    of_one_name = {name: [e for e in every if e.name == name] for name in names}
     assert all(len(set(found)) == 1 for found in of_one_name.values())
 
 
@@ -70,7 +76,7 @@ def test_each_family_gets_as_many_rates_as_the_others(family, times):
 
 
 def test_rank_keeps_alpha_at_twice_its_value():
-    ranks = [e.profile(STUDY) for e in lora_settings(STUDY) if "rank" in e.title]
+    ranks = [e.profile(STUDY) for e in lora_settings(STUDY)[1:] if "rank" in e.title]
     assert [(p.lora_rank, p.lora_alpha) for p in ranks] == [(2, 4), (32, 64)]
 
 
