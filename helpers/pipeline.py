@@ -109,7 +109,7 @@ def write_first_cells() -> None:
 def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Writes a notebook that is valid by nbformat's schema, whole or not at all."""
     nbformat.validate(notebook)
-    text = nbformat.writes(notebook)
+    text = nbformat.writes(notebook) + "\n"
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

@@ -365,9 +365,11 @@ def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) 
         for (_, row), points in zip(trained.iterrows(), apart, strict=True):
             name, cost, colour = row["experiment"], row[column] / unit, _colour(row["experiment"])
             beside = panel.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
+            panel.update_datalim([(cost, end) for end in ends[name]])  # what is moved on the page does not set limits
             panel.vlines(cost, *ends[name], color=colour, linewidth=1, transform=beside)
             panel.plot(cost, row["average_precision"], "o", color=colour, markersize=7, label=name, transform=beside)
         panel.set(xlabel=title)
+        panel.autoscale_view()
         if column == "trainable_parameters":
             panel.set_xscale("log")
         else:

@@ -54,6 +54,17 @@ def test_the_reliability_diagram_can_be_drawn_where_bins_are_empty(run):
     assert (run.figures_dir / "reliability.png").is_file()
 
 
+def test_models_of_equal_cost_stand_side_by_side_inside_the_figure(copied_run, monkeypatch):
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figure)
+    results = load_results(copied_run)
+    table = comparison_table(results)
+    figure = plots.average_precision_and_cost(table, results, copied_run)
+    for panel in figure.axes:
+        boxes = [line.get_window_extent() for line in panel.lines]
+        assert all(panel.bbox.contains(*box.min) and panel.bbox.contains(*box.max) for box in boxes)
+        assert len({round(box.x0, 2) for box in boxes}) == len(boxes)
+
+
 def test_html_in_a_comment_is_escaped_when_shown(run):
     page = show_table(pd.DataFrame({"comment": ["<script>alert(1)</script>"]}), "Errors", run).to_html()
     assert "<script>" not in page and "&lt;script&gt;" in page
