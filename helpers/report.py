@@ -243,8 +243,11 @@ def improvements_block(run: Run) -> str:
         found = table.set_index("experiment")
         best = found.loc[winner(table)]
         scores = f"{best['average_precision']:.3f} ({found['average_precision'].iloc[0]:.3f})"
-        left = on_test.get(name, "the default won" if on_test else "not yet run")
-        lines.append(f"| {what} | {best['title']} | {scores} | {left} | [picture](figures/{figure}.png) |")
+        default_won = name != "hybrid" and best.name == table["experiment"].iloc[0]  # the hybrid is scored anyway
+        left = "the default won" if default_won else on_test.get(name, "not yet run")
+        drawn = (run.figures_dir / f"{figure}.png").is_file()
+        picture = f"[picture](figures/{figure}.png)" if drawn else "–"
+        lines.append(f"| {what} | {best['title']} | {scores} | {left} | {picture} |")
     return "\n".join(lines)
 
 
