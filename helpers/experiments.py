@@ -736,7 +736,6 @@ def _comparison_numbers(result: dict, latencies: dict[int, float]) -> dict[str, 
     numbers |= {
         "training_seconds": costs["training_seconds"],
         "prerequisite_seconds": costs["prerequisite_seconds"],
-        "total_seconds": costs["training_seconds"] + costs["prerequisite_seconds"],
         "peak_memory_bytes": costs.get("peak_memory_bytes"),
         "latency_ms": latencies.get(len(model_layers(result))),
         "bytes": costs["bytes"]["total"] if "bytes" in costs else None,
@@ -744,6 +743,7 @@ def _comparison_numbers(result: dict, latencies: dict[int, float]) -> dict[str, 
         "epochs": len(result["history"]["epochs"]) if "history" in result else None,
         "best_epoch": result["history"]["best_epoch"] if "history" in result else None,
         "training_loss_total": result.get("training_loss_total"),
+        "total_seconds": costs["training_seconds"] + costs["prerequisite_seconds"],
     }
     numbers |= {f"validation_{metric}": result["validation"][metric] for metric in METRICS}
     return {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
