@@ -498,7 +498,7 @@ def load_data(run: Run) -> PreparedData:
 @contextmanager
 def _quiet_datasets() -> Iterator[None]:
     """Saving a few thousand rows takes no time; the bar of each split would only be noise in a notebook."""
-    shown = datasets.are_progress_bars_disabled() is False
+    shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         yield

@@ -883,9 +883,9 @@ def main(arguments: list[str] | None = None) -> int:
         names = in_order(options.names or list(run.profile.experiments))
         pretrained = find_pretrained(run.profile.pretrained)
         prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
-    baselines = [(name, run.profile.seeds[0]) for name in names if EXPERIMENTS[name].start == "baseline"]
-    trained = [name for name in names if EXPERIMENTS[name].start != "baseline"]
-    for name, seed in [*baselines, *((name, seed) for seed in run.seeds for name in trained)]:
+    baselines = [name for name in names if EXPERIMENTS[name].start == "baseline"]
+    trained = [(name, seed) for seed in run.seeds for name in names if name not in baselines]
+    for name, seed in [*((name, run.profile.seeds[0]) for name in baselines), *trained]:
         result = run_experiment(name, seed, run)
         metric = BEST_BY[run.profile.task].__name__
         told = f"test {metric.replace('_', ' ')} {result['test'][metric]:.3f}"
