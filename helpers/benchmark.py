@@ -24,7 +24,7 @@ from datasets import Dataset
 from sklearn.metrics import average_precision_score
 
 from helpers.config import PROFILES, unknown
-from helpers.data import PreparedData, prepare_data
+from helpers.data import PreparedData
 from helpers.deploy import (
     FORMATS,
     OnnxModel,
@@ -35,7 +35,7 @@ from helpers.deploy import (
     torch_call,
 )
 from helpers.evaluation import toxic_probability
-from helpers.experiments import EXPERIMENTS, training_settings
+from helpers.experiments import EXPERIMENTS, prepare, training_settings
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
 from helpers.lora import add_adapters
 from helpers.models import find_pretrained, load_model, load_tokenizer
@@ -367,10 +367,9 @@ def _measured(stage: Callable[[Path], None], folder: Path) -> dict[str, float]:
 
 
 def _prepare(folder: Path) -> None:
-    pretrained = find_pretrained(PROFILE.pretrained)
     profile = replace(PROFILES["full"], pretrained=PROFILE.pretrained)
     run = Run("size", folder, profile, "jigsaw", folder / "comments", (1,))
-    prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
+    prepare(run)
 
 
 def _score(folder: Path) -> None:
@@ -489,8 +488,7 @@ def bench_run() -> Run:
 
 
 def bench_data() -> PreparedData:
-    pretrained = find_pretrained(PROFILE.pretrained)
-    return prepare_data(bench_run(), load_tokenizer(pretrained), pretrained.sha256)
+    return prepare(bench_run())
 
 
 @tells_errors()

@@ -250,6 +250,12 @@ def _pretrained_name(experiment: Experiment, profile: Profile) -> str:
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
+def prepare(run: Run) -> PreparedData:
+    """The run's comments, tokenised for its pretrained model; read, checked and split where that is not done yet."""
+    pretrained = find_pretrained(run.profile.pretrained)
+    return prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
+
+
 def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
     """Trains, scores and measures one experiment, unless that is done already; returns its result.
 
@@ -881,8 +887,7 @@ def main(arguments: list[str] | None = None) -> int:
     with state.main_process_first():
         run = open_run()
         names = in_order(options.names or list(run.profile.experiments))
-        pretrained = find_pretrained(run.profile.pretrained)
-        prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
+        prepare(run)
     baselines = [name for name in names if EXPERIMENTS[name].start == "baseline"]
     trained = [(name, seed) for seed in run.seeds for name in names if name not in baselines]
     for name, seed in [*((name, run.profile.seeds[0]) for name in baselines), *trained]:

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from helpers.config import Profile, unknown
-from helpers.data import PreparedData, prepare_data
+from helpers.data import PreparedData
 from helpers.evaluation import compare, score, toxic_probability, with_holm
 from helpers.experiments import (
     EXPERIMENTS,
@@ -28,12 +28,12 @@ from helpers.experiments import (
     find_result,
     load_results,
     load_teacher,
+    prepare,
     published_dir,
     run_experiment,
 )
 from helpers.layers import NEIGHBOURS, SPREAD_LAYERS, copy_layers
 from helpers.losses import hard_loss
-from helpers.models import find_pretrained, load_tokenizer
 from helpers.runs import (
     Run,
     add_run_arguments,
@@ -188,8 +188,7 @@ def sections(run: Run) -> dict[str, list[Experiment]]:
 
 def prepare_grid(run: Run) -> PreparedData:
     """The grid's own splits: the validation rows of the run, and 1,500 of the other rows to train on."""
-    pretrained = find_pretrained(run.profile.pretrained)
-    return prepare_data(grid_run(run), load_tokenizer(pretrained), pretrained.sha256)
+    return prepare(grid_run(run))
 
 
 def run_grid(experiments: list[Experiment], run: Run) -> pd.DataFrame:
@@ -357,6 +356,7 @@ def run_winners(run: Run) -> Results:
     for seed in run.seeds:
         for experiment in chosen:
             if find_result(run, experiment, seed) is None:
+                prepare(run)
                 if experiment.needs_teacher:
                     run_experiment("teacher", seed, run)
                 run_experiment(experiment, seed, run)

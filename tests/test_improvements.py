@@ -182,6 +182,15 @@ def test_a_winner_is_held_against_its_sections_default(won):
     assert [default.name for _, _, default in won[:3]] == ["odd", "odd", "lora"]
 
 
+def test_winners_are_trained_where_only_published_results_are(finished_run, tmp_path, monkeypatch):
+    """The grids may come from another machine: here are neither prepared comments nor a teacher."""
+    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", finished_run.results_dir)
+    spread = layer_selections(None)[4]
+    monkeypatch.setattr(improvements, "winners", lambda run: [("layers", spread, EXPERIMENTS["odd"])])
+    results = improvements.run_winners(replace(finished_run, directory=tmp_path / "new"))
+    assert list(results.by_name["spread"]) == list(finished_run.seeds)
+
+
 # --- the front -------------------------------------------------------------------------------------------------------
 
 
