@@ -200,7 +200,7 @@ def loss_parts(results: dict[str, dict], run: Run, figure_name: str = "distillat
 def training_loss(results: dict[str, dict], run: Run, figure_name: str = "training_loss") -> Image:
     """Cross-entropy by epoch, in training and on validation, of results by name: the one loss that all models have."""
     figure, (left, right) = _new(
-        run, "Cross-entropy by epoch, one seed (circle: the epoch whose weights are kept)", 10, 4.4, ncols=2
+        run, "Cross-entropy by epoch, one seed (circle: the epoch whose weights are kept)", 10, 3.7, ncols=2
     )
     for name, result in results.items():
         history = result["history"]
@@ -231,7 +231,7 @@ def test_metrics(table: pd.DataFrame, results: Results, run: Run) -> Image:
         "average_precision": "average precision",
     }
     figure, axes = _new(
-        run, "Test scores; all but accuracy are the toxic class's (lines, on the last two: 95 % intervals)", 11, 4.6
+        run, "Test scores; all but accuracy are the toxic class's (lines, on the last two: 95 % intervals)", 11, 3.8
     )
     table = table[~table["experiment"].isin(CONTROLS)]  # too many bars to compare: they are in the table
     width = 0.9 / len(table)

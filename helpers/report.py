@@ -52,19 +52,21 @@ SCORES: Columns = {  # column of the comparison: title, unit, digits
     "precision": ("precision", 1, 3),
     "recall": ("recall", 1, 3),
     "average_precision": ("average precision", 1, 3),
+    "trainable_parameters": ("trained (M)", 1e6, 2),
+    "training_seconds": ("training (min)", 60, 1),
+    "latency_ms": ("latency (ms)", 1, 1),
 }
 COSTS: Columns = {
     "experiment": ("model", 1, None),
     "parameters": ("parameters (M)", 1e6, 1),
-    "trainable_parameters": ("trained (M)", 1e6, 2),
-    "training_seconds": ("training (min)", 60, 1),
+    "total_seconds": ("training with the teacher's (min)", 60, 1),
     "peak_memory_bytes": ("peak memory (GB)", 1e9, 1),
-    "latency_ms": ("latency (ms)", 1, 1),
     "bytes": ("on disk (MB)", 1e6, 0),
     "bytes_to_ship": ("one more task (MB)", 1e6, 1),
 }
 SPREAD = ("f1", "average_precision")  # the scores that verdicts rest on stand with their standard deviation
 BESIDES = (("odd", "teacher"), ("even", "teacher"), ("even", "even_hard"))  # compared, though it was not planned
+LAYER_COMPARISONS = ("odd − even", "odd − first_six", "odd − last_six")
 COSTED = ("teacher", "odd", "even", "lora", "lora_6")  # the others have one of these shapes
 PROPOSALS = {  # section of notebook 05: the proposal in the report's words, its figure
     "layers": ("Layer selection beyond odd and even", "grid_layers"),
@@ -144,13 +146,14 @@ def published_block(run: Run) -> str:
 
 
 def results_block(run: Run) -> str:
-    """The tables of scores and of costs, and beside them bert-base, 'not yet run' where it has not been."""
+    """The table of scores and costs, bert-base's rows ('not yet run' where they are not), and more costs, folded."""
     results = load_results(run)
     table = comparison_table(results)
     seeds = int(table["seeds"].max())
     means = f"means over {seeds} seeds, F1 and average precision ± standard deviation" if seeds > 1 else "1 seed"
     lines = [
-        f"Profile `{run.profile.name}`, {run.data_label}; {means}. F1, precision and recall are the toxic class's; all "
+        f"Profile `{run.profile.name}`, {run.data_label}; {means}. F1, precision and recall are the toxic class's. "
+        "Trained: weights, in millions; latency: one comment; a student's training comes on top of its teacher's. All "
         "columns: `results/comparison.csv`.",
         "",
         *_markdown_table(table, SCORES),
@@ -159,14 +162,18 @@ def results_block(run: Run) -> str:
         for name in BERT_BASE:
             found = beside_results(run, name)
             if found is None:
-                lines.append(f"| bert-base, `{name}` {'| – ' * (len(SCORES) - 2)}| not yet run |")
+                lines.append(f"| bert-base, `{name}` | not yet run {'| – ' * (len(SCORES) - 2)}|")
                 continue
             named = comparison_table(found)
             named["experiment"] += f" (bert-base, `{name}`: other rows)"
             lines += _markdown_table(named, SCORES)[2:]
     costed = table[table["experiment"].isin(COSTED)]
-    costs = "What they cost; a student's training comes on top of its teacher's:"
-    return "\n".join([*lines, "", costs, "", *_markdown_table(costed, COSTS)])
+    return "\n".join([*lines, "", *_folded("Size, memory and bytes", _markdown_table(costed, COSTS))])
+
+
+def _folded(title: str, lines: list[str]) -> list[str]:
+    """Lines that a reader of the page opens; the empty ones let Markdown be read inside."""
+    return [f"<details>\n<summary><b>{title}</b></summary>", "", *lines, "", "</details>"]
 
 
 def observed_block(run: Run) -> str:
@@ -278,18 +285,17 @@ def layers_block(run: Run) -> str:
         commands = ("make base", ".venv/bin/python -m helpers.experiments --profile base", "make publish PROFILE=base")
         return f"Not yet run: {', then '.join(f'`{command}`' for command in commands)}."
     seeds = max(len(by_seed) for by_seed in results.by_name.values())
+    compared = planned_comparisons(results)
+    of_layers = [f"- {_briefly(title, found)}" for title, found in compared.items() if title in LAYER_COMPARISONS]
+    tables = [*verdict_table(compared), "", *_markdown_table(comparison_table(results), SCORES)]
     return "\n".join(
         [
             f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {run.data_label}, {seeds} seed"
-            f"{'s' if seeds > 1 else ''}.",
+            f"{'s' if seeds > 1 else ''}; difference in average precision with its 95 % interval:",
             "",
-            *verdict_table(planned_comparisons(results)),
+            *of_layers,
             "",
-            "<details>\n<summary><b>Its scores</b></summary>",
-            "",
-            *_markdown_table(comparison_table(results), SCORES),
-            "",
-            "</details>",
+            *_folded("All its comparisons and scores", tables),
         ]
     )
 
