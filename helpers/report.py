@@ -273,8 +273,8 @@ def _winners_on_test(run: Run) -> dict[str, str]:
     compared = winner_comparisons(run, results)
     found: dict[str, list[str]] = {}
     for section, best, default in chosen:
-        title = f"{best.name} − {default.name}"
-        found.setdefault(section, []).append(_briefly(title, compared[title]))
+        against = compared[f"{best.name} − {default.name}"]
+        found.setdefault(section, []).append(f"{_briefly('', against)} (against `{default.name}`)".strip())
     return {section: "; ".join(told) for section, told in found.items()}
 
 
