@@ -13,6 +13,7 @@ import PIL.Image
 import seaborn as sns
 from IPython.display import Image
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from pandas.io.formats.style import Styler
 from sklearn.metrics import confusion_matrix, precision_recall_curve
@@ -428,6 +429,7 @@ def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str
             panel.annotate(f"{value:.3f}", (value, place), xytext=(6, -3), textcoords="offset points", fontsize=8)
         panel.invert_yaxis()
         panel.margins(x=0.2)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.set(title=heading, xlabel="validation average precision")
     return save_figure(figure, run, name)
 
@@ -444,7 +446,8 @@ def layer_removal(steps: list[dict], run: Run) -> Image:
         panel.set(title=f"removed one by one: {key.replace('_', ' ')}", xlabel="layers left", ylim=(0, None))
     whole = steps[0]
     worth = {layer: loss - whole["cross_entropy"] for layer, loss in whole["without"].items()}
-    last.bar_label(last.bar(list(worth), list(worth.values()), color="#4d4d4d"), fmt="%+.3f", fontsize=7, padding=1)
+    told = [f"{loss:+.3f}" if abs(loss) >= 0.0005 else "0" for loss in worth.values()]
+    last.bar_label(last.bar(list(worth), list(worth.values()), color="#4d4d4d"), told, fontsize=7, padding=1)
     last.axhline(0, color="black", linewidth=1)
     last.set_yscale("symlog", linthresh=0.01)  # the last layer is worth a hundred times the others
     last.margins(y=0.15)
