@@ -44,7 +44,7 @@ from helpers.improvements import (
 from helpers.runs import ROOT, Run, read_json, tells_errors, write_file
 
 Columns = dict[str, tuple[str, float, int | None]]
-SCORES: Columns = {  # column of the comparison: title, unit, digits
+MAIN_COLUMNS: Columns = {  # column of the comparison: title, unit, digits
     "experiment": ("model", 1, None),
     "training_loss": ("training loss (CE)", 1, 3),
     "accuracy": ("accuracy", 1, 3),
@@ -56,7 +56,7 @@ SCORES: Columns = {  # column of the comparison: title, unit, digits
     "training_seconds": ("training (min)", 60, 1),
     "latency_ms": ("latency (ms)", 1, 1),
 }
-COSTS: Columns = {
+MORE_COSTS: Columns = {
     "experiment": ("model", 1, None),
     "parameters": ("parameters (M)", 1e6, 1),
     "total_seconds": ("training with the teacher's (min)", 60, 1),
@@ -156,19 +156,19 @@ def results_block(run: Run) -> str:
         "Trained: weights, in millions; latency: one comment; a student's training comes on top of its teacher's. All "
         "columns: `results/comparison.csv`.",
         "",
-        *_markdown_table(table, SCORES),
+        *_markdown_table(table, MAIN_COLUMNS),
     ]
     if run.profile.pretrained != "bert-base-uncased":
         for name in BERT_BASE:
             found = beside_results(run, name)
             if found is None:
-                lines.append(f"| bert-base, `{name}` | not yet run {'| – ' * (len(SCORES) - 2)}|")
+                lines.append(f"| bert-base, `{name}` | not yet run {'| – ' * (len(MAIN_COLUMNS) - 2)}|")
                 continue
             named = comparison_table(found)
             named["experiment"] += f" (bert-base, `{name}`: other rows)"
-            lines += _markdown_table(named, SCORES)[2:]
+            lines += _markdown_table(named, MAIN_COLUMNS)[2:]
     costed = table[table["experiment"].isin(COSTED)]
-    return "\n".join([*lines, "", *_folded("Size, memory and bytes", _markdown_table(costed, COSTS))])
+    return "\n".join([*lines, "", *_folded("Size, memory and bytes", _markdown_table(costed, MORE_COSTS))])
 
 
 def _folded(title: str, lines: list[str]) -> list[str]:
@@ -229,8 +229,8 @@ def _verdict(found: dict) -> str:
     return found["verdict"] + (" (one seed does not speak for the next)" if one_seed else "")
 
 
-def _briefly(title: str, found: dict) -> str:
-    return f"{title} {found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}): {_verdict(found)}"
+def _briefly(found: dict) -> str:
+    return f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}): {_verdict(found)}"
 
 
 def improvements_block(run: Run) -> str:
@@ -274,7 +274,7 @@ def _winners_on_test(run: Run) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for section, best, default in chosen:
         against = compared[f"{best.name} − {default.name}"]
-        found.setdefault(section, []).append(f"{_briefly('', against)} (against `{default.name}`)".strip())
+        found.setdefault(section, []).append(f"{_briefly(against)} (against `{default.name}`)")
     return {section: "; ".join(told) for section, told in found.items()}
 
 
@@ -286,8 +286,8 @@ def layers_block(run: Run) -> str:
         return f"Not yet run: {', then '.join(f'`{command}`' for command in commands)}."
     seeds = max(len(by_seed) for by_seed in results.by_name.values())
     compared = planned_comparisons(results)
-    of_layers = [f"- {_briefly(title, found)}" for title, found in compared.items() if title in LAYER_COMPARISONS]
-    tables = [*verdict_table(compared), "", *_markdown_table(comparison_table(results), SCORES)]
+    of_layers = [f"- {title} {_briefly(found)}" for title, found in compared.items() if title in LAYER_COMPARISONS]
+    tables = [*verdict_table(compared), "", *_markdown_table(comparison_table(results), MAIN_COLUMNS)]
     return "\n".join(
         [
             f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {run.data_label}, {seeds} seed"
@@ -310,7 +310,7 @@ def copy_block(run: Run) -> str:
     tried = sections(run)["copy"]
     if not _is_finished(tried, run):
         return f"Not yet run: `make improvements PROFILE={run.profile.name}`."
-    return "\n".join(f"- {_briefly(title, found)}" for title, found in grid_comparisons(tried, run).items())
+    return "\n".join(f"- {title} {_briefly(found)}" for title, found in grid_comparisons(tried, run).items())
 
 
 def labels_block(run: Run) -> str:
