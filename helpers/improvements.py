@@ -10,6 +10,7 @@ every seed of the run, and compared on test. These are hours of work, which go o
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -76,10 +77,14 @@ def grid_run(run: Run) -> Run:
 
 
 def varied(experiment: str, profile: Profile, title: str, **changes) -> Experiment:
-    """The experiment with some settings of the profile changed; itself, but for the title, if that changes nothing."""
+    """The experiment with some settings of the profile changed; itself, but for the title, if that changes nothing.
+
+    It is named for its changes: `lora-rank_32_alpha_64`.
+    """
     if profile.settings(*changes) == changes:
         return replace(EXPERIMENTS[experiment], title=f"{title} (default)")
-    suffix = "_".join(f"{name}_{value}" for name, value in changes.items())
+    without_family = (re.sub("^(lora|student|teacher)_", "", field) for field in changes)
+    suffix = "_".join(f"{field}_{value}" for field, value in zip(without_family, changes.values(), strict=True))
     return replace(EXPERIMENTS[experiment], name=f"{experiment}-{suffix}", title=title, changes=tuple(changes.items()))
 
 

@@ -62,6 +62,10 @@ def test_an_unchanged_setting_is_the_experiment_itself_but_for_its_title():
     assert replace(found, title="") == replace(EXPERIMENTS["odd"], title="") and found.title == "T = 2 (default)"
 
 
+def test_a_changed_setting_is_named_in_the_experiment_and_its_family_once():
+    assert varied("lora", STUDY, "rank 32", lora_rank=32, lora_alpha=64).name == "lora-rank_32_alpha_64"
+
+
 def test_every_experiment_of_a_grid_has_a_name_of_its_own(finished_run):
     names = [experiment.name for tried in sections(finished_run).values() for experiment in set(tried)]
     every = [replace(e, title="") for tried in sections(finished_run).values() for e in tried]  # titles say 'default'
