@@ -590,6 +590,36 @@ def what_is_the_copy_worth(tried: Sequence[Experiment], run: Run) -> str:
     return "\n".join(["**What is the copy worth?** On validation:", "", *lines])
 
 
+def are_details_lost(shares: pd.DataFrame, reference: str) -> str:
+    """What disguised spelling costs each model of a `probe`, beside what it costs `reference`; a line a model.
+
+    A model falls further where its fall exceeds the reference's by more than the two margins together, which is
+    cautious: all are asked the same sentences.
+    """
+    at = shares.set_index("model")
+    others = [name for name in at.index if name != reference]
+    if reference not in at.index or not others:
+        return (
+            f"**Are details lost?** Not yet run: it takes the weights of `{reference}` and of a model to set beside it."
+        )
+    fall = at["plain"] - at["obfuscated"]
+    lines = [
+        f"**Are details lost?** Of the written insults `{reference}` finds {at['plain'][reference]:.2f} plainly "
+        f"spelled and {at['obfuscated'][reference]:.2f} disguised, a fall of {fall[reference]:.2f}:",
+        "",
+    ]
+    for name in others:
+        margins, further = at["margin"][name] + at["margin"][reference], fall[name] - fall[reference]
+        verdict = "as far, to within the margins" if abs(further) <= margins else "less far"
+        if further > margins:
+            verdict = "further: details are lost"
+        lines.append(
+            f"- `{name}`: {at['plain'][name]:.2f} and {at['obfuscated'][name]:.2f}, a fall of {fall[name]:.2f}: "
+            f"{verdict}. Buried: {at['buried'][name]:.2f} (`{reference}` {at['buried'][reference]:.2f})."
+        )
+    return "\n".join(lines)
+
+
 def is_lora_efficient(saved: pd.DataFrame) -> str:
     """LoRA against full fine-tuning of the same layers, from the table of what_lora_saves: a line a pair."""
     lines = ["**Is LoRA efficient?** Of what full fine-tuning of the same layers takes:", ""]

@@ -401,6 +401,23 @@ def test_what_lora_saves_is_said_of_each_pair_with_the_same_layers(results):
     assert "`lora_6` beside `odd_hard`" in text
 
 
+def probed(**obfuscated: float) -> pd.DataFrame:
+    rows = [{"model": name, "plain": 0.8, "obfuscated": share} for name, share in obfuscated.items()]
+    return pd.DataFrame(rows).assign(buried=0.1, clean=0.01, margin=0.05, seeds=1)
+
+
+@pytest.mark.parametrize(
+    ("share", "told"), [(0.59, "further: details are lost"), (0.61, "as far"), (0.79, "as far"), (0.81, "less far")]
+)
+def test_details_are_lost_where_a_student_falls_further_than_both_margins(share, told):
+    assert told in discussion.are_details_lost(probed(teacher=0.7, odd=share), "teacher")
+
+
+@pytest.mark.parametrize("asked", [{"teacher": 0.7}, {"odd": 0.7}])
+def test_without_a_model_to_set_beside_details_are_not_judged(asked):
+    assert "Not yet run" in discussion.are_details_lost(probed(**asked), "teacher")
+
+
 @pytest.mark.parametrize(
     ("losses", "told"),
     [
