@@ -191,9 +191,15 @@ def sections(run: Run) -> dict[str, list[Experiment]]:
 # --- running a grid --------------------------------------------------------------------------------------------------
 
 
-def prepare_grid(run: Run) -> PreparedData:
-    """The grid's own splits: the validation rows of the run, and 1,500 of the other rows to train on."""
-    return prepare(grid_run(run))
+def found_or_trained(experiment: Experiment, seed: int, run: Run) -> dict:
+    """Its result: the run's, the published one, or a new one, for which a teacher without weights is trained first."""
+    found = find_result(run, experiment, seed)
+    if found:
+        return found[0]
+    prepare(run)
+    if experiment.needs_teacher:
+        run_experiment("teacher", seed, run)
+    return run_experiment(experiment, seed, run)
 
 
 def run_grid(experiments: list[Experiment], run: Run) -> pd.DataFrame:
@@ -202,15 +208,9 @@ def run_grid(experiments: list[Experiment], run: Run) -> pd.DataFrame:
     Columns: experiment, title, average_precision (AP), f1 at the threshold chosen on the same rows, cross-entropy,
     best epoch, seconds an epoch, trained parameters.
     """
-    grid = grid_run(run)
-    seed, rows = grid.seeds[0], []
+    grid, rows = grid_run(run), []
     for experiment in experiments:
-        found = find_result(grid, experiment, seed)
-        if found is None:
-            prepare_grid(run)
-            if experiment.needs_teacher:
-                run_experiment("teacher", seed, grid)
-        result = found[0] if found else run_experiment(experiment, seed, grid)
+        result = found_or_trained(experiment, grid.seeds[0], grid)
         epochs = result["history"]["epochs"]
         rows.append(
             {
@@ -268,7 +268,7 @@ def greedy_removal(run: Run) -> list[dict]:
     done = _finished_removal(grid)
     if done:
         return done
-    data = prepare_grid(run)
+    data = prepare(grid)
     run_experiment("teacher", grid.seeds[0], grid)
     teacher, result = load_teacher(grid.seeds[0], grid)
     path, made_from = grid.results_dir / "greedy_removal.json", _removal_fingerprint(result["fingerprint"])
@@ -353,18 +353,11 @@ def experiments_on_test(run: Run) -> list[Experiment]:
 
 
 def run_winners(run: Run) -> Results:
-    """Trains every section's winner, and its default, with every seed of the run; the run's results and theirs.
-
-    A winner starts from its seed's teacher, which is trained first where the run has no weights of it.
-    """
+    """Trains every section's winner, and its default, with every seed of the run; the run's results and theirs."""
     chosen = experiments_on_test(run)
     for seed in run.seeds:
         for experiment in chosen:
-            if find_result(run, experiment, seed) is None:
-                prepare(run)
-                if experiment.needs_teacher:
-                    run_experiment("teacher", seed, run)
-                run_experiment(experiment, seed, run)
+            found_or_trained(experiment, seed, run)
     return load_results(run, extra=chosen)
 
 
