@@ -38,8 +38,9 @@ def repository(tmp_path_factory) -> tuple[str, Path]:
         if (ROOT / name).is_file() and not name.startswith(("results/", "figures/")):
             (project / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, project / name)
-    runs = project / "helpers" / "runs.py"
-    runs.write_text(runs.read_text().replace('Path("/content/drive")', f"Path({str(drive)!r})"))
+    environment, mounted = project / "helpers" / "environment.py", 'Path("/content/drive")'
+    assert mounted in environment.read_text()
+    environment.write_text(environment.read_text().replace(mounted, f"Path({str(drive)!r})"))
     git("init", "--quiet", cwd=project)
     git("add", "--all", cwd=project)
     git("commit", "--quiet", "--message", "as it is", cwd=project)
