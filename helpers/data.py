@@ -52,6 +52,7 @@ FILES = {
 SPLITS = ("train", "validation", "test")
 DATA_SETTINGS = ("train_rows", "validation_rows", "test_rows", "max_length", "split_seed")  # what the splits depend on
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, NotImplementedError)
+BROKEN_ZIP += (ValueError,)  # an offset below 0, a name that is not the UTF-8 it is said to be
 HUB_MIRROR = "dirtycomputer/Toxic_Comment_Classification_Challenge"  # Kaggle's three files, unchanged in size
 KAGGLE_TRAIN_ROWS = 159_571  # rows of train.csv on the competition's page
 LARGEST_FILE = 2**30  # bytes; Kaggle's largest is 68 MB, so anything above this is not one of its files
@@ -172,6 +173,8 @@ def find_file(source: Path, name: str) -> bytes:
         try:
             with zipfile.ZipFile(archive) as opened:
                 content = _read_from_zip(opened, name)
+        except DataError:
+            raise
         except BROKEN_ZIP as error:
             raise DataError(f"{archive.name} cannot be read as a zip file ({error}); download it again") from None
         if content is not None:
@@ -465,6 +468,7 @@ def _write_data(run: Run, source: Path, tokenizer, made_from: str) -> None:
         "fingerprint": made_from,
         "source": run.data_label,
         "settings": run.profile.settings(*DATA_SETTINGS),
+        "pretrained": run.profile.pretrained,
         "counts": counts | dropped | {f"{split}: rows": len(rows) for split, rows in tokenised.items()},
         "positives": {split: {label: int(rows[label].sum()) for label in LABELS} for split, rows in splits.items()},
     }
@@ -478,7 +482,7 @@ def load_data(run: Run) -> PreparedData:
     """The splits that 01_data_preparation left in the run's folder, memory-mapped.
 
     Raises:
-        FileNotFoundError: they are not there, or of other settings; the message says what to run first.
+        FileNotFoundError: they are not there, of other settings or other comments; the message says what to run first.
     """
     summary = read_json(run.data_dir / "data.json")
     if summary is None or not is_sealed(run.data_dir, summary["fingerprint"]):
@@ -489,6 +493,11 @@ def load_data(run: Run) -> PreparedData:
     if summary.get("settings", wanted) != wanted:
         raise FileNotFoundError(
             f"the data of run {run.name!r} were prepared with other settings than the profile has now: run "
+            "01_data_preparation again"
+        )
+    if summary["source"] != run.data_label:
+        raise FileNotFoundError(
+            f"run {run.name!r} is on {run.data_label}, and the comments in its folder are {summary['source']}: run "
             "01_data_preparation again"
         )
     splits = datasets.load_from_disk(str(run.data_dir))

@@ -146,7 +146,7 @@ EXPERIMENTS = {
     )
 }
 
-# Named before any result was seen (DESIGN.md, rule 14).
+# Named before any result was seen: only these are corrected by Holm's method and called planned.
 COMPARISONS = {
     "odd − even": ("odd", "even"),
     "lora − odd": ("lora", "odd"),
@@ -264,13 +264,20 @@ def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
 
     Raises:
         ValueError: no such experiment, or a baseline, which knows `toxic` only, in a run with another task.
-        FileNotFoundError: the data, or the teacher of this seed (MissingStage), is not there yet.
+        FileNotFoundError: the data (of this model's tokeniser), or the teacher of this seed, is not there yet.
         TrainingError: the loss diverged, or the teacher is not worth distilling.
     """
     experiment = name if isinstance(name, Experiment) else find_experiment(name)
     if experiment.start == "baseline" and run.profile.task != "toxic":
         raise ValueError(f"{name} is a baseline for the label toxic; TASK={run.profile.task} has none")
     data = load_data(run)
+    wanted = run.profile.pretrained
+    tokenised_for = data.summary.get("pretrained", wanted)
+    if tokenised_for != wanted and pretrained_sha256(tokenised_for) != pretrained_sha256(wanted):
+        raise FileNotFoundError(
+            f"the comments of run {run.name!r} were tokenised for {tokenised_for}, not for {wanted}: run "
+            "01_data_preparation again"
+        )
     made_from = experiment_fingerprint(experiment, seed, run.profile, data.fingerprint)
     state = this_process()
     state.wait_for_everyone()
@@ -596,8 +603,8 @@ class Results:
     def source(self) -> str:
         """Where they come from, for a table's title: nothing for a run's own, else that they were published."""
         borrowed = [path for path in self.directories.values() if path.is_relative_to(PUBLISHED_RESULTS)]
-        share = "some of " if 0 < len(borrowed) < len(self.directories) else ""
-        return f", {share}the results published with this project" if borrowed else ""
+        share = "partly " if len(borrowed) < len(self.directories) else ""
+        return f", {share}from the results published with this project" if borrowed else ""
 
     def first_seed(self) -> dict[str, dict]:
         """The result of every trained model's first seed, by name."""
@@ -646,13 +653,14 @@ def load_results(run: Run, task: str = "toxic", extra: Sequence[Experiment] = ()
     `extra` are experiments that the profile does not list.
 
     Raises:
-        ValueError: the run was made with another task than the caller can read.
+        ValueError: the run was made with another task than the caller can read, or the profile lists an experiment
+            that nobody knows.
         MissingStage: a main experiment has no result at all; the message says which notebook makes it.
     """
     if run.profile.task != task:
         raise ValueError(f"run {run.name!r} was made with TASK={run.profile.task}; this needs one with TASK={task}")
     by_name, directories, missing = {}, {}, []
-    for experiment in dict.fromkeys([*(EXPERIMENTS[name] for name in run.profile.experiments), *extra]):
+    for experiment in dict.fromkeys([*map(find_experiment, run.profile.experiments), *extra]):
         name = experiment.name
         for seed in experiment_seeds(experiment, run.profile.seeds):
             found = find_result(run, experiment, seed)
@@ -778,16 +786,18 @@ def latency_by_depth(results: Results) -> dict[int, float]:
 
 
 def deployment_table(results: Results) -> pd.DataFrame:
-    """A row a model and form (PyTorch, ONNX, int8) of the first seed: latency in milliseconds, comments a second, MB.
+    """A row a model and form (PyTorch, ONNX, int8): latency in milliseconds, comments a second, MB.
 
-    Times are medians over the models as deep, as in `latency_by_depth`. `change` is the export's test average precision
-    minus PyTorch's, with its 95 % interval in `low` and `high`. Measured on the CPU; empty if it was not measured.
+    Times are medians over the models and seeds as deep, as in `latency_by_depth`; the rest is the first seed's.
+    `change` is the export's test average precision minus PyTorch's, with its 95 % interval in `low` and `high`.
+    Measured on the CPU; empty if it was not measured.
     """
-    rows, depths = [], []
-    for name, by_seed in results.by_name.items():
-        result = next(iter(by_seed.values()))
+    rows, depths, is_first = [], [], []
+    measured = ((name, seed, result) for name, by_seed in results.by_name.items() for seed, result in by_seed.items())
+    for name, seed, result in measured:
         for form, facts in result["costs"].get("deployment", {}).items():
             depths.append(len(model_layers(result)))
+            is_first.append(seed == next(iter(results.by_name[name])))
             row = {"experiment": name, "form": form, "MB": facts["bytes"] / 1e6}
             for size in ("batch_1", "batch_32"):
                 row |= {f"{size} {key}": facts[size][key] for key in ("p50_ms", "p95_ms")}
@@ -800,6 +810,7 @@ def deployment_table(results: Results) -> pd.DataFrame:
     if rows:
         times = [column for column in table if column.startswith("batch") or column == "comments a second"]
         table[times] = table.groupby([pd.Series(depths), "form"])[times].transform("median")
+        table = table[is_first].reset_index(drop=True)
     return table
 
 

@@ -272,6 +272,19 @@ def zip_of_a_broken_zip() -> bytes:
     return zip_bytes({"test.csv.zip": truncated_zip()})
 
 
+def zip_of_a_zip_without_its_beginning() -> bytes:
+    return zip_bytes({"test.csv.zip": zip_bytes({"test.csv": kaggle_files()["test.csv"]})[1:]})
+
+
+def zip_with_a_name_that_is_not_utf8() -> bytes:
+    """The flag that says 'the name is UTF-8', set in the directory for a name that is not."""
+    packed = bytearray(zip_bytes({"test.csv": "id,comment_text\n"}))
+    directory = packed.index(b"PK\x01\x02")
+    packed[directory + 9] |= 0x08
+    packed[directory + 46] = 0xFF
+    return bytes(packed)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -281,6 +294,8 @@ def zip_of_a_broken_zip() -> bytes:
         pytest.param(zip_with_damaged_content(), id="damaged content"),
         pytest.param(encrypted_zip(), id="encrypted"),
         pytest.param(zip_of_a_broken_zip(), id="a broken zip inside"),
+        pytest.param(zip_of_a_zip_without_its_beginning(), id="a zip without its first byte inside"),
+        pytest.param(zip_with_a_name_that_is_not_utf8(), id="a name that is not UTF-8"),
     ],
 )
 def test_a_zip_that_cannot_be_read_is_named(tmp_path, content):
@@ -959,6 +974,12 @@ def test_a_failing_write_leaves_no_data(run, monkeypatch):
 def test_loading_before_preparing_says_which_notebook_to_run(run):
     with pytest.raises(FileNotFoundError, match=r"run 'try' has no data yet: run 01_data_preparation first"):
         load_data(run)
+
+
+def test_comments_of_another_source_are_not_taken_for_the_runs(run):
+    prepare_data(run, without_tokens, "sha")
+    with pytest.raises(FileNotFoundError, match="the comments in its folder are Jigsaw: run 01"):
+        load_data(dataclasses.replace(run, data_source="sample"))
 
 
 def test_loading_gives_what_was_prepared(run):

@@ -96,6 +96,19 @@ def test_a_damaged_zip_is_our_error_or_gives_the_file_as_it_was(tmp_path_factory
 
 
 @ALWAYS_THE_SAME
+@given(st.lists(EDIT, min_size=1, max_size=4))
+def test_a_damaged_zip_inside_a_zip_is_our_error_or_gives_the_file_as_it_was(tmp_path_factory, edits):
+    text = kaggle_files()["train.csv"]
+    path = tmp_path_factory.mktemp("zip") / "jigsaw.zip"
+    path.write_bytes(zip_bytes({"train.csv.zip": edited(zip_bytes({"train.csv": text}), edits)}))
+    try:
+        content = find_file(path, "train.csv")
+    except (DataError, FileNotFoundError):
+        return
+    assert content == text.encode()
+
+
+@ALWAYS_THE_SAME
 @given(st.lists(st.tuples(TEXT.filter(bool), st.binary(max_size=50)), max_size=5))
 def test_a_zip_of_anything_is_our_error(tmp_path_factory, entries):
     path = tmp_path_factory.mktemp("zip") / "jigsaw.zip"

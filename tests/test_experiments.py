@@ -255,6 +255,18 @@ def test_data_of_other_settings_are_not_trained_on(copied_run):
         run_experiment("odd", 1, changed)
 
 
+def test_comments_tokenised_for_another_model_are_not_trained_on(copied_run):
+    changed = replace(copied_run, profile=replace(copied_run.profile, pretrained="all-mpnet-base-v2"))
+    with pytest.raises(FileNotFoundError, match="tokenised for tiny-random, not for all-mpnet-base-v2: run 01"):
+        run_experiment("odd", 1, changed)
+
+
+def test_an_experiment_that_a_profile_lists_and_nobody_knows_is_named_with_the_nearest(copied_run):
+    mistyped = replace(copied_run.profile, experiments=(*copied_run.profile.experiments, "od"))
+    with pytest.raises(ValueError, match=r"od.*Did you mean 'odd'"):
+        load_results(replace(copied_run, profile=mistyped))
+
+
 def test_more_tokens_than_the_model_has_positions_for_are_refused_by_name(smoke_run):
     longer = replace(smoke_run, profile=replace(smoke_run.profile, max_length=65))
     with pytest.raises(ValueError, match="profile smoke: max_length=65 is not allowed; give at most 64"):
@@ -507,9 +519,9 @@ def test_results_say_where_they_come_from(copied_run):
     assert load_results(copied_run).source == ""
     shutil.copytree(copied_run.results_dir, experiments.PUBLISHED_RESULTS)
     (copied_run.results_dir / "odd-1.json").unlink()
-    assert load_results(copied_run).source == ", some of the results published with this project"
+    assert load_results(copied_run).source == ", partly from the results published with this project"
     shutil.rmtree(copied_run.results_dir)
-    assert load_results(copied_run).source == ", the results published with this project"
+    assert load_results(copied_run).source == ", from the results published with this project"
 
 
 def test_published_results_are_accepted_without_the_data_at_hand(copied_run):
