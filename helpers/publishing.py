@@ -42,7 +42,7 @@ from helpers.experiments import (
 )
 from helpers.improvements import grid_run, sections
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, without_outputs, write_notebook
-from helpers.report import comments_in_words, write_report
+from helpers.report import comments_in_words, shown_run, write_report
 from helpers.runs import (
     ROOT,
     Run,
@@ -74,9 +74,7 @@ def check_finished(run: Run) -> Results:
         ValueError: the parts of the run do not belong together.
     """
     results = load_results(run)
-    if results.missing:
-        names = ", ".join(f"{name} (seed {seed})" for name, seed in results.missing)
-        raise FileNotFoundError(f"run {run.name!r} is not finished: no result of {names}; run 02 and 03 again")
+    check_every_seed(run, results)
     notebooks = [run.directory / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
     absent = [path.stem for path in notebooks if not path.is_file()]
     if absent or not (run.results_dir / "comparison.csv").is_file():
@@ -104,6 +102,16 @@ def check_finished(run: Run) -> Results:
     return results
 
 
+def check_every_seed(run: Run, results: Results) -> None:
+    """Refuses a run of which an experiment has no result with some seed of the profile."""
+    if results.missing:
+        names = ", ".join(f"{name} (seed {seed})" for name, seed in results.missing)
+        raise FileNotFoundError(
+            f"run {run.name!r} is not finished: no result of {names}; run 02 and 03 again, or publish what there is "
+            "with ANYWAY=1"
+        )
+
+
 def check_real_comments(run: Run) -> None:
     """Refuses to publish a run on written comments."""
     if run.data_source not in ("jigsaw", "hub"):
@@ -124,24 +132,21 @@ def check_own(run: Run, results: Results) -> None:
     if borrowed:
         raise ValueError(
             f"these results of run {run.name!r} are the published ones, not yours: {', '.join(borrowed)}. Train them "
-            f"(`make run PROFILE={run.profile.name}` with the comments at hand, or PROFILE=quick), or hand the "
-            "published run in as such with PUBLISHED=1: the cover will say so"
+            f"(`make run PROFILE={run.profile.name}` with the comments at hand, or PROFILE=quick), or hand in the "
+            "published run with PUBLISHED=1: the cover will say so"
         )
 
 
 # --- copying a run ---------------------------------------------------------------------------------------------------
 
 
-def copy_run(run: Run, target: Path, borrowed: bool = False) -> None:
-    """Copies what a repository shows of a run: results with their grids, figures, the two images, executed notebooks.
-
-    `borrowed` takes the published results too, where the run has none of its own.
-    """
+def copy_run(run: Run, target: Path) -> None:
+    """Copies what a repository shows of a run: results with its grids, figures, the two images, executed notebooks."""
     with new_directory(target / "figures") as folder:  # first: a run without figures leaves all as it was
         shutil.copytree(run.figures_dir, folder, dirs_exist_ok=True)
     for part in dict.fromkeys((run, *(beside_run(run, name) for name in BESIDE), labels_run(run))):
-        copy_results(part, target, borrowed)
-        copy_results(grid_run(part), target, borrowed)
+        copy_results(part, target)
+        copy_results(grid_run(part), target)
     for image, figure in REPORT_FIGURES.items():
         copy_file(run.figures_dir / figure, target / image)
     for name in SHOWN_NOTEBOOKS:
@@ -160,12 +165,12 @@ def copy_file(source: Path, target: Path) -> None:
     write_file(target, lambda temporary: shutil.copyfile(source, temporary))
 
 
-def copy_results(run: Run, target: Path, borrowed: bool = False) -> None:
-    """Copies a run's results, and those `borrowed` that fit its settings, to their place below `target`/results/."""
+def copy_results(run: Run, target: Path) -> None:
+    """Copies a run's own results that fit its settings to their place below `target`/results/."""
     directory = target / "results" / published_part(run)
     for experiment, seed in _possible(run):
         found = find_result(run, experiment, seed)
-        if found and (borrowed or found[1] == run.results_dir):
+        if found and found[1] == run.results_dir:
             for place in (predictions_path, result_path):
                 copy_file(place(found[1], experiment.name, seed), place(directory, experiment.name, seed))
     for name in BESIDE_RESULTS:
@@ -219,15 +224,17 @@ def publish(run: Run, anyway: bool = False) -> None:
     print(f"published {run.name}: results/, figures/, {', '.join(REPORT_FIGURES)}, README.md, the executed notebooks")
 
 
-def publish_beside(run: Run) -> None:
+def publish_beside(run: Run, anyway: bool = False) -> None:
     """Copies a run with TASK=labels or a profile of BESIDE to its folder below results/, beside the run that is shown.
 
     Raises:
-        FileNotFoundError: a model of the run has no result.
+        FileNotFoundError: a model of the run has no result, or (unless `anyway`) not with every seed.
         ValueError: the run was made on written comments.
     """
     found = load_results(run, run.profile.task)
     check_real_comments(run)
+    if not anyway:
+        check_every_seed(run, found)
     for part in (run, grid_run(run)):
         copy_results(part, ROOT)
         remove_outdated(part)
@@ -238,24 +245,34 @@ def publish_beside(run: Run) -> None:
 # --- a student's own work --------------------------------------------------------------------------------------------
 
 
-def submission(run: Run, name: str, number: str, course: str = "", published: bool = False) -> Path:
-    """Packs a finished run with a cover into one zip, runs/<run>/submission-<number>.zip; returns its path.
+def submission(run: Run | None, name: str, number: str, course: str = "") -> Path:
+    """Packs a finished run with a cover into one zip, submission-<number>.zip in the run's folder; returns its path.
+
+    Without a run the published one is packed as it is shown, into runs/, and the cover says so.
 
     Raises:
         FileNotFoundError: the run is not finished.
-        ValueError: no name or number; the run is mixed, or (unless `published`) is not the student's own; too large.
+        ValueError: no name or number; the run is mixed, or is not the student's own; the zip is too large.
     """
     if not name.strip() or not re.fullmatch(r"[\w.-]+", number):
         raise ValueError('give NAME="your name" and ID="your number" (letters, digits, "-", "_", "." only)')
-    results = check_finished(run)
-    if not published:
+    published = run is None
+    if published:
+        run = shown_run(ROOT)
+        results = load_results(run)
+    else:
+        results = check_finished(run)
         check_own(run, results)
-    target = run.directory / f"submission-{number}.zip"
+    target = (ROOT / "runs" if published else run.directory) / f"submission-{number}.zip"
+    target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / f"{number}-smaller-bert"
         copy_project(root)
-        copy_run(run, root, borrowed=published)
-        subprocess.run([sys.executable, "-m", "helpers.report"], cwd=root, check=True)  # from these results alone
+        if published:
+            copy_published(root)
+        else:
+            copy_run(run, root)
+            subprocess.run([sys.executable, "-m", "helpers.report"], cwd=root, check=True)  # from these results alone
         write_cover(root / "README.md", cover(run, results, name, number, course, published))
         write_pages(root)
         write_file(target, lambda temporary: _pack(root, temporary))
@@ -271,6 +288,14 @@ def copy_project(root: Path) -> None:
     for name in (*NOTEBOOKS, *MORE_NOTEBOOKS):
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         write_notebook(without_outputs(notebook), root / "notebooks" / f"{name}.ipynb")
+
+
+def copy_published(root: Path) -> None:
+    """Copies what the repository shows: results, figures, the two images, executed notebooks."""
+    for name in ("results", "figures"):
+        shutil.copytree(ROOT / name, root / name)
+    for name in (*REPORT_FIGURES, *(f"notebooks/{name}.ipynb" for name in SHOWN_NOTEBOOKS)):
+        shutil.copyfile(ROOT / name, root / name)
 
 
 def cover(run: Run, results: Results, name: str, number: str, course: str, published: bool) -> str:
@@ -350,12 +375,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Publishes or packs a run; returns the exit code. Errors that a person can act on come without a traceback."""
     options = parse_arguments(arguments)
     asked = options.profile or options.run or os.environ.get("PROFILE") or os.environ.get("RUN")
-    run = open_run(options.profile, options.run) if asked else find_finished_run()
+    run = None
+    if options.command == "publish" or not options.published:
+        run = open_run(options.profile, options.run) if asked else find_finished_run()
     if options.command == "submission":
-        path = submission(run, options.name, options.number, options.course, options.published)
-        print(f"{run.show_path(path)}: {path.stat().st_size / 1e6:.1f} MB")
+        path = submission(run, options.name, options.number, options.course)
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e6:.1f} MB")
     elif is_beside(run):
-        publish_beside(run)
+        publish_beside(run, options.anyway)
     else:
         publish(run, options.anyway)
     return 0

@@ -165,7 +165,8 @@ def results_block(run: Run) -> str:
                 lines.append(f"| bert-base, `{name}` | not yet run {'| – ' * (len(MAIN_COLUMNS) - 2)}|")
                 continue
             named = comparison_table(found)
-            named["experiment"] += f" (bert-base, `{name}`: other rows)"
+            seeds = f"seeds: {named['seeds'].max()} of {len(PROFILES[name].seeds)}"
+            named["experiment"] += f" (bert-base, `{name}`: other rows, {seeds})"
             lines += _markdown_table(named, MAIN_COLUMNS)[2:]
     costed = table[table["experiment"].isin(COSTED)]
     return "\n".join([*lines, "", *_folded("Size, memory and bytes", _markdown_table(costed, MORE_COSTS))])
@@ -274,7 +275,8 @@ def _winners_on_test(run: Run) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for section, best, default in chosen:
         against = compared[f"{best.name} − {default.name}"]
-        found.setdefault(section, []).append(f"{_briefly(against)} (against `{default.name}`)")
+        other = f"`{default.name}`" if default.name in EXPERIMENTS else default.title
+        found.setdefault(section, []).append(f"{_briefly(against)} (against {other})")
     return {section: "; ".join(told) for section, told in found.items()}
 
 
@@ -290,8 +292,8 @@ def layers_block(run: Run) -> str:
     tables = [*verdict_table(compared), "", *_markdown_table(comparison_table(results), MAIN_COLUMNS)]
     return "\n".join(
         [
-            f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {run.data_label}, {seeds} seed"
-            f"{'s' if seeds > 1 else ''}; difference in average precision with its 95 % interval:",
+            f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {run.data_label}, {seeds} of "
+            f"{len(PROFILES['base'].seeds)} seeds; difference in average precision with its 95 % interval:",
             "",
             *of_layers,
             "",

@@ -17,8 +17,8 @@ import pytest
 from helpers import experiments, publishing, report
 from helpers.experiments import load_results, write_comparison
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS
-from helpers.publishing import check_finished, check_own, cover, main, publish, submission
-from helpers.runs import ROOT
+from helpers.publishing import check_finished, check_own, cover, main, publish, publish_beside, submission
+from helpers.runs import ROOT, write_file
 
 
 @pytest.fixture
@@ -117,6 +117,28 @@ def test_a_run_on_written_comments_is_not_published(run):
         publish(run)
 
 
+def test_an_unfinished_run_is_not_published(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(publishing, "ROOT", tmp_path / "shown")
+    monkeypatch.setattr(publishing, "check_real_comments", lambda run: None)
+    (run.results_dir / "even-1.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no result of even"):
+        publish(run)
+    assert not (tmp_path / "shown").exists()
+
+
+def test_a_run_beside_is_published_with_every_seed_or_when_told_so(run, tmp_path, monkeypatch):
+    for module, name in ((publishing, "ROOT"), (experiments, "PUBLISHED_RESULTS")):
+        monkeypatch.setattr(module, name, tmp_path / "shown")
+    for name in ("check_real_comments", "write_report"):
+        monkeypatch.setattr(publishing, name, lambda _: None)
+    half = replace(run, profile=replace(run.profile, name="base", seeds=(1, 2)))
+    with pytest.raises(FileNotFoundError, match=r"no result of teacher \(seed 2\).*ANYWAY=1"):
+        publish_beside(half)
+    assert not (tmp_path / "shown").exists()
+    publish_beside(half, anyway=True)
+    assert (tmp_path / "shown" / "results" / "base" / "odd-1.json").is_file()
+
+
 def test_told_so_anything_with_a_result_of_each_is_published(run, tmp_path, monkeypatch):
     monkeypatch.setattr(publishing, "ROOT", tmp_path / "shown")
     monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path / "shown" / "results")
@@ -157,7 +179,7 @@ def test_the_rows_of_bert_base_are_filled_from_what_stands_beside(run, monkeypat
     shown = replace(run, data_source="separable")
     assert report.results_block(shown).count("not yet run") == 2
     monkeypatch.setattr(experiments, "beside_run", lambda run, name: replace(shown, name=name))
-    assert "| odd (bert-base, `colab`: other rows) |" in report.results_block(shown)
+    assert "| odd (bert-base, `colab`: other rows, seeds: 1 of 1) |" in report.results_block(shown)
     assert "bert-base-uncased: not yet run" not in report.about_block(shown)
 
 
@@ -204,6 +226,15 @@ def test_the_cover_escapes_what_is_typed(run):
 
 def test_the_cover_says_so_where_the_published_run_is_handed_in(run):
     assert "the published run, handed in unchanged" in cover(run, load_results(run), "Ada", "1", "", published=True)
+
+
+def test_a_zip_that_would_be_too_large_is_refused_and_not_left_behind(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "image.png").write_bytes(os.urandom(2_000))
+    monkeypatch.setattr(publishing, "SUBMISSION_BYTES", 1_000)
+    with pytest.raises(ValueError, match="hand in a run of a smaller profile"):
+        write_file(tmp_path / "work.zip", lambda temporary: publishing._pack(tmp_path / "in", temporary))
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_a_run_that_is_not_there_gets_one_clear_line(capsys, monkeypatch, tmp_path):
@@ -307,3 +338,21 @@ def test_notebook_4_runs_where_it_was_unpacked(unpacked):
         text=True,
     )
     assert outcome.returncode == 0, outcome.stdout[-2_000:] + outcome.stderr[-2_000:]
+
+
+@pytest.mark.slow
+def test_without_a_run_of_ones_own_the_published_one_is_handed_in_as_it_is_shown(capsys, monkeypatch, tmp_path):
+    for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS", "TASK"):
+        monkeypatch.delenv(name, raising=False)
+    packed = ROOT / "runs" / "submission-test.1815.zip"
+    try:
+        assert main(["submission", "--published", "--name", "Ada", "--id", "test.1815"]) == 0
+        with zipfile.ZipFile(packed) as archive:
+            archive.extractall(tmp_path)
+    finally:
+        packed.unlink(missing_ok=True)
+    [root] = tmp_path.iterdir()
+    assert "the published run, handed in unchanged" in (root / "README.md").read_text(encoding="utf-8")
+    for name in ("results/odd-1.json", "notebooks/04_comparison.ipynb", "figures/verdicts.png", "image.png"):
+        assert (root / name).read_bytes() == (ROOT / name).read_bytes()
+    assert (root / "notebooks" / "04_comparison.html").is_file()
