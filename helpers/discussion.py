@@ -189,8 +189,11 @@ def can_probabilities_be_believed(table: pd.DataFrame, validation: pd.DataFrame)
                 text += f" (on validation {before['of them toxic'][name]:.0%})"
         text += f". Brier score {row['Brier score']:.3f}, calibration error {row['calibration error']:.3f}"
         lines.append(f"{text} (on validation {before['calibration error'][name]:.3f}).")
-    lines += ["", "Validation was drawn from the file that training was drawn from. What an error grows by from there "]
-    lines[-1] += "to test is the other file's doing (other comments, other votes), not that of training for too long."
+    lines += [
+        "",
+        "Validation was drawn from the file that training was drawn from. So the part of an error that is new ",
+    ]
+    lines[-1] += "on test comes from the other file (other comments, other votes), not from training for too long."
     if "majority" in at.index:
         lines += ["", f"Knowing nothing but the share of toxic comments scores {at['Brier score']['majority']:.3f} "]
         lines[-1] += "by Brier (the row `majority`): only what lies below that was learned from the comments."
@@ -452,31 +455,34 @@ def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
     found = comparisons.get("odd − odd_hard")
     if found is None:
         return "**Did distilling help?** This profile has no student without a teacher; `study` has."
+    of_even = None
+    if {"even", "even_hard"} <= results.by_name.keys():
+        of_even = compare(results.labels(), *results.paired("even", "even_hard"))
     answer = {
-        "better": "Yes, in this run.",
-        "worse": "No: in this run the distilled student is worse on test.",
-        "inconclusive": "This run cannot tell.",
-    }[found["verdict"]]
+        "better": "yes, in this run",
+        "worse": "no: in this run the distilled student is worse on test",
+        "inconclusive": "this run cannot tell",
+    }
     validation = {
         name: sum(result["validation"]["average_precision"] for result in by_seed.values()) / len(by_seed)
         for name, by_seed in results.by_name.items()
         if name in ("odd", "odd_hard")
     }
     text = (
-        f"**Did distilling help?** {answer} {describe('odd − odd_hard', found)}. On validation they have "
-        f"{validation['odd']:.3f} and {validation['odd_hard']:.3f}"
+        f"**Did distilling help?** With the odd layers: {answer[found['verdict']]}. "
+        f"{describe('odd − odd_hard', found)}. "
+        f"On validation they have {validation['odd']:.3f} and {validation['odd_hard']:.3f}"
     )
     other_way = (validation["odd"] - validation["odd_hard"]) * found["difference"] < 0
     text += ", which points the other way. " if other_way else ". "
     text += "Both start from the same copied layers and differ in the loss alone; T, α and β were not tuned."
-    if found["verdict"] != "better":
+    if of_even:
+        text += f" With the even layers: {answer[of_even['verdict']]}. {describe('even − even_hard', of_even)}."
+    if "better" not in (found["verdict"], of_even and of_even["verdict"]):
         text += (
             " If there is no gain, a possible reason: with two classes soft targets say only how sure the teacher is, "
             "and on the rows it was trained on it is nearly always sure."
         )
-    if {"even", "even_hard"} <= results.by_name.keys():
-        other = compare(results.labels(), *results.paired("even", "even_hard"))
-        text += f" For the even layers: {describe('even − even_hard', other)}."
     return text
 
 
@@ -499,8 +505,8 @@ def which_to_use(table: pd.DataFrame) -> str:
     """The cheapest of the trained models by each cost, with those that are too close to call."""
     trained = table[table["parameters"].notna() & (table["experiment"] != "teacher")].set_index("experiment")
     lines = [
-        "**Which should you use?** It depends on what you pay for; these cost least. Named together is what lies as "
-        f"near as two seeds of one model may, and at least {TIED - 1:.0%}:",
+        "**Which should you use?** It depends on what you pay for; these cost least. Models are named together whose "
+        f"cost is within {TIED - 1:.0%} of the lowest, or within what two seeds of one model differ by:",
         "",
     ]
     for column, what in COSTS.items():
@@ -653,8 +659,8 @@ def does_it_overfit(results: Results, names: Sequence[str]) -> str:
             course += ": the mark of overfitting" if every else ", but not with every seed"
         kept = sorted({result["history"]["best_epoch"] for result in results.by_name[name].values()})
         lines.append(
-            f"- **{name}**: {course}. The gap to training goes from {gap[0]:+.3f} to {gap[-1]:+.3f}. Kept: epoch "
-            f"{', '.join(map(str, kept))}, by average precision."
+            f"- **{name}**: {course}. The gap to training goes from {gap[0]:+.3f} to {gap[-1]:+.3f}. Kept by "
+            f"average precision: epoch {' or '.join(map(str, kept))}."
         )
     return "\n".join(lines)
 
@@ -672,7 +678,8 @@ def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
             f"For {COSTS[cost]}: `{first['experiment']}` ({first['average_precision']:.3f}) is the best of the cheapest"
         )
         if first["experiment"] == best["experiment"]:
-            sentence += ", and nothing scores higher at any price"
+            said = any("at any price" in line for line in lines)
+            sentence += ", again" if said else ", and nothing scores higher at any price"
         else:
             times = float(best[cost]) / float(first[cost])
             gap = best["average_precision"] - first["average_precision"]
@@ -680,7 +687,13 @@ def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
             sentence += f"; `{best['experiment']}` scores {gap:+.3f} and costs {much} × as much"
         lines.append(f"{len(lines) + 1}. {sentence}.")
     needing = table.loc[table["prerequisite_seconds"] > 0, "experiment"]
-    lines += ["", "Scores that are close on this list are not shown to differ: the verdicts above say which are. "]
+    lines += [
+        "",
+        f"The cheapest are those within {TIED - 1:.0%} of the lowest cost, or within what two seeds of one model ",
+    ]
+    lines[-1] += (
+        "differ by. Scores that are close on this list are not shown to differ: the verdicts above say which are. "
+    )
     if len(needing):
         names = ", ".join(f"`{name}`" for name in needing)
         lines[-1] += f"Before {names} can be trained, their teacher must be, with the teacher's memory."

@@ -200,7 +200,7 @@ def describe(name: str, comparison: dict) -> str:
     if seeds == 1 and comparison["verdict"] != "inconclusive":
         text += " (these two trained models; one seed does not speak for the next)"
     if comparison["verdict"] == "inconclusive":
-        text += f" (a true difference of {comparison['detectable']:.3f} would be found on eight of ten such test sets)"
+        text += f" (a true difference of {comparison['detectable']:.3f} would be found eight times of ten)"
     return text
 
 

@@ -177,7 +177,7 @@ def soft_targets(probabilities: dict[float, np.ndarray], run: Run) -> Image:
 
 
 def _smooth(values: Sequence[float]) -> pd.Series:
-    return pd.Series(values, dtype=float).rolling(max(1, len(values) // 25), min_periods=1).mean()
+    return pd.Series(values, dtype=float).rolling(max(5, len(values) // 25), min_periods=1).mean()
 
 
 def loss_parts(results: dict[str, dict], run: Run, figure_name: str = "distillation_loss") -> Image:
@@ -362,7 +362,7 @@ def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) 
     ends = {name: results.intervals(name)["average_precision"] for name in trained["experiment"]}
     for panel, (column, (title, unit)) in zip(axes.flat, COSTS.items(), strict=False):
         twins = trained.groupby(column)[column]
-        apart = 5 * (twins.cumcount() - (twins.transform("size") - 1) / 2)  # points on the page, around their cost
+        apart = 3 * (twins.cumcount() - (twins.transform("size") - 1) / 2)  # points on the page, around their cost
         for (_, row), points in zip(trained.iterrows(), apart, strict=True):
             name, cost, colour = row["experiment"], row[column] / unit, _colour(row["experiment"])
             beside = panel.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
@@ -426,7 +426,14 @@ def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str
         for default in scores[is_default]:
             panel.axvline(default, color="#0072b2", linestyle="--", linewidth=1)
         for place, value in enumerate(scores):
-            panel.annotate(f"{value:.3f}", (value, place), xytext=(6, -3), textcoords="offset points", fontsize=8)
+            panel.annotate(
+                f"{value:.3f}",
+                (value, place),
+                xytext=(7, -3),
+                textcoords="offset points",
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over the default's dashed line
+            )
         panel.invert_yaxis()
         panel.margins(x=0.2)
         panel.xaxis.set_major_locator(MaxNLocator(4))
@@ -440,17 +447,20 @@ def layer_removal(steps: list[dict], run: Run) -> Image:
         run, "Which layers does this task need? (validation, nothing retrained)", 13, 3.8, ncols=3
     )
     kept = [len(step["layers"]) for step in steps]
-    for panel, key, colour in zip(scores, ("average_precision", "cross_entropy"), ("#0072b2", "#d55e00"), strict=True):
+    shown = {"average_precision": ("average precision", "#0072b2"), "cross_entropy": ("cross-entropy", "#d55e00")}
+    for panel, (key, (title, colour)) in zip(scores, shown.items(), strict=True):
         panel.plot(kept, [step[key] for step in steps], "o-", color=colour)
         panel.invert_xaxis()
-        panel.set(title=f"removed one by one: {key.replace('_', ' ')}", xlabel="layers left", ylim=(0, None))
+        panel.set(title=f"removed one by one: {title}", xlabel="layers left", ylim=(0, None))
     whole = steps[0]
     worth = {layer: loss - whole["cross_entropy"] for layer, loss in whole["without"].items()}
     told = [f"{loss:+.3f}" if abs(loss) >= 0.0005 else "0" for loss in worth.values()]
-    last.bar_label(last.bar(list(worth), list(worth.values()), color="#4d4d4d"), told, fontsize=7, padding=1)
+    last.bar_label(
+        last.bar(list(worth), list(worth.values()), color="#4d4d4d"), told, fontsize=7, padding=2, rotation=90
+    )
     last.axhline(0, color="black", linewidth=1)
     last.set_yscale("symlog", linthresh=0.01)  # the last layer is worth a hundred times the others
-    last.margins(y=0.15)
+    last.margins(y=0.25)
     last.set(title="one removed from the whole teacher", xlabel="layer", ylabel="cross-entropy it adds")
     return save_figure(figure, run, "layer_removal")
 
@@ -481,7 +491,9 @@ def pareto(table: pd.DataFrame, fronts: dict[str, np.ndarray], run: Run) -> Imag
         title, unit = COSTS[column]
         for _, row in table.iterrows():
             colour = _colour(row["experiment"])
-            panel.plot(row[column] / unit, row["average_precision"], "o", color=colour, label=row["experiment"])
+            panel.plot(
+                row[column] / unit, row["average_precision"], "o", color=colour, alpha=0.8, label=row["experiment"]
+            )
         joined = table[front].sort_values(column)
         ring = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "linewidth": 1}
         panel.plot(joined[column] / unit, joined["average_precision"], color="black", zorder=0, **ring)

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from packaging.version import Version
 
+from helpers.config import PROFILES
 from helpers.environment import NEEDED
-from helpers.experiments import comparison_table, load_results
+from helpers.experiments import EXPERIMENTS, Experiment, comparison_table, experiment_settings, load_results
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, colab_link
 from helpers.publishing import REPORT_FIGURES
 from helpers.report import BLOCKS, between_markers, shown_run
@@ -121,6 +122,12 @@ def test_the_report_has_the_courseworks_headings_in_their_order():
     headings += ["integration", "Proposed improvements", "Visualizations", "image.png", "image-1.png", "### Dataset"]
     places = [text.find(heading) for heading in headings]
     assert -1 not in places and places == sorted(places)
+
+
+def test_the_readmes_example_is_an_experiment_that_can_stand_among_the_others():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    example = eval(code, {"Experiment": Experiment})
+    assert example.name not in EXPERIMENTS and experiment_settings(example, 1, PROFILES["study"])["layers"]
 
 
 @pytest.mark.parametrize("name", [*NOTEBOOKS, *MORE_NOTEBOOKS])
