@@ -29,6 +29,7 @@ MPNET_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_
 MPNET_FILES += ("vocab.txt",)
 MPNET_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
 MPNET_ADVICE = "make base"
+HUB_ADVICE = "look after your connection and try again, or run PROFILE=quick, which needs no hub"
 PRETRAINED = ("minilm-stacked", "minilm", MPNET, "bert-base-uncased", "tiny-random")
 transformers_logging.disable_progress_bar()  # a bar for every file read or written would drown training's own
 
@@ -146,7 +147,23 @@ def _zip_piece(package: str) -> Path:
 
 def load_tokenizer(pretrained: Pretrained):
     """The model's own tokenizer (BERT's uncased vocabulary in all of them)."""
-    return AutoTokenizer.from_pretrained(pretrained.directory)
+    return _load(AutoTokenizer, pretrained)
+
+
+def _load(kind, pretrained: Pretrained, **options):
+    """`kind.from_pretrained`, from the hub in the revision that fingerprints name.
+
+    Raises:
+        FileNotFoundError: the hub gave its first file and then no more.
+    """
+    if isinstance(pretrained.directory, Path):
+        return kind.from_pretrained(pretrained.directory, **options)
+    try:
+        return kind.from_pretrained(pretrained.directory, revision=pretrained.sha256, **options)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{pretrained.name}: the model hub does not give all of it ({type(error).__name__}); {HUB_ADVICE}"
+        ) from error
 
 
 def load_model(pretrained: Pretrained, seed: int, num_labels: int = 2) -> torch.nn.Module:
@@ -163,9 +180,8 @@ def load_model(pretrained: Pretrained, seed: int, num_labels: int = 2) -> torch.
             model = _stack_minilm(pretrained.directory, num_labels)
         else:
             with _quiet_loading():
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    pretrained.directory, num_labels=num_labels, dtype=torch.float32, use_safetensors=True
-                )
+                options = {"num_labels": num_labels, "dtype": torch.float32}
+                model = _load(AutoModelForSequenceClassification, pretrained, use_safetensors=True, **options)
     names = {2: CLASS_NAMES, len(LABELS): dict(enumerate(LABELS))}.get(num_labels)
     if names:
         model.config.id2label, model.config.label2id = names, {name: i for i, name in names.items()}
@@ -254,7 +270,6 @@ def _hub_revision(name: str) -> str:
     except OSError as error:
         why = f"does not give it ({type(error).__name__})" if online else "cannot be reached"
         raise FileNotFoundError(
-            f"{name} is not in the local cache and the model hub {why}; look after your connection and try again, or "
-            "run PROFILE=quick, which needs no hub"
+            f"{name} is not in the local cache and the model hub {why}; {HUB_ADVICE}"
         ) from error
     return Path(path).parent.name  # the cache keeps a snapshot under its commit

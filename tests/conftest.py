@@ -206,13 +206,22 @@ def damage_file(path, damage: str) -> None:
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers every question with `status`, or, where it is None, not at all."""
+    """Answers every question with `status`, or, where it is None, not at all; at most config.json is given."""
 
     status: int | None = 503
+    config: bytes | None = None
     released = threading.Event()
 
     def do_GET(self) -> None:
-        if self.status is None:
+        if self.config and self.path.endswith("/config.json"):
+            self.send_response(200)
+            headers = {"ETag": '"1"', "X-Repo-Commit": "f" * 40, "Content-Length": str(len(self.config))}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(self.config)
+        elif self.status is None:
             self.released.wait(120)
         else:
             self.send_error(self.status)
@@ -225,8 +234,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(request) -> Iterator[str]:
-    """The address of a faked hub that answers with the status of the parameter."""
-    handler = type("Faked", (Hub,), {"status": request.param, "released": threading.Event()})
+    """The address of a faked hub that answers with the parameter: a status, or one and the config.json it gives."""
+    status, config = request.param if isinstance(request.param, tuple) else (request.param, None)
+    handler = type("Faked", (Hub,), {"status": status, "config": config, "released": threading.Event()})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"

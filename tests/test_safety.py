@@ -50,10 +50,8 @@ def test_nothing_is_called_that_runs_or_unpacks_what_it_reads(name):
     called = {dotted(call.func) for call in calls}
     assert called & FORBIDDEN_CALLS == set()
     assert {full.rsplit(".", 1)[-1] for full in called if "." in full} & FORBIDDEN_METHODS == set()
-    options = {keyword.arg: keyword.value for call in calls for keyword in call.keywords}
-    assert "trust_remote_code" not in options
-    assert "allow_pickle" not in options
-    assert not (isinstance(options.get("shell"), ast.Constant) and options["shell"].value)
+    options = [(keyword.arg, keyword.value) for call in calls for keyword in call.keywords]
+    assert {option for option, _ in options} & {"trust_remote_code", "allow_pickle", "shell"} == set()
 
 
 class Harmful:
@@ -88,8 +86,10 @@ def test_a_checkpoint_that_would_run_code_is_refused_though_its_hashes_fit(tiny_
 @pytest.mark.parametrize("name", SOURCES)
 def test_weights_are_read_as_safetensors_alone(name):
     for call in (node for node in ast.walk(ast.parse(SOURCES[name])) if isinstance(node, ast.Call)):
-        if dotted(call.func).endswith("ForSequenceClassification.from_pretrained"):
-            assert "use_safetensors" in {keyword.arg for keyword in call.keywords}
+        named = " ".join(map(dotted, (call.func, *call.args)))
+        if "ForSequenceClassification" in named and ("from_pretrained" in named or "_load " in named):
+            [asked] = [keyword.value for keyword in call.keywords if keyword.arg == "use_safetensors"]
+            assert isinstance(asked, ast.Constant) and asked.value is True
 
 
 def test_a_model_whose_weights_are_a_pickle_is_not_loaded(copied_run):
