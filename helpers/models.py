@@ -269,7 +269,5 @@ def _hub_revision(name: str) -> str:
         path = hf_hub_download(name, "config.json", local_files_only=not online)
     except OSError as error:
         why = f"does not give it ({type(error).__name__})" if online else "cannot be reached"
-        raise FileNotFoundError(
-            f"{name} is not in the local cache and the model hub {why}; {HUB_ADVICE}"
-        ) from error
+        raise FileNotFoundError(f"{name} is not in the local cache and the model hub {why}; {HUB_ADVICE}") from error
     return Path(path).parent.name  # the cache keeps a snapshot under its commit

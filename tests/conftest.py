@@ -57,6 +57,8 @@ ODD_COMMENTS = {  # what people, and those who wish ill, may type; each can stan
     "html": "<b>&amp;</b><script>alert(1)</script><img src=x onerror=alert(1)>",
     "formula": '=1+1, "two"\nlines',
     "formula that calls": "=cmd|' /C calc'!A0",
+    "plus sign": "+1+1+cmd|' /C calc'!A0",
+    "minus sign": "-2+3+cmd|' /C calc'!A0",
     "at sign": "@SUM(1+1)*cmd|' /C calc'!A0",
     "special tokens": "[CLS] [SEP] [MASK] [PAD]",
     "combining marks": "a" + "\u0301" * 1_000,

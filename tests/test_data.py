@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ODD_COMMENTS
+from conftest import ODD_COMMENTS, damage_file
 from sklearn.metrics import average_precision_score
 
 import helpers.data as data_module
@@ -1010,6 +1010,16 @@ def test_written_comments_are_written_once(tmp_path, monkeypatch):
     folder = data_files(run)
     monkeypatch.setattr(data_module, "write_separable_comments", refuse_to_read)
     assert data_files(run) == folder
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered"])
+def test_written_comments_that_were_cut_or_changed_are_written_again(tmp_path, damage, capsys):
+    run = make_run(tmp_path, None, data_source="separable")
+    path = data_files(run) / "train.csv"
+    before = path.read_bytes()
+    damage_file(path, damage)
+    assert (data_files(run) / "train.csv").read_bytes() == before
+    assert "train.csv was cut or changed" in capsys.readouterr().out
 
 
 def test_written_comments_are_written_afresh_when_more_rows_are_asked_for(tmp_path):

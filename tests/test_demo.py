@@ -12,6 +12,7 @@ import torch
 from conftest import ODD_COMMENTS
 
 import helpers.runs
+from helpers import demo
 from helpers.data import load_data
 from helpers.demo import (
     SHOWN,
@@ -129,6 +130,30 @@ def test_the_run_whose_models_were_trained_last_is_taken(empty_project, finished
     assert find_finished_run("second").name == "second"
 
 
+def test_a_finished_run_goes_before_one_that_was_trained_later(empty_project, finished_run):
+    for name in ("finished", "trained later"):
+        shutil.copytree(finished_run.directory, empty_project / "runs" / name)
+        (empty_project / "runs" / name / "results" / "comparison.csv").unlink(missing_ok=True)
+    (empty_project / "runs" / "finished" / "results" / "comparison.csv").touch()
+    (empty_project / "runs" / "trained later" / "models" / "odd-1" / "fingerprint.json").touch()
+    assert find_finished_run().name == "finished"
+
+
+def test_the_command_serves_the_models_of_the_run_until_it_is_stopped(empty_project, finished_run, monkeypatch, capsys):
+    shutil.copytree(finished_run.directory, empty_project / "runs" / "mine")
+    served = []
+    monkeypatch.setattr(demo, "launch", lambda page, port: served.append((page, port)) or "http://127.0.0.1:7860/")
+    monkeypatch.setattr(demo.time, "sleep", stop)
+    assert main(["--port", "7861"]) == 0
+    assert [port for _, port in served] == [7861] and isinstance(served[0][0], gr.Blocks)
+    said = capsys.readouterr().out
+    assert "models of run mine" in said and "open http://127.0.0.1:7860/ in a browser; stop with Ctrl-C" in said
+
+
+def stop(seconds: float) -> None:
+    raise KeyboardInterrupt
+
+
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +189,7 @@ def test_any_comment_gets_a_verdict_and_is_shown_as_it_was_typed(models, text):
         assert (verdict, pieces) == ("Type a comment first.", [])
         return
     shown = "".join(piece for piece, _ in pieces)
+    assert shown
     typed = text.encode("utf-8", "replace").decode()
     assert typed.startswith(shown.split(" [not read")[0].removesuffix("…"))
     assert all(colour is None or -1 <= colour <= 1 for _, colour in pieces)
@@ -189,11 +215,12 @@ def test_an_uploaded_file_comes_back_scored_in_its_order(models, tmp_path):
     assert [row["probability"] for row in rows] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_file_that_cannot_be_scored_is_explained(models, tmp_path):
+def test_a_file_that_cannot_be_scored_is_explained_and_its_header_escaped(models, tmp_path):
     source = tmp_path / "in.csv"
-    source.write_text("id,text\n1,hello\n")
-    with pytest.raises(gr.Error, match="no column comment_text"):
+    source.write_text("id,<img src=x onerror=alert(1)>\n1,hello\n")
+    with pytest.raises(gr.Error, match=r"no column comment_text.*&lt;img") as caught:
         score_upload(models["odd"], str(source))
+    assert "<img" not in str(caught.value)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_rows_without_an_id_are_numbered(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("text", ODD_COMMENTS.values(), ids=ODD_COMMENTS)
-def test_any_comment_gets_a_finite_score(tmp_path, tokenizer, exported, text):
+def test_any_comment_gets_a_finite_score(tmp_path, tokenizer, text):
     found = score(write_csv(tmp_path / "in.csv", [["a", "before"], ["b", text], ["c", "after"]]), tokenizer)
     assert [row[0] for row in found[1:]] == ["a", "b", "c"]
     assert all(0 <= float(row[1]) <= 1 for row in found[1:])

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from packaging.version import Version
 
-from helpers.config import PROFILES
+from helpers.config import LABELS, PROFILES
 from helpers.environment import NEEDED
 from helpers.experiments import EXPERIMENTS, Experiment, comparison_table, experiment_settings, load_results
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, colab_link
@@ -149,8 +149,10 @@ def test_the_two_images_of_the_report_are_the_published_figures():
 
 
 def test_the_published_predictions_hold_no_comment():
-    for path in (ROOT / "results" / "predictions").glob("*.parquet"):
-        assert list(pd.read_parquet(path)) == ["row_id", "split", "toxic", "logit_clean", "logit_toxic"]
+    paths = list((ROOT / "results").rglob("*.parquet"))
+    one_label = ["row_id", "split", "toxic", "logit_clean", "logit_toxic"]
+    six_labels = ["row_id", "split", *LABELS, *(f"logit_{label}" for label in LABELS)]
+    assert paths and all(list(pd.read_parquet(path)) in (one_label, six_labels) for path in paths)
 
 
 def test_pictures_and_links_in_the_readme_lead_somewhere():

@@ -30,6 +30,7 @@ from helpers.experiments import load_results, load_trained, write_comparison
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.pipeline import write_notebook
 from helpers.plots import save_figure
+from helpers.publishing import copy_file
 from helpers.runs import Run, read_json
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -115,17 +116,17 @@ def finished_at(run: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> tuple[dict[str, object], float]:
-    """The outcome of a run that nobody disturbed, and how many seconds its stages took."""
-    root = tmp_path_factory.mktemp("uninterrupted")
-    seconds = finish(root)
-    return outcome(run_of(root)), seconds
+    """The outcome of a run that nobody disturbed, and how many seconds its stages take (the second time: warm)."""
+    roots = [tmp_path_factory.mktemp("uninterrupted") for _ in range(2)]
+    seconds = [finish(root) for root in roots][1]
+    return outcome(run_of(roots[1])), seconds
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [random.Random(number).random() for number in range(20)])
+@pytest.mark.parametrize("share", [random.Random(number).uniform(0, 0.85) for number in range(20)])
 def test_a_run_killed_at_a_random_moment_ends_as_if_it_was_not(uninterrupted, tmp_path, share):
     expected, seconds = uninterrupted
-    kill_after(tmp_path, share * seconds)
+    assert kill_after(tmp_path, share * seconds) == -signal.SIGKILL
     finished = finished_at(run_of(tmp_path))
     finish(tmp_path)
     assert outcome(run_of(tmp_path)) == expected
@@ -137,7 +138,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_was_not(uninterrupted, tmp_p
     expected, seconds = uninterrupted
     moments = random.Random(0)
     for _ in range(5):
-        kill_after(tmp_path, moments.random() * seconds / 3)
+        assert kill_after(tmp_path, moments.random() * seconds / 6) == -signal.SIGKILL
     finish(tmp_path)
     assert outcome(run_of(tmp_path)) == expected
 
@@ -221,6 +222,7 @@ LATER_FILES = {
     "results/comparison.csv": lambda run, target: write_comparison(load_results(run), run),
     "figures/picture.png": lambda run, target: save_figure(plt.figure(), run, "picture"),
     "notebooks/01.ipynb": lambda run, target: write_notebook(nbformat.v4.new_notebook(), target),
+    "published/odd-1.json": lambda run, target: copy_file(run.results_dir / "odd-1.json", target),
     "scored/out.csv": score_sample,
     "models/odd-1/onnx/model.onnx": export,
 }
@@ -255,19 +257,17 @@ def test_a_write_that_the_system_refuses_half_way_is_said_and_nothing_half_writt
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_read_only_is_said(uninterrupted, tmp_path):
-    finish(tmp_path)
-    shutil.rmtree(run_of(tmp_path) / "models" / "odd-1")
-    before = outcome(run_of(tmp_path))
-    folders = [run_of(tmp_path), *(path for path in run_of(tmp_path).rglob("*") if path.is_dir())]
-    for folder in folders:
-        folder.chmod(0o555)
+@pytest.mark.parametrize("folder", [".", "checkpoints", "models", "targets", "results", "results/predictions"])
+def test_a_folder_that_is_read_only_is_said_and_nothing_is_lost(uninterrupted, tmp_path, folder):
+    closed = run_of(tmp_path) / folder
+    closed.mkdir(parents=True)
+    closed.chmod(0o555)
     try:
         assert "Permission denied" in fail(tmp_path, NO_PRIVILEGES)
     finally:
-        for folder in folders:
-            folder.chmod(0o755)
-    assert outcome(run_of(tmp_path)) == before
+        closed.chmod(0o755)
+    finish(tmp_path)
+    assert outcome(run_of(tmp_path)) == uninterrupted[0]
 
 
 # --- two at once -----------------------------------------------------------------------------------------------------
@@ -349,6 +349,7 @@ def notebooks() -> Iterator[Callable[..., Path]]:
             try:
                 _, errors = process.communicate(timeout=seconds)
                 assert process.returncode == 0, errors[-3_000:]
+                assert seconds is None, "it ended before it could be killed"
             except subprocess.TimeoutExpired:
                 for child in psutil.Process(process.pid).children(recursive=True):
                     child.kill()  # the kernel
@@ -364,9 +365,9 @@ def notebooks() -> Iterator[Callable[..., Path]]:
 def test_notebooks_killed_twice_end_as_if_they_were_not(notebooks):
     started = time.monotonic()
     expected = outcome(notebooks("faults-uninterrupted"))
-    seconds, moments = time.monotonic() - started, random.Random(2)
+    seconds, moments, finished = time.monotonic() - started, random.Random(2), {}
     for _ in range(2):
-        finished = finished_at(notebooks("faults-killed", moments.uniform(0.2, 0.6) * seconds))
+        finished |= finished_at(notebooks("faults-killed", moments.uniform(0.15, 0.3) * seconds))
     run = notebooks("faults-killed")
     assert outcome(run) == expected
     assert finished.items() <= finished_at(run).items()

@@ -97,9 +97,11 @@ def test_no_star_import_and_no_absolute_path(notebook):
     assert not re.search(r"""["'](/home|/root|/Users|/content|[A-Z]:\\)""", source)
 
 
-def test_committed_outputs_are_of_one_honest_run(notebook):
+@pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+def test_committed_outputs_are_of_one_honest_run(path):
+    notebook = nbformat.read(path, as_version=4)
     counts = [cell.execution_count for cell in code_cells(notebook)]
-    assert counts == list(range(1, len(counts) + 1)) or not any(counts)
+    assert counts == list(range(1, len(counts) + 1)) or (path.stem not in NOTEBOOKS and not any(counts))
     assert not [output for cell in code_cells(notebook) for output in cell.outputs if output.output_type == "error"]
     assert "widgets" not in notebook.metadata
 
@@ -171,7 +173,7 @@ def test_an_executed_notebook_has_a_page_beside_it(finished):
         assert (finished[1] / "notebooks" / f"{name}.html").stat().st_size > 10_000
 
 
-def test_every_table_and_figure_of_a_run_without_jigsaw_says_so(finished):
+def test_every_table_of_a_run_without_jigsaw_says_so(finished):
     for notebook in executed(finished[1]):
         for cell in code_cells(notebook):
             for output in cell.outputs:
@@ -230,7 +232,8 @@ def test_the_improvements_run_on_a_finished_run(finished):
     assert outcome.returncode == 0, outcome.stdout[-3_000:] + outcome.stderr[-3_000:]
     notebook = nbformat.read(finished[1] / "notebooks" / "05_improvements.ipynb", as_version=4)
     assert "not Jigsaw" in outputs_text(notebook)
-    assert not [path for path in (finished[1] / "grid" / "results").glob("*.json") if "intervals" in path.read_text()]
+    of_grid = [json.loads(path.read_text()) for path in (finished[1] / "grid" / "results").glob("*-1.json")]
+    assert of_grid and not [result for result in of_grid if "test" in result]
 
 
 @pytest.mark.slow

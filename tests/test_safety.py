@@ -54,6 +54,11 @@ def test_nothing_is_called_that_runs_or_unpacks_what_it_reads(name):
     assert {option for option, _ in options} & {"trust_remote_code", "allow_pickle", "shell"} == set()
 
 
+def test_jupyterlab_is_served_on_this_machine_alone():
+    started = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if "/jupyter lab" in line]
+    assert started and all("--ServerApp.ip=127.0.0.1" in line for line in started)
+
+
 class Harmful:
     """Unpickled, it makes a folder."""
 

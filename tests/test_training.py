@@ -481,14 +481,17 @@ def test_a_resumed_run_does_not_repeat_steps_that_its_checkpoint_holds(tiny_mode
     assert len(done) == STEPS - 7
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "progress.json"])
+@pytest.mark.parametrize(
+    "file", ["step-*/model.safetensors", "step-*/optimizer.bin", "step-*/progress.json", "best-*/weights.safetensors"]
+)
 @pytest.mark.parametrize("damage", ["cut", "altered"])
-def test_a_damaged_checkpoint_is_not_used(uninterrupted, tiny_model, rows, tmp_path, file, damage):
+def test_a_damaged_checkpoint_is_named_and_not_used(uninterrupted, tiny_model, rows, tmp_path, capsys, file, damage):
     with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
         kill_before_step(monkeypatch, 7)
         run_training("plain", tiny_model, rows, tmp_path / "used")
-    damage_file(next((tmp_path / "used").glob(f"step-*/{file}")), damage)
+    damage_file(next((tmp_path / "used").glob(file)), damage)
     assert_same_training(run_training("plain", tiny_model, rows, tmp_path / "used"), uninterrupted("plain"))
+    assert f"{file.split('/')[-1]} was cut or changed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -540,23 +543,23 @@ def test_the_weights_of_the_best_epoch_are_restored_the_first_of_equals(
     assert all(torch.equal(tensor, weights[best][name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.fixture
-def diverged(tiny_model, rows, tmp_path, monkeypatch) -> tuple[TrainingError, Path]:
-    """The error of a training whose loss is NaN at its 8th step, and its folder of checkpoints."""
+@pytest.fixture(params=["nan", "inf"])
+def diverged(request, tiny_model, rows, tmp_path, monkeypatch) -> tuple[TrainingError, Path, str]:
+    """The error of a training whose loss is no finite number at its 8th step, its folder of checkpoints, the loss."""
     original, calls = helpers.training.batch_loss, []
 
-    def sometimes_nan(*arguments):
+    def sometimes_not_finite(*arguments):
         calls.append(1)
         losses = original(*arguments)
-        return {part: loss * float("nan") for part, loss in losses.items()} if len(calls) == 8 else losses
+        return {part: loss * float(request.param) for part, loss in losses.items()} if len(calls) == 8 else losses
 
-    monkeypatch.setattr(helpers.training, "batch_loss", sometimes_nan)
+    monkeypatch.setattr(helpers.training, "batch_loss", sometimes_not_finite)
     with pytest.raises(TrainingError) as caught:
         run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
-    return caught.value, tmp_path / "checkpoints"
+    return caught.value, tmp_path / "checkpoints", request.param
 
 
-def test_a_gradient_that_is_infinite_ends_training_though_the_loss_is_finite(tiny_model, rows, tmp_path, monkeypatch):
+def test_a_gradient_that_is_no_number_ends_training_though_the_loss_is_one(tiny_model, rows, tmp_path, monkeypatch):
     original = helpers.training.batch_loss
 
     def steep(*arguments):
@@ -574,11 +577,11 @@ def test_logits_on_validation_that_are_no_numbers_end_training(tiny_model, rows,
         run_training("plain", tiny_model, rows, tmp_path)
 
 
-def test_a_loss_that_is_nan_ends_training_and_the_message_names_the_step_and_the_rate(diverged):
-    assert "became nan at step 8 of 15; lower the learning rate (now 0.003)" in str(diverged[0])
+def test_a_loss_that_is_not_finite_ends_training_and_the_message_names_the_step_and_the_rate(diverged):
+    assert f"became {diverged[2]} at step 8 of 15; lower the learning rate (now 0.003)" in str(diverged[0])
 
 
-def test_a_loss_that_is_nan_leaves_the_last_good_checkpoint(diverged):
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(diverged):
     assert sorted(path.name for path in diverged[1].iterdir()) == ["best-1", "step-0000007-1"]
 
 
