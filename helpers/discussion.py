@@ -189,11 +189,11 @@ def can_probabilities_be_believed(table: pd.DataFrame, validation: pd.DataFrame)
                 text += f" (on validation {before['of them toxic'][name]:.0%})"
         text += f". Brier score {row['Brier score']:.3f}, calibration error {row['calibration error']:.3f}"
         lines.append(f"{text} (on validation {before['calibration error'][name]:.3f}).")
-    lines += [
-        "",
-        "Validation was drawn from the file that training was drawn from. So the part of an error that is new ",
-    ]
-    lines[-1] += "on test comes from the other file (other comments, other votes), not from training for too long."
+    other_file = (
+        "Validation was drawn from the file that training was drawn from. So the part of an error that is new on test "
+        "comes from the other file (other comments, other votes), not from training for too long."
+    )
+    lines += ["", other_file]
     if "majority" in at.index:
         lines += ["", f"Knowing nothing but the share of toxic comments scores {at['Brier score']['majority']:.3f} "]
         lines[-1] += "by Brier (the row `majority`): only what lies below that was learned from the comments."
@@ -455,9 +455,10 @@ def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
     found = comparisons.get("odd − odd_hard")
     if found is None:
         return "**Did distilling help?** This profile has no student without a teacher; `study` has."
-    of_even = None
+    verdicts, of_even = {found["verdict"]}, None
     if {"even", "even_hard"} <= results.by_name.keys():
         of_even = compare(results.labels(), *results.paired("even", "even_hard"))
+        verdicts.add(of_even["verdict"])
     answer = {
         "better": "yes, in this run",
         "worse": "no: in this run the distilled student is worse on test",
@@ -478,7 +479,7 @@ def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
     text += "Both start from the same copied layers and differ in the loss alone; T, α and β were not tuned."
     if of_even:
         text += f" With the even layers: {answer[of_even['verdict']]}. {describe('even − even_hard', of_even)}."
-    if "better" not in (found["verdict"], of_even and of_even["verdict"]):
+    if "better" not in verdicts:
         text += (
             " If there is no gain, a possible reason: with two classes soft targets say only how sure the teacher is, "
             "and on the rows it was trained on it is nearly always sure."
@@ -616,9 +617,10 @@ def are_details_lost(shares: pd.DataFrame, reference: str) -> str:
     ]
     for name in others:
         margins, further = at["margin"][name] + at["margin"][reference], fall[name] - fall[reference]
-        verdict = "as far, to within the margins" if abs(further) <= margins else "less far"
-        if further > margins:
-            verdict = "further: details are lost"
+        if abs(further) <= margins:
+            verdict = "as far, to within the margins"
+        else:
+            verdict = "further: details are lost" if further > 0 else "less far"
         lines.append(
             f"- `{name}`: {at['plain'][name]:.2f} and {at['obfuscated'][name]:.2f}, a fall of {fall[name]:.2f}: "
             f"{verdict}. Buried: {at['buried'][name]:.2f} (`{reference}` {at['buried'][reference]:.2f})."
@@ -670,16 +672,15 @@ def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
 
     Cheapest are all that are too close to the lowest cost to call.
     """
-    lines = []
+    lines, best, best_was_named = [], table.loc[table["average_precision"].idxmax()], False
     for cost in fronts:
         first = table.loc[table.loc[cheapest(table, cost), "average_precision"].idxmax()]
-        best = table.loc[table["average_precision"].idxmax()]
         sentence = (
             f"For {COSTS[cost]}: `{first['experiment']}` ({first['average_precision']:.3f}) is the best of the cheapest"
         )
         if first["experiment"] == best["experiment"]:
-            said = any("at any price" in line for line in lines)
-            sentence += ", again" if said else ", and nothing scores higher at any price"
+            sentence += ", again" if best_was_named else ", and nothing scores higher at any price"
+            best_was_named = True
         else:
             times = float(best[cost]) / float(first[cost])
             gap = best["average_precision"] - first["average_precision"]
@@ -687,17 +688,14 @@ def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
             sentence += f"; `{best['experiment']}` scores {gap:+.3f} and costs {much} × as much"
         lines.append(f"{len(lines) + 1}. {sentence}.")
     needing = table.loc[table["prerequisite_seconds"] > 0, "experiment"]
-    lines += [
-        "",
-        f"The cheapest are those within {TIED - 1:.0%} of the lowest cost, or within what two seeds of one model ",
-    ]
-    lines[-1] += (
+    close = (
+        f"The cheapest are those within {TIED - 1:.0%} of the lowest cost, or within what two seeds of one model "
         "differ by. Scores that are close on this list are not shown to differ: the verdicts above say which are. "
     )
     if len(needing):
         names = ", ".join(f"`{name}`" for name in needing)
-        lines[-1] += f"Before {names} can be trained, their teacher must be, with the teacher's memory."
-    return "\n".join(lines)
+        close += f"Before {names} can be trained, their teacher must be, with the teacher's memory."
+    return "\n".join([*lines, "", close])
 
 
 def which_proposals_help(tried: Sequence[str], chosen: Sequence[tuple], comparisons: dict[str, dict]) -> str:

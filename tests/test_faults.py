@@ -270,6 +270,22 @@ def test_a_folder_that_is_read_only_is_said_and_nothing_is_lost(uninterrupted, t
     assert outcome(run_of(tmp_path)) == uninterrupted[0]
 
 
+@pytest.mark.slow
+def test_a_finished_run_that_is_read_only_keeps_what_it_holds(tmp_path):
+    finish(tmp_path)
+    shutil.rmtree(run_of(tmp_path) / "models" / "odd-1")
+    before = outcome(run_of(tmp_path))
+    folders = [run_of(tmp_path), *(path for path in run_of(tmp_path).rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        assert "Permission denied" in fail(tmp_path, NO_PRIVILEGES)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert outcome(run_of(tmp_path)) == before
+
+
 # --- two at once -----------------------------------------------------------------------------------------------------
 
 
