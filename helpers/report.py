@@ -67,6 +67,7 @@ MORE_COSTS: Columns = {
 SPREAD = ("f1", "average_precision")  # the scores that verdicts rest on stand with their standard deviation
 BESIDES = (("odd", "teacher"), ("even", "teacher"), ("even", "even_hard"))  # compared, though it was not planned
 LAYER_COMPARISONS = ("odd − even", "odd − first_six", "odd − last_six")
+SHOWN = ("majority", "tfidf", "teacher", "odd", "even", "lora")  # the baselines and the question; the others are folded
 COSTED = ("teacher", "odd", "even", "lora", "lora_6")  # the others have one of these shapes
 PROPOSALS = {  # section of notebook 05: the proposal in the report's words, its figure
     "layers": ("Layer selection beyond odd and even", "grid_layers"),
@@ -127,12 +128,6 @@ def comments_in_words(result: dict) -> str:
     return ", ".join(f"{count:,} {split}" for split, count in result["rows"].items()) + " comments"
 
 
-def beside_block(run: Run) -> str:
-    """The models that stand beside the three in the table, in words."""
-    beside = [EXPERIMENTS[name] for name in run.profile.experiments if name not in ("odd", "even", "lora")]
-    return "Beside them: " + "; ".join(f"`{experiment.name}` ({experiment.title})" for experiment in beside) + "."
-
-
 def published_block(run: Run) -> str:
     """Which part of Kaggle's files the published run has read."""
     rows = next(iter(load_results(run).by_name.values()))
@@ -146,7 +141,7 @@ def published_block(run: Run) -> str:
 
 
 def results_block(run: Run) -> str:
-    """The table of scores and costs, bert-base's rows ('not yet run' where they are not), and more costs, folded."""
+    """The table of scores and costs, bert-base's rows ("not yet run" where missing); folded: more models, costs."""
     results = load_results(run)
     table = comparison_table(results)
     seeds = int(table["seeds"].max())
@@ -156,7 +151,7 @@ def results_block(run: Run) -> str:
         "Trained: weights, in millions; latency: one comment; a student's training comes on top of its teacher's. All "
         "columns: `results/comparison.csv`.",
         "",
-        *_markdown_table(table, MAIN_COLUMNS),
+        *_markdown_table(table[table["experiment"].isin(SHOWN)], MAIN_COLUMNS),
     ]
     if run.profile.pretrained != "bert-base-uncased":
         for name in BERT_BASE:
@@ -168,8 +163,11 @@ def results_block(run: Run) -> str:
             seeds = f"seeds: {named['seeds'].max()} of {len(PROFILES[name].seeds)}"
             named["experiment"] += f" (bert-base, `{name}`: other rows, {seeds})"
             lines += _markdown_table(named, MAIN_COLUMNS)[2:]
+    others = table[~table["experiment"].isin(SHOWN)]
+    others = others.assign(experiment=[f"`{name}`: {EXPERIMENTS[name].title}" for name in others["experiment"]])
     costed = table[table["experiment"].isin(COSTED)]
-    return "\n".join([*lines, "", *_folded("Size, memory and bytes", _markdown_table(costed, MORE_COSTS))])
+    folded = [*_markdown_table(others, MAIN_COLUMNS), "", *_markdown_table(costed, MORE_COSTS)]
+    return "\n".join([*lines, "", *_folded("The other models; size, memory and bytes", folded)])
 
 
 def _folded(title: str, lines: list[str]) -> list[str]:
@@ -401,7 +399,6 @@ BLOCKS: dict[str, Callable[[Run], str]] = {
     "about": about_block,
     "times": times_block,
     "profiles": profiles_block,
-    "beside": beside_block,
     "results": results_block,
     "observed": observed_block,
     "layers": layers_block,
