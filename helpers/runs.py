@@ -180,12 +180,20 @@ def find_finished_run(name: str | None = None) -> Run:
 
     Raises:
         FileNotFoundError: no run has models; the message says how to make one.
+        ValueError: the run was made with another profile than the variable PROFILE asks for, or with another task.
     """
     name, asked = name or os.environ.get("RUN") or None, os.environ.get("PROFILE") or "auto"
     for folder in trained_runs(name):
         profile = saved_run(folder.name)["profile"]
         if asked in ("auto", profile):
             return open_run(profile, folder.name)
+    saved = saved_run(name) if name else None
+    if saved and asked not in ("auto", saved["profile"]):
+        raise ValueError(
+            f"run {name!r} was made with PROFILE={saved['profile']}, and PROFILE={asked} is set: unset one"
+        )
+    if saved and saved_task(saved) != "toxic":
+        raise ValueError(f"run {name!r} has TASK={saved_task(saved)}; this takes a run of the label toxic")
     where = f"run {name!r} has" if name else "there are"
     raise FileNotFoundError(
         f"{where} no trained models: `make run` trains them on written comments (15 minutes on 2 CPU "
@@ -313,6 +321,11 @@ def say_damaged(path: Path) -> None:
     """Tells that a file is not used, since it is not as it was written."""
     happened = "was cut or changed after it was written" if path.exists() else "is gone"
     print(f"{path.parent.name}/{path.name} {happened}: not used", flush=True)
+
+
+def is_disk_error(error: Exception) -> bool:
+    """Whether the disk is what failed (full, read-only, not allowed), not where the file should come from."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @contextmanager
@@ -468,11 +481,19 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
+def on_gpu() -> bool:
+    """Whether training runs on a GPU: there is one, and ACCELERATE_USE_CPU does not ask for the CPU."""
+    import torch  # here, so that opening a run does not wait for them
+    from accelerate.utils import parse_flag_from_env
+
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
 def device_name() -> str:
     """What the run computes on, for instance 'cpu, 2 threads', 'Tesla T4', or '2 × Tesla T4' in two processes."""
     import torch  # here, so that opening a run does not wait for torch
 
-    if torch.cuda.is_available():
+    if on_gpu():
         name, there = torch.cuda.get_device_name(), torch.cuda.device_count()
         used = int(os.environ.get("WORLD_SIZE", 1))
         unused = f" (1 of {there}; `accelerate launch` uses all)" if used == 1 < there else ""

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from helpers.dropout import CheapDropout
 from helpers.losses import distillation_loss, hard_loss, per_label
 from helpers.models import label_columns
-from helpers.runs import fingerprint, is_sealed, new_directory, read_json, seal, write_json
+from helpers.runs import fingerprint, is_sealed, new_directory, on_gpu, read_json, seal, write_json
 
 BUCKET_BATCHES = 20  # comments are sorted by length within so many shuffled batches
 CHECKPOINT_SECONDS = 120.0
@@ -225,7 +225,7 @@ def mixed_precision() -> str:
     A T4 (7.5) says that it supports bf16 and emulates it, so the capability is asked, not the feature. Of several GPUs
     the oldest decides, since all processes must compute alike. float32 on a CPU.
     """
-    if not torch.cuda.is_available():
+    if not on_gpu():
         return "no"
     oldest = min(torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count()))
     return "bf16" if oldest >= (8, 0) else "fp16"
@@ -357,8 +357,9 @@ class _TrainingRun:
         self.best_by = best_by
         self.micro_batch_size = micro_batch_size or settings.batch_size
         self.directory = checkpoint_dir
-        processes = {"processes": self.accelerator.num_processes} if self.accelerator.num_processes > 1 else {}
-        self.made_from = fingerprint({"stage": made_from, "settings": asdict(settings)} | processes)
+        # Checkpoints alone are held to the cut as well: other pieces draw other dropout masks.
+        cut = {"processes": self.accelerator.num_processes, "micro_batch_size": self.micro_batch_size}
+        self.made_from = fingerprint({"stage": made_from, "settings": asdict(settings), "cut": cut})
         self.steps_an_epoch = math.ceil(len(train_rows) / settings.batch_size)
         self.total_steps = self.steps_an_epoch * settings.epochs
         self.parts = LOSS_PARTS if targets is not None else LOSS_PARTS[:2]
@@ -580,14 +581,14 @@ def measure_peak_memory(interval: float = 0.05) -> Iterator[dict[str, int]]:
     """
     return_freed_memory()
     memory = {"peak": 0}
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    gpu = on_gpu()
+    if gpu:
         torch.cuda.reset_peak_memory_stats()
     process, stop = psutil.Process(), threading.Event()
 
     def watch() -> None:
         while not stop.is_set():
-            now = torch.cuda.max_memory_allocated() if on_gpu else process.memory_info().rss
+            now = torch.cuda.max_memory_allocated() if gpu else process.memory_info().rss
             memory["peak"] = max(memory["peak"], now)
             stop.wait(interval)
 

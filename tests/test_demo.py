@@ -31,7 +31,7 @@ from helpers.evaluation import toxic_probability
 from helpers.experiments import load_results
 from helpers.improvements import HYBRID
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import find_finished_run
+from helpers.runs import find_finished_run, read_json, write_json
 
 HOSTILE = ODD_COMMENTS | {"lone surrogates": "a \ud800 b\udfff"}
 
@@ -118,6 +118,21 @@ def test_without_a_run_the_error_says_how_to_make_one(empty_project, capsys):
 
 def test_a_run_without_models_is_named(empty_project):
     with pytest.raises(FileNotFoundError, match="run 'mine' has no trained models"):
+        find_finished_run("mine")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({}, "was made with PROFILE=smoke, and PROFILE=base is set"), ({"task": "labels"}, "has TASK=labels")],
+)
+def test_a_run_that_is_not_the_one_asked_for_is_not_said_to_have_no_models(
+    empty_project, finished_run, monkeypatch, changed, told
+):
+    folder = empty_project / "runs" / "mine"
+    shutil.copytree(finished_run.directory, folder)
+    write_json(folder / "run.json", read_json(folder / "run.json") | changed)
+    monkeypatch.setenv("PROFILE", "auto" if changed else "base")
+    with pytest.raises(ValueError, match=told):
         find_finished_run("mine")
 
 

@@ -1,5 +1,7 @@
 """Where a pretrained model comes from, and what it is when it is loaded."""
 
+import errno
+import hashlib
 import importlib.util
 import os
 import socket
@@ -85,6 +87,48 @@ def test_a_hub_model_that_is_neither_cached_nor_reachable_points_to_the_profile_
     monkeypatch.setattr(models, "hub_reachable", lambda: False)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", not_cached)
     with pytest.raises(FileNotFoundError, match=r"bert-base-uncased is not in the local cache.*PROFILE=quick"):
+        find_pretrained("bert-base-uncased")
+
+
+def test_the_name_of_bert_base_in_fingerprints_needs_no_hub(monkeypatch, not_looked_for_yet):
+    monkeypatch.setattr(models, "hub_reachable", lambda: pytest.fail("asked the hub"))
+    assert models.pretrained_sha256("bert-base-uncased") == models.BERT_BASE_SHA256
+
+
+@pytest.fixture
+def given(monkeypatch, tmp_path, not_looked_for_yet) -> list[dict]:
+    """What the hub is asked for, where it gives files that hold their own names."""
+    asked = []
+
+    def give(repository: str, name: str, **options) -> str:
+        asked.append({"repository": repository, "name": name} | options)
+        (tmp_path / name).write_text(name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(models, "hub_reachable", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", give)
+    return asked
+
+
+def test_bert_base_is_fetched_in_one_revision(given, monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "BERT_BASE_SHA256", hashlib.sha256(b"model.safetensors").hexdigest())
+    assert find_pretrained("bert-base-uncased").directory == tmp_path
+    assert {each["revision"] for each in given} == {models.BERT_BASE_REVISION}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} < {each["name"] for each in given}
+
+
+def test_weights_of_the_hub_that_are_not_the_published_ones_are_refused(given):
+    with pytest.raises(ValueError, match=r"model\.safetensors of the hub's copy has SHA-256"):
+        find_pretrained("bert-base-uncased")
+
+
+def test_a_full_disk_is_not_told_as_a_hub_that_does_not_answer(monkeypatch, not_looked_for_yet):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(models, "hub_reachable", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    with pytest.raises(OSError, match="No space left"):
         find_pretrained("bert-base-uncased")
 
 

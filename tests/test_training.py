@@ -299,6 +299,13 @@ def test_bf16_only_where_every_gpu_has_compute_capability_8(has_gpus, gpus, prec
     assert mixed_precision() == precision
 
 
+def test_who_asks_for_the_cpu_gets_it_in_float32_on_a_machine_with_a_gpu(has_gpus, monkeypatch):
+    has_gpus((8, 0))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert mixed_precision() == "no"
+    assert device_name().startswith("cpu")
+
+
 @pytest.mark.parametrize(
     ("gpus", "processes", "name"),
     [
