@@ -18,7 +18,7 @@ from helpers.data import PreparedData, load_data
 from helpers.evaluation import best_threshold, score, toxic_probability
 from helpers.experiments import EXPERIMENTS, training_settings
 from helpers.losses import soft_loss
-from helpers.runs import Run, fingerprint
+from helpers.runs import Run, fingerprint, only_writer
 from helpers.training import TeacherTargets, load_targets, predict, save_targets, train
 
 ROWS, EPOCHS = 600, 2
@@ -41,7 +41,8 @@ def short_rows(data: PreparedData, count: int = 16, tokens: int = 16) -> Dataset
 def outputs_of(teacher: torch.nn.Module, data: PreparedData, run: Run, name: str) -> TeacherTargets:
     """A teacher's outputs on the few training rows, whether it is worth imitating or not: there is no gate here."""
     directory = run.directory / "mistakes" / f"targets-{name}"
-    save_targets(teacher, data.splits["train"], directory, "mistakes")
+    with only_writer(run):
+        save_targets(teacher, data.splits["train"], directory, "mistakes")
     return load_targets(directory, "mistakes")
 
 
@@ -62,18 +63,19 @@ def train_briefly(
     seed = run.seeds[0]
     settings = replace(training_settings(EXPERIMENTS[like], seed, run.profile), epochs=EPOCHS, **changes)
     folder = run.directory / "mistakes" / f"checkpoints-{name}"
-    history = train(
-        model,
-        data.splits["train"],
-        data.splits["validation"],
-        settings,
-        folder,
-        fingerprint({"mistake": name, "data": data.fingerprint}),
-        targets,
-        label=name,
-        micro_batch_size=run.profile.micro_batch_size,
-    )
-    shutil.rmtree(folder, ignore_errors=True)
+    with only_writer(run):
+        history = train(
+            model,
+            data.splits["train"],
+            data.splits["validation"],
+            settings,
+            folder,
+            fingerprint({"mistake": name, "data": data.fingerprint}),
+            targets,
+            label=name,
+            micro_batch_size=run.profile.micro_batch_size,
+        )
+        shutil.rmtree(folder, ignore_errors=True)
     kept = history["epochs"][history["best_epoch"] - 1]["validation"]
     return {"history": history, "average_precision": kept["average_precision"]}
 
@@ -126,4 +128,5 @@ def gradient_sizes(student: np.ndarray, teacher: np.ndarray, temperatures: Seque
 
 def forget(run: Run) -> None:
     """Removes what the notebook wrote for itself."""
-    shutil.rmtree(run.directory / "mistakes", ignore_errors=True)
+    with only_writer(run):
+        shutil.rmtree(run.directory / "mistakes", ignore_errors=True)
