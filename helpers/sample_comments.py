@@ -763,7 +763,7 @@ def probe_comments(count: int, seed: int = 1) -> Iterator[dict[str, str | int]]:
     """Yield `count` written insults in three forms each, and as many clean sentences: form, comment_text, toxic.
 
     The same insult stands alone as people spell it (`plain`), alone with its attack words disguised (`obfuscated`), and
-    plainly spelled after three neutral sentences (`buried`). A probe of what a model notices, not a test set.
+    plainly spelled after two neutral sentences (`buried`). A probe of what a model notices, not a test set.
     """
     rng = random.Random(seed)
     made = 0
@@ -772,9 +772,9 @@ def probe_comments(count: int, seed: int = 1) -> Iterator[dict[str, str | int]]:
         if not _ATTACK_WORD.search(insult):
             continue
         made += 1
-        insult = insult[0].upper() + insult[1:]
-        neutral = " ".join(_sentence(rng, "aside") for _ in range(3))
+        neutral = " ".join(_sentence(rng, "aside") for _ in range(2))
         disguised = _ATTACK_WORD.sub(lambda found: _obfuscate(rng, found[0]), insult)
+        insult, disguised = (text[0].upper() + text[1:] for text in (insult, disguised))
         texts = (insult, disguised, f"{neutral} {insult}", _sentence(rng, "aside"))
         for form, text in zip(PROBE_FORMS, texts, strict=True):
             yield {"form": form, "comment_text": text, "toxic": int(form != "clean")}
