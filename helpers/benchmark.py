@@ -437,7 +437,7 @@ def benchmark_in_markdown(facts: dict) -> str:
         f"{name} {peaks['ours']:,.0f} (usual {peaks['usual']:,.0f})" for name, peaks in facts["memory_mb"].items()
     )
     score = {recipe: np.mean(values) for recipe, values in facts["quality"]["average_precision"].items()}
-    low, high = facts["int8"]["average_precision_drop_interval"]
+    high, low = (-end for end in facts["int8"]["average_precision_drop_interval"])
     quality, small = facts["quality"], facts["int8"]
     seeds = len(quality["average_precision"]["ours"])
     lines += [
@@ -448,8 +448,8 @@ def benchmark_in_markdown(facts: dict) -> str:
         f"average precision {score['ours']:.3f} (usual {score['usual']:.3f}; ours keeps the best epoch by validation, "
         "the usual recipe the last).",
         f"- The 6-layer student in int8 against the 12-layer teacher in PyTorch: {small['throughput_ratio']:.1f} × the "
-        f"comments a second, {small['bytes_ratio']:.2f} of the bytes; int8 costs "
-        f"{small['average_precision_drop']:+.4f} average precision [{low:+.4f}, {high:+.4f}].",
+        f"comments a second, {small['bytes_ratio']:.2f} of the bytes; int8 changes average precision by "
+        f"{-small['average_precision_drop']:+.4f} [{low:+.4f}, {high:+.4f}].",
     ]
     if "size" in facts:
         lines += [

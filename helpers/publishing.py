@@ -57,7 +57,7 @@ from helpers.runs import (
 
 REPORT_FIGURES = {"image.png": "training_loss.png", "image-1.png": "test_metrics.png"}
 SHOWN_NOTEBOOKS = (*NOTEBOOKS, *MORE_NOTEBOOKS[:-1])  # the demo's outputs are a page that is served while it runs
-BESIDE_RESULTS = ("comparison.csv", "probe.json", "greedy_removal.json")
+BESIDE_RESULTS = ("probe.json", "greedy_removal.json")
 PROJECT_FILES = ("README.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml", "requirements.txt")
 PROJECT_FILES += ("constraints.txt", "constraints-lowest.txt")
 SUBMISSION_BYTES = 20_000_000
@@ -147,6 +147,7 @@ def copy_run(run: Run, target: Path) -> None:
     for part in dict.fromkeys((run, *(beside_run(run, name) for name in BESIDE), labels_run(run))):
         copy_results(part, target)
         copy_results(grid_run(part), target)
+    copy_comparison(run, target)
     for image, figure in REPORT_FIGURES.items():
         copy_file(run.figures_dir / figure, target / image)
     for name in SHOWN_NOTEBOOKS:
@@ -157,6 +158,8 @@ def copy_run(run: Run, target: Path) -> None:
             notebook = without_outputs(nbformat.read(ROOT / "notebooks" / executed.name, as_version=4))
         write_notebook(notebook, target / "notebooks" / executed.name)
     facts = {"profile": run.profile.name, "data_source": run.data_source, "data": run.data_label}
+    counts = (read_json(run.data_dir / "data.json") or {}).get("counts", {})  # the comments may not be at hand
+    facts["train_csv_rows"] = counts.get("train.csv: rows")
     write_json(target / "results" / "run.json", facts)
 
 
@@ -175,9 +178,15 @@ def copy_results(run: Run, target: Path) -> None:
                 copy_file(place(found[1], experiment.name, seed), place(directory, experiment.name, seed))
     for name in BESIDE_RESULTS:
         made = run.results_dir / name
-        finished = made.suffix == ".csv" or (read_json(made) or {}).get("finished", True)
-        if made.is_file() and finished and directory.is_dir():
+        if made.is_file() and (read_json(made) or {}).get("finished", True) and directory.is_dir():
             copy_file(made, directory / name)
+
+
+def copy_comparison(run: Run, target: Path) -> None:
+    """Writes comparison.csv beside a run's copied results and from them: the run's own may be of other ones."""
+    table = comparison_table(load_results(run))
+    path = target / "results" / published_part(run) / "comparison.csv"
+    write_file(path, lambda temporary: table.to_csv(temporary, index=False))
 
 
 def _possible(run: Run) -> Iterator[tuple[Experiment, int]]:
@@ -238,6 +247,8 @@ def publish_beside(run: Run, anyway: bool = False) -> None:
     for part in (run, grid_run(run)):
         copy_results(part, ROOT)
         remove_outdated(part)
+    if run.profile.task == "toxic":
+        copy_comparison(run, ROOT)
     write_report(ROOT)
     print(f"published {run.name}: results/{published_part(run)}/ ({', '.join(found.by_name)}), README.md")
 

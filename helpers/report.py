@@ -17,12 +17,14 @@ import pandas as pd
 from helpers import discussion
 from helpers.benchmark import FULL_ROWS, MEAN_TOKENS, benchmark_in_markdown, gpus_in_markdown
 from helpers.config import PROFILES, load_profile
+from helpers.data import KAGGLE_TRAIN_ROWS
 from helpers.evaluation import compare
 from helpers.experiments import (
     EXPERIMENTS,
     LABELS_REFERENCES,
     Experiment,
     MissingStage,
+    Results,
     beside_results,
     comparison_table,
     find_result,
@@ -109,9 +111,9 @@ def about_block(run: Run) -> str:
     }[run.profile.pretrained]
     data = "Jigsaw's comments" if run.data_label == "Jigsaw" else run.data_label
     lines = [
-        f"**What is shown here** is one run: profile `{run.profile.name}` (*Details* list them all), {data} "
+        f"**What is shown here** is one run, profile `{run.profile.name}` (*Details* list them all): {data} "
         f"({comments_in_words(some)}), {pretrained}, {seeds} of {len(run.profile.seeds)} seeds (trainings with another "
-        f"random start); device: {some['device']}."
+        f"random start); device: {some['device']}. What other runs give is named where it stands."
     ]
     for seed in sorted({seed for _, seed in results.missing}):
         names = ", ".join(name for name, missing in results.missing if missing == seed)
@@ -119,7 +121,9 @@ def about_block(run: Run) -> str:
     absent = [name for name in BERT_BASE if beside_results(run, name) is None]
     if run.profile.pretrained != "bert-base-uncased" and absent:
         commands = " or ".join(f"`make run publish PROFILE={name}`" for name in absent)
-        lines.append(f"**bert-base-uncased: not yet run** ({', '.join(absent)}). {commands} on a GPU fills these rows.")
+        lines.append(
+            f"**bert-base-uncased: not yet run** ({', '.join(absent)}). {commands} on a GPU fills its rows of results."
+        )
     return "\n\n".join(lines)
 
 
@@ -132,11 +136,17 @@ def published_block(run: Run) -> str:
     """Which part of Kaggle's files the published run has read."""
     rows = next(iter(load_results(run).by_name.values()))
     count = next(iter(rows.values()))["rows"]
-    return (
+    text = (
         f"The published run learned from {count['train']:,} comments of train.csv, chose on {count['validation']:,} "
-        f"others and was scored on {count['test']:,} of test.csv: a sample put together from what public repositories "
-        "hold, at Kaggle's shares of toxic comments. With the full download every split, and so every "
-        f"score, is another one: Kaggle scores {KAGGLE_SCORED_ROWS:,} test comments."
+        f"others and was scored on {count['test']:,} of test.csv"
+    )
+    there = read_json(run.results_dir / "run.json")["train_csv_rows"]
+    if there in (None, KAGGLE_TRAIN_ROWS):
+        return f"{text}."
+    return (
+        f"{text}. Its train.csv is a sample of {there:,} of Kaggle's {KAGGLE_TRAIN_ROWS:,} rows, at Kaggle's shares of "
+        "toxic comments. With the full download every split, and so every score, is another one: Kaggle scores "
+        f"{KAGGLE_SCORED_ROWS:,} test comments."
     )
 
 
@@ -179,14 +189,17 @@ def observed_block(run: Run) -> str:
     """What was expected beside what the verdicts say."""
     results = load_results(run)
     table, planned, real = comparison_table(results), planned_comparisons(results), real_verdicts(run)
-    besides = {
-        f"{a} − {b}": compare(results.labels(), *results.paired(a, b)) for a, b in BESIDES if b in results.by_name
-    }
-    at = {title: f"{title} is **{found['verdict']}**" for title, found in (planned | besides).items()}
+    besides = not_planned(results)
+    at = {title: f"{title} is **{found['verdict']}**" for title, found in planned.items()}
+    at |= {title: f"{title} is **{found['verdict']}** (not planned)" for title, found in besides.items()}
     odd, teacher = (table.set_index("experiment").loc[name] for name in ("odd", "teacher"))
     shares = {
         what: f"{odd[column] / teacher[column]:.0%} of the {what}"
-        for column, what in (("parameters", "parameters"), ("peak_memory_bytes", "memory"), ("latency_ms", "latency"))
+        for column, what in (
+            ("parameters", "parameters"),
+            ("latency_ms", "latency"),
+            ("peak_memory_bytes", "memory while they are trained"),
+        )
     }
     similar = [at["odd − even"]]
     if planned["odd − even"]["verdict"] == "inconclusive":
@@ -210,6 +223,12 @@ def observed_block(run: Run) -> str:
         expected["distilling helps"] = f"{', '.join(helps)}."
     lines = [f"- Expected: *{what}*. Observed: {found}" for what, found in expected.items()]
     return "\n".join([*verdict_table(planned | besides), "", *lines, "", discussion.answer(table, planned)])
+
+
+def not_planned(results: Results) -> dict[str, dict]:
+    """The comparisons of BESIDES, as far as the run has both models; they carry no correction."""
+    pairs = [(a, b) for a, b in BESIDES if {a, b} <= results.by_name.keys()]
+    return {f"{a} − {b}": compare(results.labels(), *results.paired(a, b)) for a, b in pairs}
 
 
 def verdict_table(comparisons: dict[str, dict]) -> list[str]:
@@ -287,13 +306,16 @@ def layers_block(run: Run) -> str:
     seeds = max(len(by_seed) for by_seed in results.by_name.values())
     compared = planned_comparisons(results)
     of_layers = [f"- {title} {_briefly(found)}" for title, found in compared.items() if title in LAYER_COMPARISONS]
-    tables = [*verdict_table(compared), "", *_markdown_table(comparison_table(results), MAIN_COLUMNS)]
+    scores = _markdown_table(comparison_table(results), MAIN_COLUMNS)
+    tables = [*verdict_table(compared | not_planned(results)), "", *scores]
     return "\n".join(
         [
             f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {run.data_label}, {seeds} of "
             f"{len(PROFILES['base'].seeds)} seeds; difference in average precision with its 95 % interval:",
             "",
             *of_layers,
+            "",
+            discussion.is_the_teacher_a_bound(results),
             "",
             *_folded("All its comparisons and scores", tables),
         ]

@@ -12,13 +12,14 @@ from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import nbformat
+import pandas as pd
 import pytest
 
 from helpers import experiments, publishing, report
 from helpers.experiments import load_results, write_comparison
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS
 from helpers.publishing import check_finished, check_own, cover, main, publish, publish_beside, submission
-from helpers.runs import ROOT, write_file
+from helpers.runs import ROOT, write_file, write_json
 
 
 @pytest.fixture
@@ -156,6 +157,22 @@ def test_told_so_anything_with_a_result_of_each_is_published(run, tmp_path, monk
     assert {"image.png", "image-1.png", "figures/verdicts.png", "results/run.json", "results/odd-1.json"} < shown
     assert {"results/predictions/odd-1.parquet", "results/comparison.csv", "notebooks/04_comparison.ipynb"} < shown
     assert "figures/of_another_run.png" not in shown
+
+
+def test_the_published_comparison_is_made_from_the_published_results(run, tmp_path):
+    (run.results_dir / "comparison.csv").write_text("of other results")
+    publishing.copy_comparison(run, tmp_path)
+    assert len(pd.read_csv(tmp_path / "results" / "comparison.csv")) == len(run.profile.experiments)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [(10_447, "a sample of 10,447 of Kaggle's 159,571 rows"), (159_571, "of test.csv."), (None, "of test.csv.")],
+)
+def test_a_sample_is_called_one_and_the_full_download_is_not(run, rows, told):
+    write_json(run.results_dir / "run.json", {"train_csv_rows": rows})
+    text = report.published_block(run)
+    assert told in text and ("sample" in text) == (rows == 10_447)
 
 
 def test_a_run_without_figures_leaves_what_was_published(run, tmp_path, monkeypatch):
