@@ -28,7 +28,7 @@ COSTS = {  # column of the comparison table: what it is called in a sentence
     "bytes_to_ship": "bytes for one more task",
     "latency_ms": "time to answer",
 }
-TIED = 1.10  # costs nearer than this are called equal, or nearer than seeds differ in them (see `tie`)
+TIED = 1.10  # costs nearer than this are called equal, or nearer than two standard deviations over seeds (see `tie`)
 
 
 def validation_and_test(table: pd.DataFrame) -> str:
@@ -74,10 +74,14 @@ def by_epoch(results: dict[str, dict]) -> pd.DataFrame:
 
 
 def different_comments(results: Results, pairs: list[tuple[str, str]]) -> pd.DataFrame:
-    """Misses and false alarms of seed 1 at each model's own threshold, and McNemar's p-value, a row a pair."""
+    """Misses and false alarms at each model's own threshold, and McNemar's p-value, a row a pair.
+
+    Of the first seed that both models of the pair have: a student is compared within the seed of its teacher.
+    """
     labels, rows = results.labels(), []
     for a, b in pairs:
-        called = {name: next(iter(called_toxic(results, name).values())).astype(int) for name in (a, b)}
+        seed = results.common_seed(a, b)
+        called = {name: called_toxic(results, name)[seed].astype(int) for name in (a, b)}
         row = {"models": f"{a} and {b}", "calls differ": int((called[a] != called[b]).sum())}
         for name, side in ((a, "first"), (b, "second")):
             row[f"misses of the {side}"] = int(((called[name] == 0) & (labels == 1)).sum())
@@ -203,11 +207,11 @@ def can_probabilities_be_believed(table: pd.DataFrame, validation: pd.DataFrame)
 # --- slices ----------------------------------------------------------------------------------------------------------
 
 
-def row_ids(results: Results, split: str = "test") -> np.ndarray:
-    """The ids of a split's comments, in the order of Results.probabilities and Results.labels."""
+def row_ids(results: Results) -> np.ndarray:
+    """The ids of the test comments, in the order of Results.probabilities and Results.labels."""
     (name, seed), directory = next(iter(results.directories.items()))
     frame = pd.read_parquet(predictions_path(directory, name, seed), columns=["row_id", "split"])
-    return frame.loc[frame["split"] == split, "row_id"].sort_values().to_numpy()
+    return frame.loc[frame["split"] == "test", "row_id"].sort_values().to_numpy()
 
 
 def scored_comments(results: Results, run: Run, *columns: str) -> pd.DataFrame | None:
@@ -297,20 +301,26 @@ def does_cutting_hide(table: pd.DataFrame, max_length: int) -> str:
         difference = cut[name] - whole[name]
         lines.append(f"- {name}: {difference:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}, which {verdict}")
     if "tfidf" in table:
-        lines += ["", "`tfidf` reads the whole comment: what it loses on the long ones, the cut has not taken."]
+        lines += ["", "`tfidf` reads whole comments: what it loses on long ones cannot come from the cut."]
     return "\n".join(lines)
 
 
-def who_finds_what(results: Results, names: tuple[str, ...] = ASKED) -> pd.DataFrame:
-    """How many test comments are called toxic by all, some or none of the models, first seed: a row a kind of overlap.
+def _called_by_those_asked(results: Results) -> np.ndarray:
+    """Which test comments each model of ASKED calls toxic, with the first seed that all have: bool (models, rows)."""
+    seed = results.common_seed(*ASKED)
+    return np.stack([called_toxic(results, name)[seed] for name in ASKED])
+
+
+def who_finds_what(results: Results) -> pd.DataFrame:
+    """How many test comments are called toxic by all, some or none of ASKED, one seed: a row a kind of overlap.
 
     On toxic comments that is being found, on clean ones a false alarm.
     """
-    called = np.stack([next(iter(called_toxic(results, name).values())) for name in names])
+    called = _called_by_those_asked(results)
     by_so_many, toxic = called.sum(axis=0), results.labels() == 1
-    kinds = {f"all {len(names)}": by_so_many == len(names)}
-    kinds |= {f"{count} of them": by_so_many == count for count in range(len(names) - 1, 1, -1)}
-    kinds |= {f"{name} alone": (by_so_many == 1) & own for name, own in zip(names, called, strict=True)}
+    kinds = {f"all {len(ASKED)}": by_so_many == len(ASKED)}
+    kinds |= {f"{count} of them": by_so_many == count for count in range(len(ASKED) - 1, 1, -1)}
+    kinds |= {f"{name} alone": (by_so_many == 1) & own for name, own in zip(ASKED, called, strict=True)}
     kinds["none"] = by_so_many == 0
     return pd.DataFrame(
         {
@@ -322,14 +332,14 @@ def who_finds_what(results: Results, names: tuple[str, ...] = ASKED) -> pd.DataF
     )
 
 
-def found_by_none(results: Results, names: tuple[str, ...] = ASKED) -> str:
-    """The toxic comments that no model finds, beside how many independent misses would leave."""
+def found_by_none(results: Results) -> str:
+    """The toxic comments that no model of ASKED finds, beside how many independent misses would leave."""
     toxic = results.labels() == 1
-    found = np.stack([next(iter(called_toxic(results, name).values()))[toxic] for name in names])
+    found = _called_by_those_asked(results)[:, toxic]
     none, expected = int((~found.any(axis=0)).sum()), toxic.sum() * np.prod(1 - found.mean(axis=1))
     return (
         f"**What we see:** of {toxic.sum()} toxic test comments {int(found.all(axis=0).sum())} are found by all of "
-        f"{', '.join(names)}, {none} by none. If they missed comments independently, {expected:.1f} would be missed by "
+        f"{', '.join(ASKED)}, {none} by none. If they missed comments independently, {expected:.1f} would be missed by "
         "all: what stands above that is hard, or labelled in doubt, for all of them alike, and no choice between "
         "these models finds it."
     )
@@ -341,9 +351,9 @@ def found_by_none(results: Results, names: tuple[str, ...] = ASKED) -> str:
 def worst_errors(results: Results, name: str, run: Run, count: int = 3, show_comments: bool = False) -> pd.DataFrame:
     """The most confident misses and false alarms of a model's first seed on the test set, up to `count` of each.
 
-    `others wrong` counts the other learned models (their first seed) that err on the row too: where all of them do,
-    look at the label first. The comments' first letters are shown only if asked for, since they are abusive; show_table
-    escapes the HTML in them.
+    `others wrong` counts the other learned models (the same seed, where they have it) that err on the row too: where
+    all of them do, look at the label first. The comments' first letters are shown only if asked for, since they are
+    abusive; show_table escapes the HTML in them.
 
     Returns:
         A frame with `error`, `row_id` (Kaggle's), `probability` (of toxic), `others wrong`, and `comment`.
@@ -353,11 +363,10 @@ def worst_errors(results: Results, name: str, run: Run, count: int = 3, show_com
     """
     labels, ids = results.labels(), row_ids(results)
     probability = results.probabilities(name)[0]
-    wrong = {
-        other: next(iter(called_toxic(results, other).values())) != labels
-        for other in {name, *LEARNED}
-        if other in results.by_name
-    }
+    seed, wrong = results.common_seed(name), {}
+    for other in {name, *LEARNED} & results.by_name.keys():
+        called = called_toxic(results, other)
+        wrong[other] = called.get(seed, next(iter(called.values()))) != labels
     others = np.sum([wrong[other] for other in wrong if other != name], axis=0)
     misses, alarms = (np.flatnonzero(wrong[name] & (labels == label)) for label in (1, 0))
     misses = misses[np.argsort(probability[misses], kind="stable")][:count]
@@ -387,9 +396,9 @@ def does_a_bert_pay(results: Results, table: pd.DataFrame) -> str:
     at, teacher = table.set_index("experiment"), results.probabilities("teacher")
     gain = compare(results.labels(), teacher, np.repeat(results.probabilities("tfidf"), len(teacher), axis=0))
     return (
-        f"**Does a BERT pay at all?** {describe('teacher − tfidf', gain)}. Always saying "
-        f"'clean' has an accuracy of {at['accuracy']['majority']:.1%}, the teacher {at['accuracy']['teacher']:.1%}: "
-        "accuracy makes the gap look small."
+        f"**Does a BERT pay at all?** {describe('teacher − tfidf', gain)}. By accuracy that gap is hard to see: "
+        f"always saying 'clean' has {at['accuracy']['majority']:.1%}, TF-IDF {at['accuracy']['tfidf']:.1%}, the "
+        f"teacher {at['accuracy']['teacher']:.1%}."
     )
 
 
@@ -419,11 +428,27 @@ def what_is_kept(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def are_they_close(results: Results, names: Sequence[str] = ("odd", "even", "lora")) -> str:
+def are_they_close(results: Results) -> str:
     """Each cheaper model minus its teacher: paired, but not named beforehand and not corrected; a line each."""
     labels = results.labels()
-    found = {f"{name} − teacher": compare(labels, *results.paired(name, "teacher")) for name in names}
+    found = {f"{name} − teacher": compare(labels, *results.paired(name, "teacher")) for name in ASKED[1:]}
     return "\n".join(f"- {describe(title, comparison)}" for title, comparison in found.items())
+
+
+def is_the_teacher_a_bound(results: Results) -> str:
+    """Whether a student scores above the teacher it imitates, in a sentence of means over seeds."""
+    score = {
+        name: np.mean([result["test"]["average_precision"] for result in results.by_name[name].values()])
+        for name in ("teacher", "odd", "even")
+    }
+    above = [f"`{name}` ({score[name]:.3f})" for name in ("odd", "even") if score[name] > score["teacher"]]
+    text = f"Their teacher has an average precision of {score['teacher']:.3f}"
+    if not above:
+        return f"{text}, above both of its students."
+    return (
+        f"{text}, below its own student{'s' * (len(above) > 1)} {' and '.join(above)}: it is no upper bound here, and "
+        "imitating it may hold a student back."
+    )
 
 
 def odd_or_even(comparisons: dict[str, dict], run: Run, real: dict[str, dict] | None = None) -> str:
@@ -507,7 +532,7 @@ def which_to_use(table: pd.DataFrame) -> str:
     trained = table[table["parameters"].notna() & (table["experiment"] != "teacher")].set_index("experiment")
     lines = [
         "**Which should you use?** It depends on what you pay for; these cost least. Models are named together whose "
-        f"cost is within {TIED - 1:.0%} of the lowest, or within what two seeds of one model differ by:",
+        f"cost is within {TIED - 1:.0%} of the lowest, or within two standard deviations over seeds:",
         "",
     ]
     for column, what in COSTS.items():
@@ -517,7 +542,13 @@ def which_to_use(table: pd.DataFrame) -> str:
     lines.append(
         f"- highest measured average precision: `{best}` ({trained['average_precision'][best]:.3f}; not tested)"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _teacher_first(table)])
+
+
+def _teacher_first(table: pd.DataFrame) -> str:
+    """Which models of the comparison need a teacher before they can be trained; nothing where none does."""
+    names = ", ".join(f"`{name}`" for name in table.loc[table["prerequisite_seconds"] > 0, "experiment"])
+    return f"Before {names} can be trained, their teacher must be, with the teacher's memory." if names else ""
 
 
 def cheapest(table: pd.DataFrame, column: str) -> pd.Series:
@@ -526,9 +557,9 @@ def cheapest(table: pd.DataFrame, column: str) -> pd.Series:
 
 
 def tie(table: pd.DataFrame, column: str) -> float:
-    """How many times the lowest cost is still as cheap: TIED, or the widest that two seeds of one model lie apart.
+    """How many times the lowest cost is still as cheap: TIED, or what the same work varies by from seed to seed.
 
-    Twice the largest relative standard deviation over seeds: the same work, measured again.
+    That is twice the largest relative standard deviation over seeds.
     """
     if f"{column}_sd" not in table:
         return TIED
@@ -553,7 +584,7 @@ def answer(table: pd.DataFrame, comparisons: dict[str, dict]) -> str:
     best, without = (each["average_precision"].idxmax() for each in (trained, alone))
     others = ""
     if best not in ("odd", "even", "lora"):
-        others = f" Highest measured of all cheaper models, not planned and not tested: `{best}` "
+        others = f" Highest measured of the cheaper models compared here, not planned and not tested: `{best}` "
         others += f"({trained['average_precision'][best]:.3f})"
         if without != best:
             others += f"; of those that need no teacher: `{without}` ({alone['average_precision'][without]:.3f})"
@@ -601,7 +632,8 @@ def are_details_lost(shares: pd.DataFrame, reference: str) -> str:
     """What disguised spelling costs each model of a `probe`, beside what it costs `reference`; a line a model.
 
     A model falls further where its fall exceeds the reference's by more than the two margins together, which is
-    cautious: all are asked the same sentences.
+    cautious: all are asked the same sentences. One that calls more clean sentences toxic, by as much, calls more of
+    everything toxic, and is not judged.
     """
     at = shares.set_index("model")
     others = [name for name in at.index if name != reference]
@@ -612,20 +644,27 @@ def are_details_lost(shares: pd.DataFrame, reference: str) -> str:
     fall = at["plain"] - at["obfuscated"]
     lines = [
         f"**Are details lost?** Of the written insults `{reference}` finds {at['plain'][reference]:.2f} plainly "
-        f"spelled and {at['obfuscated'][reference]:.2f} disguised, a fall of {fall[reference]:.2f}:",
+        f"spelled and {at['obfuscated'][reference]:.2f} disguised, {_fall(fall[reference])}:",
         "",
     ]
     for name in others:
         margins, further = at["margin"][name] + at["margin"][reference], fall[name] - fall[reference]
-        if abs(further) <= margins:
+        if at["clean"][name] - at["clean"][reference] > margins:
+            verdict = "not comparable, for it calls more of everything toxic"
+        elif abs(further) <= margins:
             verdict = "as far, to within the margins"
         else:
             verdict = "further: details are lost" if further > 0 else "less far"
         lines.append(
-            f"- `{name}`: {at['plain'][name]:.2f} and {at['obfuscated'][name]:.2f}, a fall of {fall[name]:.2f}: "
-            f"{verdict}. Buried: {at['buried'][name]:.2f} (`{reference}` {at['buried'][reference]:.2f})."
+            f"- `{name}`: {at['plain'][name]:.2f} and {at['obfuscated'][name]:.2f}, {_fall(fall[name])}: {verdict}. "
+            f"Buried: {at['buried'][name]:.2f} (`{reference}` {at['buried'][reference]:.2f}); false alarms: "
+            f"{at['clean'][name]:.2f} ({at['clean'][reference]:.2f})."
         )
     return "\n".join(lines)
+
+
+def _fall(value: float) -> str:
+    return f"a {'fall' if value >= 0 else 'rise'} of {abs(value):.2f}"
 
 
 def is_lora_efficient(saved: pd.DataFrame) -> str:
@@ -687,15 +726,11 @@ def five_sentences(table: pd.DataFrame, fronts: dict) -> str:
             much = f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
             sentence += f"; `{best['experiment']}` scores {gap:+.3f} and costs {much} × as much"
         lines.append(f"{len(lines) + 1}. {sentence}.")
-    needing = table.loc[table["prerequisite_seconds"] > 0, "experiment"]
     close = (
-        f"The cheapest are those within {TIED - 1:.0%} of the lowest cost, or within what two seeds of one model "
-        "differ by. Scores that are close on this list are not shown to differ: the verdicts above say which are. "
+        f"The cheapest are those within {TIED - 1:.0%} of the lowest cost, or within two standard deviations over "
+        "seeds. Scores that are close on this list are not shown to differ: the verdicts above say which are. "
     )
-    if len(needing):
-        names = ", ".join(f"`{name}`" for name in needing)
-        close += f"Before {names} can be trained, their teacher must be, with the teacher's memory."
-    return "\n".join([*lines, "", close])
+    return "\n".join([*lines, "", close + _teacher_first(table)])
 
 
 def which_proposals_help(tried: Sequence[str], chosen: Sequence[tuple], comparisons: dict[str, dict]) -> str:

@@ -179,7 +179,10 @@ def compare(
 
 
 def detectable(standard_error: float, comparisons: int = 1) -> float:
-    """The difference that is found at 80 % power where so many comparisons share the 5 %: the first of them by Holm."""
+    """The difference that is found at 80 % power where so many comparisons share the 5 %: the first of them by Holm.
+
+    Over draws of test rows, for the models as they are trained: that all seeds agree in sign can only ask for more.
+    """
     return float((norm.ppf(1 - 0.025 / comparisons) + norm.ppf(0.8)) * standard_error)
 
 
@@ -200,7 +203,10 @@ def describe(name: str, comparison: dict) -> str:
     if seeds == 1 and comparison["verdict"] != "inconclusive":
         text += " (these two trained models; one seed does not speak for the next)"
     if comparison["verdict"] == "inconclusive":
-        text += f" (a true difference of {comparison['detectable']:.3f} would be found eight times of ten)"
+        text += (
+            f" (eight of ten such test sets would show a true difference of {comparison['detectable']:.3f} between "
+            "these trained models)"
+        )
     return text
 
 

@@ -322,9 +322,9 @@ def _finished_removal(grid: Run) -> list[dict] | None:
     return None
 
 
-def selection(steps: list[dict], size: int = 6) -> tuple[int, ...]:
+def selection(steps: list[dict]) -> tuple[int, ...]:
     """The layers that greedy removal keeps when so many are left."""
-    return tuple(next(step["layers"] for step in steps if len(step["layers"]) == size))
+    return tuple(next(step["layers"] for step in steps if len(step["layers"]) == 6))
 
 
 # --- the winners, on test --------------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def without_outputs(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def run_notebook(name: str, run: Run, timeout: int | None = None) -> Path:
+def run_notebook(name: str, run: Run) -> Path:
     """Executes a notebook of notebooks/ and leaves it in runs/<run>/notebooks/, as .ipynb and .html.
 
     Raises:
@@ -154,7 +154,6 @@ def run_notebook(name: str, run: Run, timeout: int | None = None) -> Path:
     client = StreamingClient(
         notebook,
         name,
-        timeout=timeout,
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(source.parent)}},

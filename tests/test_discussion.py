@@ -114,9 +114,40 @@ def test_the_answer_names_the_best_row_though_it_is_none_of_the_three(table):
 
 def test_misses_and_false_alarms_are_the_confusion_matrixs(results):
     found = discussion.different_comments(results, [("odd", "even")]).iloc[0]
-    test = results.by_name["odd"][1]["test"]
     toxic = results.labels().sum()
-    assert found["misses of the first"] == round(toxic * (1 - test["recall"]))
+    for name, side in (("odd", "first"), ("even", "second")):
+        test = results.by_name[name][1]["test"]
+        hits = toxic - found[f"misses of the {side}"]
+        assert hits == round(toxic * test["recall"])
+        assert hits / max(1, hits + found[f"false alarms of the {side}"]) == pytest.approx(test["precision"])
+
+
+def test_models_of_different_seeds_are_never_paired(results):
+    other = replace(results, by_name=results.by_name | {"even": {2: results.by_name["even"][1]}})
+    with pytest.raises(ValueError, match="no seed with which all of odd, even"):
+        discussion.different_comments(other, [("odd", "even")])
+    with pytest.raises(ValueError, match="no seed with which all of teacher, odd, even, lora"):
+        discussion.who_finds_what(other)
+
+
+def test_a_pair_is_compared_on_the_first_seed_that_both_have():
+    late = MadeResults([1, 1, 0, 0], {"odd": [verdicts("...."), verdicts("xx..")], "even": [verdicts("xx..")] * 2})
+    del late.by_name["even"][1]
+    late._probabilities["even"] = late._probabilities["even"][1:]
+    assert discussion.different_comments(late, [("odd", "even")])["calls differ"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        ({"teacher": 0.7, "odd": 0.6, "even": 0.5}, "0.700, above both of its students"),
+        ({"teacher": 0.7, "odd": 0.8, "even": 0.6}, "below its own student `odd` (0.800): it is no upper bound"),
+        ({"teacher": 0.7, "odd": 0.8, "even": 0.9}, "below its own students `odd` (0.800) and `even` (0.900)"),
+    ],
+)
+def test_a_teacher_below_a_student_is_called_no_bound(results, scores, told):
+    by_name = {name: {1: {"test": {"average_precision": score}}} for name, score in scores.items()}
+    assert told in discussion.is_the_teacher_a_bound(replace(results, by_name=by_name))
 
 
 def test_the_gain_over_word_counts_comes_with_its_interval(results, table):
@@ -146,7 +177,7 @@ def test_the_change_from_validation_to_test_is_computed(table):
 class MadeResults:
     """As much of Results as the tables read: test probabilities by model and seed, every threshold 0.5."""
 
-    cross_entropy = Results.cross_entropy
+    cross_entropy, common_seed = Results.cross_entropy, Results.common_seed
 
     def __init__(self, labels: list[int], probabilities: dict[str, list[list[float]]]) -> None:
         self._labels, self._probabilities = np.array(labels), probabilities
@@ -336,7 +367,7 @@ def test_the_model_that_reads_all_stands_beside_those_that_are_cut(made):
         made, pd.DataFrame({"tokens": [5, 5, 99, 99, 99, *[5] * 5], "toxic": made.labels()}), 64
     ).assign(tfidf=[0.9, 0.4, 0.1, 0.1])
     text = discussion.does_cutting_hide(table, 64)
-    assert "- tfidf: -0.50" in text and "the cut has not taken" in text
+    assert "- tfidf: -0.50" in text and "cannot come from the cut" in text
 
 
 # --- the worst errors ------------------------------------------------------------------------------------------------
@@ -363,10 +394,15 @@ def test_beside_an_error_stands_how_many_other_models_make_it(errors):
     assert errors["others wrong (of 1)"].tolist() == [1, 0]
 
 
-def test_the_worst_errors_carry_the_ids_of_their_rows(finished_run, results):
+def test_the_worst_errors_carry_the_ids_of_their_rows(finished_run, results, monkeypatch):
+    always_wrong = 1.0 - results.labels()[None]
+    monkeypatch.setattr(Results, "probabilities", lambda *_: always_wrong)
+    errors = discussion.worst_errors(results, "odd", finished_run, count=50)
     labels = dict(zip(discussion.row_ids(results), results.labels(), strict=True))
-    for _, row in discussion.worst_errors(results, "majority", finished_run, count=50).iterrows():
-        assert (row["error"] == "miss") == bool(labels[row["row_id"]])
+    assert {kind: {labels[row] for row in rows} for kind, rows in errors.groupby("error")["row_id"]} == {
+        "miss": {1},
+        "false alarm": {0},
+    }
 
 
 def test_comments_are_shown_only_if_asked_for(finished_run, results):
@@ -412,6 +448,20 @@ def probed(**obfuscated: float) -> pd.DataFrame:
 )
 def test_details_are_lost_where_a_student_falls_further_than_both_margins(share, told):
     assert told in discussion.are_details_lost(probed(teacher=0.7, odd=share), "teacher")
+
+
+def test_a_model_that_calls_more_of_everything_toxic_is_not_said_to_keep_details():
+    shares = probed(teacher=0.7, odd=0.9)
+    shares.loc[shares["model"] == "odd", "clean"] = 0.5
+    text = discussion.are_details_lost(shares, "teacher")
+    assert "not comparable, for it calls more of everything toxic" in text and "false alarms: 0.50" in text
+
+
+def test_a_model_that_finds_more_in_disguise_is_said_to_rise():
+    shares = probed(teacher=0.7, odd=0.9)
+    shares["plain"] = 0.8
+    assert "a fall of 0.10" in discussion.are_details_lost(shares, "teacher")
+    assert "a rise of 0.10" in discussion.are_details_lost(shares, "teacher")
 
 
 @pytest.mark.parametrize("asked", [{"teacher": 0.7}, {"odd": 0.7}])
