@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +14,7 @@ import seaborn as sns
 from IPython.display import Image
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.transforms import ScaledTranslation, Transform
 from pandas.io.formats.style import Styler
 from sklearn.metrics import confusion_matrix, precision_recall_curve
 from statsmodels.stats.proportion import proportion_confint
@@ -349,6 +349,7 @@ def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) 
     Models of equal cost are drawn side by side, around the cost.
     """
     trained = table[table["parameters"].notna()]
+    columns = ("trainable_parameters", "latency_ms", "peak_memory_bytes", "total_seconds")
     figure, axes = _new(
         run,
         "Average precision on test against what it costs (up and left is better; lines: 95 % intervals;\n"
@@ -360,25 +361,39 @@ def average_precision_and_cost(table: pd.DataFrame, results: Results, run: Run) 
         sharey=True,
     )
     ends = {name: results.intervals(name)["average_precision"] for name in trained["experiment"]}
-    for panel, (column, (title, unit)) in zip(axes.flat, COSTS.items(), strict=False):
-        twins = trained.groupby(column)[column]
-        apart = 3 * (twins.cumcount() - (twins.transform("size") - 1) / 2)  # points on the page, around their cost
-        for (_, row), points in zip(trained.iterrows(), apart, strict=True):
-            name, cost, colour = row["experiment"], row[column] / unit, _colour(row["experiment"])
-            beside = panel.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
-            panel.update_datalim([(cost, end) for end in ends[name]])  # what is moved on the page does not set limits
+    for panel, column in zip(axes.flat, columns, strict=True):
+        costs = _cost_axis(panel, trained, column, [end for both in ends.values() for end in both])
+        places = zip(trained["experiment"], costs, trained["average_precision"], _beside(panel, costs), strict=True)
+        for name, cost, score, beside in places:
+            colour = _colour(name)
             panel.vlines(cost, *ends[name], color=colour, linewidth=1, transform=beside)
-            panel.plot(cost, row["average_precision"], "o", color=colour, markersize=7, label=name, transform=beside)
-        panel.set(xlabel=title)
-        panel.autoscale_view()
-        if column == "trainable_parameters":
-            panel.set_xscale("log")
-        else:
-            panel.set_xlim(0, 1.08 * float((trained[column] / unit).max()))
+            panel.plot(cost, score, "o", color=colour, markersize=7, label=name, transform=beside)
     for panel in axes[:, 0]:
         panel.set_ylabel("average precision (test)")
     axes[0, 1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
     return save_figure(figure, run, "average_precision_and_cost")
+
+
+def _cost_axis(panel: plt.Axes, table: pd.DataFrame, column: str, scores: Iterable[float]) -> pd.Series:
+    """The costs of a column in their unit; the panel's axes hold them, from 0 on where they are not logarithmic."""
+    title, unit = COSTS[column]
+    costs = table[column].astype(float) / unit
+    panel.update_datalim([(cost, score) for cost in costs for score in scores])  # what `_beside` moves sets no limits
+    panel.set(xlabel=title)
+    panel.autoscale_view()
+    if column == "trainable_parameters":
+        panel.set_xscale("log")
+    else:
+        panel.set_xlim(0, 1.08 * costs.max())
+    return costs
+
+
+def _beside(panel: plt.Axes, costs: pd.Series) -> list[Transform]:
+    """Where each model is drawn: those of equal cost side by side, three points apart on the page, around it."""
+    twins = costs.groupby(costs)
+    apart = 3 * (twins.cumcount() - (twins.transform("size") - 1) / 2)
+    inches = panel.figure.dpi_scale_trans
+    return [panel.transData + ScaledTranslation(points / 72, 0, inches) for points in apart]
 
 
 def verdicts(comparisons: dict[str, dict], run: Run) -> Image:
@@ -421,7 +436,6 @@ def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str
         main = table["experiment"].isin(MAIN_EXPERIMENTS)
         is_default = main & (main.cumsum() == 1)  # none, where the profile's rate is not among those tried
         colours = np.where(is_default, "#0072b2", "#9a9a9a")
-        panel.hlines(table["title"], scores.min() - 0.01, scores, color=colours, linewidth=1)
         panel.scatter(scores, table["title"], color=colours, s=45, zorder=3)
         for default in scores[is_default]:
             panel.axvline(default, color="#0072b2", linestyle="--", linewidth=1)
@@ -485,19 +499,26 @@ def overfitting(results: Results, names: Sequence[str], run: Run) -> Image:
 def pareto(table: pd.DataFrame, fronts: dict[str, np.ndarray], run: Run) -> Image:
     """Test average precision against each cost of `fronts` (column: who is on the front), whose points are ringed."""
     figure, axes = _new(
-        run, "What no other model beats (rings: the Pareto front)", 12.5, 7, nrows=2, ncols=3, sharey=True
+        run,
+        "What no other model beats (rings: the Pareto front; equal costs side by side)",
+        12.5,
+        7,
+        nrows=2,
+        ncols=3,
+        sharey=True,
     )
-    for panel, (column, front) in zip(axes.flat, fronts.items(), strict=False):
-        title, unit = COSTS[column]
-        for _, row in table.iterrows():
-            colour = _colour(row["experiment"])
-            panel.plot(
-                row[column] / unit, row["average_precision"], "o", color=colour, alpha=0.8, label=row["experiment"]
-            )
-        joined = table[front].sort_values(column)
-        ring = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "linewidth": 1}
-        panel.plot(joined[column] / unit, joined["average_precision"], color="black", zorder=0, **ring)
-        panel.set(xlabel=title, xscale="log" if column == "trainable_parameters" else "linear")
+    scores = table["average_precision"]
+    for panel, (column, front) in zip(axes.flat[:-1], fronts.items(), strict=True):
+        costs = _cost_axis(panel, table, column, scores)
+        for name, cost, score, ringed, beside in zip(
+            table["experiment"], costs, scores, front, _beside(panel, costs), strict=True
+        ):
+            panel.plot(cost, score, "o", color=_colour(name), label=name, transform=beside)
+            if ringed:
+                ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": "black"}
+                panel.plot(cost, score, "o", transform=beside, **ring)
+        joined = costs[front].sort_values()
+        panel.plot(joined, scores[joined.index], color="black", linewidth=1, zorder=0)
     for panel in axes[:, 0]:
         panel.set_ylabel("average precision (test)")
     axes[1, 2].axis("off")
