@@ -129,7 +129,7 @@ def timed_rows(data: PreparedData, name: str) -> tuple[Dataset, Dataset]:
     return data.splits["train"].select(range(TIMED_ROWS[name])), data.splits["validation"].select(range(32))
 
 
-def start(data: PreparedData) -> torch.nn.Module:
+def start() -> torch.nn.Module:
     return load_model(find_pretrained(PROFILE.pretrained), seed=1)
 
 
@@ -139,7 +139,7 @@ def distil_round(data: PreparedData) -> dict[str, float]:
     What the matrix products reach is measured right before, between and right after our two students' steps.
     """
     rows, validation = timed_rows(data, "distil")
-    teacher, settings = start(data).requires_grad_(False), settings_of("odd", epochs=3)
+    teacher, settings = start().requires_grad_(False), settings_of("odd", epochs=3)
     steps = 2 * settings.epochs * -(-len(rows) // settings.batch_size)
     tokens = int(token_lengths(rows).mean() * settings.batch_size)
     usual = sum(
@@ -167,8 +167,8 @@ def finetune_round(data: PreparedData) -> dict[str, float]:
     """The 12 layers in full, one epoch."""
     rows, validation = timed_rows(data, "finetune")
     settings = settings_of("teacher", epochs=1)
-    usual = usual_training(start(data), rows, settings, PROFILE.max_length)
-    ours = our_training(start(data), rows, validation, settings)
+    usual = usual_training(start(), rows, settings, PROFILE.max_length)
+    ours = our_training(start(), rows, validation, settings)
     return {"finetune": {"usual": usual, "ours": ours, "comments": len(rows)}}
 
 
@@ -176,8 +176,8 @@ def lora_round(data: PreparedData) -> dict[str, float]:
     """LoRA on the 12 layers, one epoch."""
     rows, validation = timed_rows(data, "lora")
     settings = settings_of("lora", epochs=1)
-    usual = usual_training(adapted(start(data)), rows, settings, PROFILE.max_length)
-    ours = our_training(adapted(start(data)), rows, validation, settings)
+    usual = usual_training(adapted(start()), rows, settings, PROFILE.max_length)
+    ours = our_training(adapted(start()), rows, validation, settings)
     return {"lora": {"usual": usual, "ours": ours, "comments": len(rows)}}
 
 
@@ -262,7 +262,7 @@ def _peak_memory(name: str, recipe: str) -> float:
 def _few_steps(name: str, recipe: str) -> None:
     data = bench_data()
     rows, validation = data.splits["train"].select(range(96)), data.splits["validation"].select(range(32))
-    model, teacher, settings = start(data), None, settings_of("odd" if name == "distil" else "teacher", epochs=1)
+    model, teacher, settings = start(), None, settings_of("odd" if name == "distil" else "teacher", epochs=1)
     if name == "distil":
         teacher = model.requires_grad_(False)
         model = copy_layers(teacher, ODD_LAYERS)
@@ -286,7 +286,7 @@ def _few_steps(name: str, recipe: str) -> None:
 def quality(data: PreparedData) -> dict:
     """Test average precision of odd students by either recipe, a seed each, from one teacher trained by ours."""
     folder = bench_run().directory
-    teacher = start(data)
+    teacher = start()
     our_training(teacher, data.splits["train"], data.splits["validation"], settings_of("teacher"))
     teacher.requires_grad_(False)
     save_targets(teacher, data.splits["train"], folder / "targets", "quality")
@@ -313,7 +313,7 @@ def quality(data: PreparedData) -> dict:
 def int8(data: PreparedData) -> dict:
     """The 6-layer student in int8 against the 12-layer teacher in PyTorch: throughput, bytes, average precision."""
     folder = bench_run().directory
-    kind = type(start(data))
+    kind = type(start())
     teacher, student = (
         kind.from_pretrained(folder / name, use_safetensors=True).eval() for name in ("teacher", "student")
     )

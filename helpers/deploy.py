@@ -127,10 +127,10 @@ class OnnxModel:
 
 
 def in_length_order(
-    call: Callable, input_ids: list[list[int]], pad_token_id: int, batch_size: int = 32
+    call: Callable, input_ids: list[list[int]], pad_token_id: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(row numbers, logits) batch by batch, rows of similar length together, so that little padding is computed."""
-    collate = Collator(pad_token_id, labels=())
+    """(row numbers, logits) in batches of 32, rows of similar length together, so that little padding is computed."""
+    collate, batch_size = Collator(pad_token_id, labels=()), 32
     order = np.argsort([len(ids) for ids in input_ids], kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]

@@ -6,8 +6,9 @@ The last section scores all six labels of Jigsaw at once, as the competition did
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import datasets
 import evaluate
@@ -92,11 +93,11 @@ def best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
 # --- intervals and verdicts ------------------------------------------------------------------------------------------
 
 
-def resampled_counts(rows: int, resamples: int = RESAMPLES, seed: int = 0, chunk: int = 200):
-    """How often each row stands in each bootstrap sample, in pieces of (chunk, rows)."""
-    generator = np.random.default_rng(seed)
-    for start in range(0, resamples, chunk):
-        yield generator.multinomial(rows, np.full(rows, 1 / rows), size=min(chunk, resamples - start))
+def resampled_counts(rows: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """How often each row stands in each bootstrap sample, the same ones in every call; in pieces of (200, rows)."""
+    generator, piece = np.random.default_rng(0), 200
+    for start in range(0, resamples, piece):
+        yield generator.multinomial(rows, np.full(rows, 1 / rows), size=min(piece, resamples - start))
 
 
 def average_precision_of(labels: np.ndarray, probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -135,9 +136,7 @@ def intervals(
     }
 
 
-def compare(
-    labels: np.ndarray, a: np.ndarray, b: np.ndarray, statistic: Callable | None = None, resamples: int = RESAMPLES
-) -> dict:
+def compare(labels: np.ndarray, a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES) -> dict:
     """Is model a better than model b? Paired over test rows and seeds: a and b are probabilities (seeds, rows).
 
     The statistic is the mean over seeds of the difference in average precision. Rows are resampled jointly for both
@@ -149,7 +148,7 @@ def compare(
         difference, low, high (the interval alone excludes 0 where low > 0 or high < 0), by_seed, p_value (two-sided,
         bootstrap), standard_error, detectable, verdict.
     """
-    measure = statistic or (lambda probabilities, counts: average_precision_of(labels, probabilities, counts))
+    measure = functools.partial(average_precision_of, labels)
     once = np.ones((1, len(labels)), dtype=int)
     by_seed = [float(measure(x, once)[0] - measure(y, once)[0]) for x, y in zip(a, b, strict=True)]
     resampled = np.concatenate(

@@ -140,7 +140,7 @@ def published_block(run: Run) -> str:
         f"The published run learned from {count['train']:,} comments of train.csv, chose on {count['validation']:,} "
         f"others and was scored on {count['test']:,} of test.csv"
     )
-    there = read_json(run.results_dir / "run.json")["train_csv_rows"]
+    there = read_json(run.results_dir / "run.json").get("train_csv_rows")
     if there in (None, KAGGLE_TRAIN_ROWS):
         return f"{text}."
     return (

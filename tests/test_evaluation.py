@@ -277,16 +277,6 @@ def test_the_detectable_difference_is_that_of_80_percent_power(models):
     assert found["detectable"] == pytest.approx(2.80 * standard_error, rel=0.1)
 
 
-def test_another_statistic_can_be_compared(models):
-    labels = models["labels"]
-    found = compare(labels, models["good"], models["poor"], lambda p, counts: f1_of(labels, p, 0.5, counts))
-    f1 = [
-        metrics.f1_score(labels, a >= 0.5) - metrics.f1_score(labels, b >= 0.5)
-        for a, b in zip(models["good"], models["poor"], strict=True)
-    ]
-    assert found["difference"] == pytest.approx(np.mean(f1))
-
-
 def simulated_pair(seed: int, noise_a: float = 0.5, noise_b: float = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels (600,), 60 of them toxic, and the probabilities (1, 600) of two models.
 
