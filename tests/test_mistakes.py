@@ -8,6 +8,7 @@ from helpers import mistakes
 from helpers.data import load_data
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
 from helpers.mistakes import first_and_last, gradient_sizes, leaked_scores, shared_tensors
+from helpers.runs import RunInUse
 
 
 def test_the_ends_of_a_loss_are_the_means_of_its_first_and_last_quarter():
@@ -37,6 +38,25 @@ def test_a_leak_is_held_against_validation_and_the_clean_test_set(finished_run, 
     assert found["training rows in the test set"].tolist() == ["none, validation", "0%", "100%"]
     guessed = [float(data.labels(split).mean()) for split in ("validation", "test")]
     assert found["average precision"].tolist() == pytest.approx([*guessed, 1.0])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda model, data, run: mistakes.outputs_of(model, data, run, "odd"),
+        lambda model, data, run: mistakes.train_briefly("odd", "odd", model, data, run),
+        lambda _, __, run: mistakes.forget(run),
+    ],
+    ids=["outputs", "training", "forgetting"],
+)
+def test_nothing_is_written_into_a_run_that_another_process_holds(tiny_bert, copied_run, monkeypatch, write):
+    def held(_):
+        raise RunInUse("held")
+
+    monkeypatch.setattr(mistakes, "only_writer", held)
+    with pytest.raises(RunInUse):
+        write(tiny_bert, load_data(copied_run), copied_run)
+    assert not (copied_run.directory / "mistakes").exists()
 
 
 def test_one_object_shares_all_tensors_with_itself_and_a_copy_none(tiny_bert):

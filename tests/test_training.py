@@ -502,7 +502,8 @@ def test_a_damaged_checkpoint_is_named_and_not_used(uninterrupted, tiny_model, r
 
 
 @pytest.mark.parametrize(
-    "changes", [{"made_from": "another start"}, {"settings": replace(SETTINGS, learning_rate=1e-3)}]
+    "changes",
+    [{"made_from": "another start"}, {"settings": replace(SETTINGS, learning_rate=1e-3)}, {"micro_batch_size": 2}],
 )
 def test_a_checkpoint_of_something_else_is_not_used(tiny_model, rows, tmp_path, changes):
     with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
