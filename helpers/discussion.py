@@ -643,7 +643,7 @@ def are_details_lost(shares: pd.DataFrame, reference: str) -> str:
         )
     fall = at["plain"] - at["obfuscated"]
     lines = [
-        f"**Are details lost?** Of the written insults `{reference}` finds {at['plain'][reference]:.2f} plainly "
+        f"**Are details lost?** Of the made-up insults `{reference}` finds {at['plain'][reference]:.2f} plainly "
         f"spelled and {at['obfuscated'][reference]:.2f} disguised, {_fall(fall[reference])}:",
         "",
     ]

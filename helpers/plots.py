@@ -517,8 +517,6 @@ def pareto(table: pd.DataFrame, fronts: dict[str, np.ndarray], run: Run) -> Imag
             if ringed:
                 ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": "black"}
                 panel.plot(cost, score, "o", transform=beside, **ring)
-        joined = costs[front].sort_values()
-        panel.plot(joined, scores[joined.index], color="black", linewidth=1, zorder=0)
     for panel in axes[:, 0]:
         panel.set_ylabel("average precision (test)")
     axes[1, 2].axis("off")
