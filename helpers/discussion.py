@@ -11,7 +11,14 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from helpers.config import LABELS, MAIN_EXPERIMENTS
 from helpers.data import load_data
 from helpers.evaluation import calibration, calibration_bins, compare, describe, mcnemar_p, toxic_rows_needed
-from helpers.experiments import Experiment, Results, load_results, predictions_path
+from helpers.experiments import (
+    Experiment,
+    Results,
+    compare_pairs,
+    comparison_table,
+    load_results,
+    predictions_path,
+)
 from helpers.improvements import grid_comparisons
 from helpers.runs import Run
 
@@ -116,7 +123,7 @@ def recall_power(results: Results, pairs: list[tuple[str, str]]) -> pd.DataFrame
     toxic, rows = results.labels() == 1, []
     for a, b in pairs:
         found = [called_toxic(results, name) for name in (a, b)]
-        seeds = [seed for seed in found[0] if seed in found[1]]
+        seeds = results.common_seeds(a, b)
         of_a, of_b = (np.stack([verdicts[seed][toxic] for seed in seeds]) for verdicts in found)
         discordant = float((of_a != of_b).mean())
         rows.append(
@@ -430,17 +437,13 @@ def what_is_kept(table: pd.DataFrame) -> str:
 
 def are_they_close(results: Results) -> str:
     """Each cheaper model minus its teacher: paired, but not named beforehand and not corrected; a line each."""
-    labels = results.labels()
-    found = {f"{name} − teacher": compare(labels, *results.paired(name, "teacher")) for name in ASKED[1:]}
+    found = compare_pairs(results, [(name, "teacher") for name in ASKED[1:]])
     return "\n".join(f"- {describe(title, comparison)}" for title, comparison in found.items())
 
 
 def is_the_teacher_a_bound(results: Results) -> str:
     """Whether a student scores above the teacher it imitates, in a sentence of means over seeds."""
-    score = {
-        name: np.mean([result["test"]["average_precision"] for result in results.by_name[name].values()])
-        for name in ("teacher", "odd", "even")
-    }
+    score = comparison_table(results).set_index("experiment")["average_precision"]
     above = [f"`{name}` ({score[name]:.3f})" for name in ("odd", "even") if score[name] > score["teacher"]]
     text = f"Their teacher has an average precision of {score['teacher']:.3f}"
     if not above:
@@ -480,10 +483,8 @@ def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
     found = comparisons.get("odd − odd_hard")
     if found is None:
         return "**Did distilling help?** This profile has no student without a teacher; `study` has."
-    verdicts, of_even = {found["verdict"]}, None
-    if {"even", "even_hard"} <= results.by_name.keys():
-        of_even = compare(results.labels(), *results.paired("even", "even_hard"))
-        verdicts.add(of_even["verdict"])
+    of_even = compare_pairs(results, [("even", "even_hard")]).get("even − even_hard")
+    verdicts = {each["verdict"] for each in (found, of_even) if each}
     answer = {
         "better": "yes, in this run",
         "worse": "no: in this run the distilled student is worse on test",
@@ -514,12 +515,7 @@ def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
 
 def is_lora_better(results: Results) -> str:
     """LoRA against full fine-tuning of the same layers, on the stack and on the control; not planned, not corrected."""
-    pairs = [("lora", "teacher"), ("minilm_lora", "minilm")]
-    found = {
-        f"{a} − {b}": compare(results.labels(), *results.paired(a, b))
-        for a, b in pairs
-        if a in results.by_name and b in results.by_name
-    }
+    found = compare_pairs(results, [("lora", "teacher"), ("minilm_lora", "minilm")])
     verdicts = {comparison["verdict"] for comparison in found.values()}
     conclusion = "So no verdict on LoRA as a method is given here."
     if len(found) == 2 and verdicts in ({"better"}, {"worse"}):

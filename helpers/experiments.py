@@ -19,7 +19,7 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -617,10 +617,15 @@ class Results:
 
     def paired(self, a: str, b: str) -> tuple[np.ndarray, np.ndarray]:
         """The test probabilities of two models on the seeds that both have, each (seeds, rows)."""
-        seeds = [seed for seed in self.by_name[a] if seed in self.by_name[b]]
+        seeds = self.common_seeds(a, b)
         return tuple(
             np.stack([toxic_probability(self._frame(name, seed, "test")[0]) for seed in seeds]) for name in (a, b)
         )
+
+    def common_seeds(self, *names: str) -> list[int]:
+        """The seeds that all of these models have: a student of seed 2 belongs to the teacher of seed 2."""
+        first, *others = (self.by_name.get(name, {}) for name in names)
+        return [seed for seed in first if all(seed in other for other in others)]
 
     def common_seed(self, *names: str) -> int:
         """The first seed that all of these models have, for what is shown of one seed.
@@ -628,7 +633,7 @@ class Results:
         Raises:
             ValueError: there is none.
         """
-        common = [seed for seed in self.by_name[names[0]] if all(seed in self.by_name[name] for name in names)]
+        common = self.common_seeds(*names)
         if not common:
             raise ValueError(f"there is no seed with which all of {', '.join(names)} have been trained")
         return common[0]
@@ -825,26 +830,24 @@ def deployment_table(results: Results) -> pd.DataFrame:
     return table
 
 
-def write_comparison(results: Results, run: Run) -> pd.DataFrame:
-    """Writes the table to runs/<run>/results/comparison.csv and returns it."""
+def write_comparison(results: Results, run: Run, directory: Path | None = None) -> pd.DataFrame:
+    """Writes the table to comparison.csv in `directory` (default: runs/<run>/results/) and returns it."""
     table = comparison_table(results)
-    write_file(run.results_dir / "comparison.csv", lambda temporary: table.to_csv(temporary, index=False))
+    path = (directory or run.results_dir) / "comparison.csv"
+    write_file(path, lambda temporary: table.to_csv(temporary, index=False))
     return table
 
 
-def planned_comparisons(
-    results: Results,
-) -> dict[str, dict]:
-    """The paired comparisons that were named beforehand, as far as the run has both models, with Holm's correction.
-
-    Only seeds that both models have are compared: a student of seed 2 belongs to the teacher of seed 2.
-    """
-    found = {
-        title: compare(results.labels(), *results.paired(a, b))
-        for title, (a, b) in COMPARISONS.items()
-        if set(results.by_name.get(a, ())) & set(results.by_name.get(b, ()))
+def compare_pairs(results: Results, pairs: Iterable[tuple[str, str]]) -> dict[str, dict]:
+    """`compare` of each pair on the test set, by title 'a − b'; a pair without a seed in common is left out."""
+    return {
+        f"{a} − {b}": compare(results.labels(), *results.paired(a, b)) for a, b in pairs if results.common_seeds(a, b)
     }
-    return with_holm(found)
+
+
+def planned_comparisons(results: Results) -> dict[str, dict]:
+    """The comparisons that were named beforehand, as far as the run has both models, with Holm's correction."""
+    return with_holm(compare_pairs(results, COMPARISONS.values()))
 
 
 # --- six labels ------------------------------------------------------------------------------------------------------

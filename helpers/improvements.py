@@ -26,6 +26,7 @@ from helpers.experiments import (
     EXPERIMENTS,
     Experiment,
     Results,
+    compare_pairs,
     find_result,
     load_results,
     load_teacher,
@@ -364,11 +365,7 @@ def run_winners(run: Run) -> Results:
 
 def winner_comparisons(run: Run, results: Results) -> dict[str, dict]:
     """Each winner against its section's default: paired, over seeds and test rows, with Holm's correction."""
-    found = {
-        f"{best.name} − {default.name}": compare(results.labels(), *results.paired(best.name, default.name))
-        for _, best, default in winners(run)
-    }
-    return with_holm(found) if found else {}
+    return with_holm(compare_pairs(results, [(best.name, default.name) for _, best, default in winners(run)]))
 
 
 def pareto_front(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:

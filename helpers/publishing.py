@@ -39,6 +39,7 @@ from helpers.experiments import (
     published_dir,
     published_part,
     result_path,
+    write_comparison,
 )
 from helpers.improvements import grid_run, sections
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, without_outputs, write_notebook
@@ -184,9 +185,7 @@ def copy_results(run: Run, target: Path) -> None:
 
 def copy_comparison(run: Run, target: Path) -> None:
     """Writes comparison.csv beside a run's copied results and from them: the run's own may be of other ones."""
-    table = comparison_table(load_results(run))
-    path = target / "results" / published_part(run) / "comparison.csv"
-    write_file(path, lambda temporary: table.to_csv(temporary, index=False))
+    write_comparison(load_results(run), run, target / "results" / published_part(run))
 
 
 def _possible(run: Run) -> Iterator[tuple[Experiment, int]]:

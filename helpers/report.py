@@ -18,14 +18,13 @@ from helpers import discussion
 from helpers.benchmark import FULL_ROWS, MEAN_TOKENS, benchmark_in_markdown, gpus_in_markdown
 from helpers.config import PROFILES, load_profile
 from helpers.data import KAGGLE_TRAIN_ROWS
-from helpers.evaluation import compare
 from helpers.experiments import (
     EXPERIMENTS,
     LABELS_REFERENCES,
     Experiment,
     MissingStage,
-    Results,
     beside_results,
+    compare_pairs,
     comparison_table,
     find_result,
     labels_run,
@@ -189,7 +188,7 @@ def observed_block(run: Run) -> str:
     """What was expected beside what the verdicts say."""
     results = load_results(run)
     table, planned, real = comparison_table(results), planned_comparisons(results), real_verdicts(run)
-    besides = not_planned(results)
+    besides = compare_pairs(results, BESIDES)
     at = {title: f"{title} is **{found['verdict']}**" for title, found in planned.items()}
     at |= {title: f"{title} is **{found['verdict']}** (not planned)" for title, found in besides.items()}
     odd, teacher = (table.set_index("experiment").loc[name] for name in ("odd", "teacher"))
@@ -223,12 +222,6 @@ def observed_block(run: Run) -> str:
         expected["distilling helps"] = f"{', '.join(helps)}."
     lines = [f"- Expected: *{what}*. Observed: {found}" for what, found in expected.items()]
     return "\n".join([*verdict_table(planned | besides), "", *lines, "", discussion.answer(table, planned)])
-
-
-def not_planned(results: Results) -> dict[str, dict]:
-    """The comparisons of BESIDES, as far as the run has both models; they carry no correction."""
-    pairs = [(a, b) for a, b in BESIDES if {a, b} <= results.by_name.keys()]
-    return {f"{a} − {b}": compare(results.labels(), *results.paired(a, b)) for a, b in pairs}
 
 
 def verdict_table(comparisons: dict[str, dict]) -> list[str]:
@@ -307,7 +300,7 @@ def layers_block(run: Run) -> str:
     compared = planned_comparisons(results)
     of_layers = [f"- {title} {_briefly(found)}" for title, found in compared.items() if title in LAYER_COMPARISONS]
     scores = _markdown_table(comparison_table(results), MAIN_COLUMNS)
-    tables = [*verdict_table(compared | not_planned(results)), "", *scores]
+    tables = [*verdict_table(compared | compare_pairs(results, BESIDES)), "", *scores]
     return "\n".join(
         [
             f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {run.data_label}, {seeds} of "

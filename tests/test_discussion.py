@@ -146,7 +146,10 @@ def test_a_pair_is_compared_on_the_first_seed_that_both_have():
     ],
 )
 def test_a_teacher_below_a_student_is_called_no_bound(results, scores, told):
-    by_name = {name: {1: {"test": {"average_precision": score}}} for name, score in scores.items()}
+    by_name = {
+        name: {1: results.by_name[name][1] | {"test": results.by_name[name][1]["test"] | {"average_precision": score}}}
+        for name, score in scores.items()
+    }
     assert told in discussion.is_the_teacher_a_bound(replace(results, by_name=by_name))
 
 
@@ -177,7 +180,7 @@ def test_the_change_from_validation_to_test_is_computed(table):
 class MadeResults:
     """As much of Results as the tables read: test probabilities by model and seed, every threshold 0.5."""
 
-    cross_entropy, common_seed = Results.cross_entropy, Results.common_seed
+    cross_entropy, common_seed, common_seeds = Results.cross_entropy, Results.common_seed, Results.common_seeds
 
     def __init__(self, labels: list[int], probabilities: dict[str, list[list[float]]]) -> None:
         self._labels, self._probabilities = np.array(labels), probabilities
