@@ -178,7 +178,7 @@ PROFILES = {
             lora_batch_size=16,
             seeds=(1, 2),
             experiments=("majority", "tfidf", "teacher", "odd", "even", "lora", *LAYER_EXPERIMENTS),
-            expected_time="about 90 minutes a seed on 2 CPU cores",
+            expected_time="about 100 minutes a seed on 2 CPU cores",
             student_learning_rate=5e-5,  # 1 and 10 times the teacher's rate, as the search in `study` found
             lora_learning_rate=5e-4,
         ),

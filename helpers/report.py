@@ -23,6 +23,7 @@ from helpers.experiments import (
     LABELS_REFERENCES,
     Experiment,
     MissingStage,
+    Results,
     beside_results,
     compare_pairs,
     comparison_table,
@@ -114,9 +115,7 @@ def about_block(run: Run) -> str:
         f"({comments_in_words(some)}), {pretrained}, {seeds} of {len(run.profile.seeds)} seeds (trainings with another "
         f"random start); device: {some['device']}. What other runs give is named where it stands."
     ]
-    for seed in sorted({seed for _, seed in results.missing}):
-        names = ", ".join(name for name, missing in results.missing if missing == seed)
-        lines.append(f"Not yet run with seed {seed}: {names}.")
+    lines += _not_yet_run(results)
     absent = [name for name in BERT_BASE if beside_results(run, name) is None]
     if run.profile.pretrained != "bert-base-uncased" and absent:
         commands = " or ".join(f"`make run publish PROFILE={name}`" for name in absent)
@@ -124,6 +123,13 @@ def about_block(run: Run) -> str:
             f"**bert-base-uncased: not yet run** ({', '.join(absent)}). {commands} on a GPU fills its rows of results."
         )
     return "\n\n".join(lines)
+
+
+def _not_yet_run(results: Results) -> list[str]:
+    """A sentence for each seed that some model of the comparison has not been trained with."""
+    seeds = sorted({seed for _, seed in results.missing})
+    names = [", ".join(name for name, missing in results.missing if missing == seed) for seed in seeds]
+    return [f"Not yet run with seed {seed}: {missing}." for seed, missing in zip(seeds, names, strict=True)]
 
 
 def comments_in_words(result: dict) -> str:
@@ -308,6 +314,7 @@ def layers_block(run: Run) -> str:
             "",
             *of_layers,
             "",
+            *[f"{line}\n" for line in _not_yet_run(results)],
             discussion.is_the_teacher_a_bound(results),
             "",
             *_folded("All its comparisons and scores", tables),

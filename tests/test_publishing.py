@@ -200,6 +200,13 @@ def test_the_rows_of_bert_base_are_filled_from_what_stands_beside(run, monkeypat
     assert "bert-base-uncased: not yet run" not in report.about_block(shown)
 
 
+@pytest.mark.parametrize("block", [report.about_block, report.layers_block])
+def test_a_seed_that_some_model_lacks_is_named(run, monkeypatch, block):
+    unfinished = replace(run, profile=replace(run.profile, seeds=(1, 2)))
+    monkeypatch.setattr(experiments, "beside_run", lambda run, name: unfinished)
+    assert "Not yet run with seed 2: teacher, odd, even, lora, lora_6, odd_hard, even_hard." in block(unfinished)
+
+
 def test_a_comparison_that_was_not_planned_has_no_p_value():
     found = {"difference": 0.02, "low": -0.01, "high": 0.05, "detectable": 0.04, "by_seed": [0.01, 0.03]}
     found["verdict"] = "inconclusive"
