@@ -17,6 +17,8 @@ PIP_DISABLE_PIP_VERSION_CHECK := 1
 VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
+# Two processes, a test file in one of them. The slow tests run alone: they kill, wait and drive a browser.
+QUICK := -m "not slow" -n 2 --dist loadfile
 export PROFILE RUN JIGSAW_DIR SEEDS NAME ID COURSE PIP_DISABLE_PIP_VERSION_CHECK
 
 .PHONY: run improvements base test test-all bench test-versions lab demo publish submission first-cells clean
@@ -35,17 +37,19 @@ base: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(QUICK)
 
 test-all: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(QUICK)
+	$(BIN)/python -m pytest -m slow
 	@$(MAKE) test-versions
 
 test-versions:
 	@$(MAKE) --no-print-directory VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt .venv-lowest/installed
-	.venv-lowest/bin/python -m pytest
+	.venv-lowest/bin/python -m pytest $(QUICK)
+	.venv-lowest/bin/python -m pytest -m slow
 
 bench: $(VENV)/installed
 	$(BIN)/python -m helpers.benchmark $(SECTIONS)
