@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import helpers.pipeline
@@ -241,6 +242,102 @@ def test_the_demo_notebook_starts_its_page_on_this_machine(finished):
     outcome = pipeline("07_demo", "--run", RUN)
     assert outcome.returncode == 0, outcome.stdout[-3_000:] + outcome.stderr[-3_000:]
     assert re.search(r"also at http://127\.0\.0\.1:\d+/", outcome.stdout)
+
+
+# What a reader does who tries the questions at a notebook's end: cells changed (text, replacement), one cell appended.
+# Two of them change a file of helpers/, which a test should not.
+TRIES = {
+    "01_data_preparation": (
+        [],
+        """print(baselines[1]["validation"]["average_precision"])
+assert (run.results_dir / "tfidf-1.json").is_file()
+lengths = pd.Series(data.splits["train"]["tokens"][:])
+assert (lengths > run.profile.max_length).mean() >= (lengths > 2 * run.profile.max_length).mean()""",
+    ),
+    "02_layer_distillation": (
+        [("(1.0, 2.0, 4.0)}, run)", "(1.0, 2.0, 4.0, 8.0)}, run)")],
+        """first = copy_layers(load_teacher(seed, run)[0], (1, 2, 3, 4, 5, 6))
+logits = predict(first, data.splits["validation"], label="first six")
+print(average_precision_score(data.labels("validation"), toxic_probability(logits.numpy())))""",
+    ),
+    "03_lora_fine_tuning": (
+        [],
+        """fresh = load_model(find_pretrained(profile.pretrained), seed)
+assert lora_parameters(fresh, 2) < lora_parameters(fresh, 32)
+one = add_adapters(fresh, rank=profile.lora_rank, **settings, targets=["query"])
+assert (predict(one, rows) - before).abs().max() < 1e-5
+assert count_parameters(one)[1] < trainable""",
+    ),
+    "04_comparison": (
+        [('worst_errors(results, "odd", run)', 'worst_errors(results, "odd", run, show_comments=True)')],
+        """from helpers.evaluation import calibration, score
+import numpy as np
+for name in results.by_name:
+    for metric in ("f1", "average_precision"):
+        print(np.mean([score(seen, results.labels(), 0.5)[metric] for seen in results.probabilities(name)]))
+seed = run.seeds[0]
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+logits, labels = results.logits("odd", seed, "validation"), results.labels("validation")
+loss = lambda t: -log_softmax(logits / t, axis=1)[np.arange(len(labels)), labels].mean()
+best = minimize_scalar(loss, bounds=(0.05, 20), method="bounded").x
+for split in ("validation", "test"):
+    scaled = softmax(results.logits("odd", seed, split) / best, axis=1)[:, 1]
+    print(calibration(results.labels(split), scaled))""",
+    ),
+    "05_improvements": (
+        [],
+        """from helpers.improvements import grid_run
+from helpers.experiments import load_teacher, prepare, run_experiment
+from helpers.layers import copy_layers
+grid = grid_run(run)
+data = prepare(grid)
+run_experiment("teacher", grid.seeds[0], grid)
+teacher, _ = load_teacher(grid.seeds[0], grid)
+from sklearn.metrics import average_precision_score
+from helpers.evaluation import toxic_probability
+from helpers.training import predict
+for layers in ((1, 2, 3, 4, 5, 12), selection(steps)):
+    logits = predict(copy_layers(teacher, layers), data.splits["validation"], label="chosen")
+    print(average_precision_score(data.labels("validation"), toxic_probability(logits.numpy())))""",
+    ),
+    "06_common_mistakes": (
+        [
+            (
+                "students, distilled = {}, {}",
+                'train_briefly("teacher", "taught at last", teachers["untrained teacher"], data, run)\n'
+                "students, distilled = {}, {}",
+            ),
+            ("r=8)  # no task type", 'r=8, modules_to_save=["classifier"])'),
+            (
+                "    trained = count_parameters(model)[1]",
+                "    trained = count_parameters(model)[1]\n    assert trained == formula",
+            ),
+        ],
+        "forget(run)",
+    ),
+    "07_demo": (
+        [("You are a complete idiot", "You are not a complete idiot")],
+        """show_table(side_by_side(models, "You are a complete id**t"), "One comment", run)
+low, high = (model.probabilities([text])[0] for text in (comment, comment.upper()))
+assert low == high
+page.close()""",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRIES)
+def test_what_a_notebooks_last_questions_ask_for_works_when_it_is_tried(finished, name, monkeypatch):
+    for variable, value in {"PROFILE": "smoke", "RUN": RUN}.items():
+        monkeypatch.setenv(variable, value)
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    changes, appended = TRIES[name]
+    for text, replacement in changes:
+        [cell] = [cell for cell in code_cells(notebook) if text in cell.source]
+        cell.source = cell.source.replace(text, replacement)
+    notebook.cells.append(nbformat.v4.new_code_cell(appended))
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
 
 
 def test_a_notebook_that_fails_shows_no_outputs_of_an_earlier_run(tmp_path, monkeypatch):
