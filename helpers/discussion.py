@@ -15,7 +15,6 @@ from helpers.experiments import (
     Experiment,
     Results,
     compare_pairs,
-    comparison_table,
     load_results,
     predictions_path,
 )
@@ -441,9 +440,9 @@ def are_they_close(results: Results) -> str:
     return "\n".join(f"- {describe(title, comparison)}" for title, comparison in found.items())
 
 
-def is_the_teacher_a_bound(results: Results) -> str:
+def is_the_teacher_a_bound(table: pd.DataFrame) -> str:
     """Whether a student scores above the teacher it imitates, in a sentence of means over seeds."""
-    score = comparison_table(results).set_index("experiment")["average_precision"]
+    score = table.set_index("experiment")["average_precision"]
     above = [f"`{name}` ({score[name]:.3f})" for name in ("odd", "even") if score[name] > score["teacher"]]
     text = f"Their teacher has an average precision of {score['teacher']:.3f}"
     if not above:

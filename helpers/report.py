@@ -127,9 +127,10 @@ def about_block(run: Run) -> str:
 
 def _not_yet_run(results: Results) -> list[str]:
     """A sentence for each seed that some model of the comparison has not been trained with."""
-    seeds = sorted({seed for _, seed in results.missing})
-    names = [", ".join(name for name, missing in results.missing if missing == seed) for seed in seeds]
-    return [f"Not yet run with seed {seed}: {missing}." for seed, missing in zip(seeds, names, strict=True)]
+    names: dict[int, list[str]] = {}
+    for name, seed in results.missing:
+        names.setdefault(seed, []).append(name)
+    return [f"Not yet run with seed {seed}: {', '.join(names[seed])}." for seed in sorted(names)]
 
 
 def comments_in_words(result: dict) -> str:
@@ -303,10 +304,9 @@ def layers_block(run: Run) -> str:
         commands = ("make base", ".venv/bin/python -m helpers.experiments --profile base", "make publish PROFILE=base")
         return f"Not yet run: {', then '.join(f'`{command}`' for command in commands)}."
     seeds = max(len(by_seed) for by_seed in results.by_name.values())
-    compared = planned_comparisons(results)
+    compared, table = planned_comparisons(results), comparison_table(results)
     of_layers = [f"- {title} {_briefly(found)}" for title, found in compared.items() if title in LAYER_COMPARISONS]
-    scores = _markdown_table(comparison_table(results), MAIN_COLUMNS)
-    tables = [*verdict_table(compared | compare_pairs(results, BESIDES)), "", *scores]
+    verdicts = verdict_table(compared | compare_pairs(results, BESIDES))
     return "\n".join(
         [
             f"Profile `base`: all-mpnet-base-v2, 12 layers 768 wide; {run.data_label}, {seeds} of "
@@ -315,9 +315,9 @@ def layers_block(run: Run) -> str:
             *of_layers,
             "",
             *[f"{line}\n" for line in _not_yet_run(results)],
-            discussion.is_the_teacher_a_bound(results),
+            discussion.is_the_teacher_a_bound(table),
             "",
-            *_folded("All its comparisons and scores", tables),
+            *_folded("All its comparisons and scores", [*verdicts, "", *_markdown_table(table, MAIN_COLUMNS)]),
         ]
     )
 

@@ -145,12 +145,9 @@ def test_a_pair_is_compared_on_the_first_seed_that_both_have():
         ({"teacher": 0.7, "odd": 0.8, "even": 0.9}, "below its own students `odd` (0.800) and `even` (0.900)"),
     ],
 )
-def test_a_teacher_below_a_student_is_called_no_bound(results, scores, told):
-    by_name = {
-        name: {1: results.by_name[name][1] | {"test": results.by_name[name][1]["test"] | {"average_precision": score}}}
-        for name, score in scores.items()
-    }
-    assert told in discussion.is_the_teacher_a_bound(replace(results, by_name=by_name))
+def test_a_teacher_below_a_student_is_called_no_bound(scores, told):
+    table = pd.DataFrame({"experiment": scores.keys(), "average_precision": scores.values()})
+    assert told in discussion.is_the_teacher_a_bound(table)
 
 
 def test_the_gain_over_word_counts_comes_with_its_interval(results, table):
