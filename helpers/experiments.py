@@ -530,11 +530,15 @@ def _before_training(data: PreparedData, logits: np.ndarray) -> dict[str, float]
 
 
 def model_bytes(experiment: Experiment, seed: int, run: Run) -> dict[str, int]:
-    """Bytes on disk: `total` to run the model, `to_ship` for one more task (an adapter needs no second base)."""
+    """Bytes on disk: `total` to run the model, `to_ship` for one more task.
+
+    An adapter on the pretrained model is sent alone, for everybody has its base; the copy of a teacher that was
+    fine-tuned for the task is no such base, and goes along.
+    """
     own = sum(path.stat().st_size for path in run.model_dir(experiment.name, seed).glob("*.safetensors"))
     base = run.model_dir(f"{experiment.name}_base", seed) if experiment.adapter else None
     below = sum(path.stat().st_size for path in base.glob("*.safetensors")) if base else 0
-    return {"total": own + below, "to_ship": own}
+    return {"total": own + below, "to_ship": own + below if experiment.start == "teacher" else own}
 
 
 def _toxic_scores(data: PreparedData, logits: dict[str, np.ndarray], threshold: float | None) -> dict:

@@ -412,6 +412,12 @@ def test_an_adapters_bytes_count_its_base_but_shipping_it_does_not(finished_run)
     assert sizes["total"] - sizes["to_ship"] == base.stat().st_size > sizes["to_ship"] > 0
 
 
+def test_an_adapter_on_a_copy_of_this_tasks_teacher_is_shipped_with_that_copy(finished_run):
+    sizes = read_json(result_path(finished_run.results_dir, "lora_6", 1))["costs"]["bytes"]
+    base = finished_run.model_dir("lora_6_base", 1) / "model.safetensors"
+    assert sizes["to_ship"] == sizes["total"] > base.stat().st_size
+
+
 def test_the_smoke_teacher_passes_the_gate(finished_run):
     assert read_json(result_path(finished_run.results_dir, "teacher", 1))["gate"]["passed"] is True
 
