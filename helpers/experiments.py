@@ -256,11 +256,12 @@ def prepare(run: Run) -> PreparedData:
     return prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
 
 
-def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
+def run_experiment(name: str | Experiment, seed: int, run: Run, weights: bool = True) -> dict:
     """Trains, scores and measures one experiment, unless that is done already; returns its result.
 
     Leaves models/<name>-<seed>/, results/<name>-<seed>.json and results/predictions/<name>-<seed>.parquet in the run.
-    An experiment that stands in no list is given itself instead of by its name.
+    An experiment that stands in no list is given itself instead of by its name. With weights=False its scores are
+    enough: models/ may have been cleared to save space.
 
     Raises:
         ValueError: no such experiment, or a baseline, which knows `toxic` only, in a run with another task.
@@ -281,7 +282,7 @@ def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
     made_from = experiment_fingerprint(experiment, seed, run.profile, data.fingerprint)
     state = this_process()
     state.wait_for_everyone()
-    done = finished_result(experiment, seed, run, made_from)
+    done = finished_result(experiment, seed, run, made_from, weights)
     if done is not None:
         return done
     with only_writer(run) if state.is_main_process else nullcontext():
@@ -293,12 +294,12 @@ def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
     return read_json(result_path(run.results_dir, experiment.name, seed))
 
 
-def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str) -> dict | None:
-    """The experiment's result, if its JSON, predictions and weights are all there, whole, and of this fingerprint."""
+def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str, weights: bool = True) -> dict | None:
+    """The experiment's result, if its JSON, predictions and `weights` are all there, whole, and of this fingerprint."""
     result = read_result(run.results_dir, experiment.name, seed)
     if result is None or result["fingerprint"] != made_from:
         return None
-    if experiment.start != "baseline" and not has_model(experiment, seed, run, made_from):
+    if weights and experiment.start != "baseline" and not has_model(experiment, seed, run, made_from):
         return None
     return result
 

@@ -213,6 +213,18 @@ def test_a_student_that_lost_its_weights_is_made_again(copied_run, no_training):
         run_experiment("odd", 1, copied_run)
 
 
+def test_scores_are_there_without_the_weights_they_came_from(copied_run, no_training):
+    shutil.rmtree(copied_run.model_dir("odd", 1))
+    scores = read_json(result_path(copied_run.results_dir, "odd", 1))
+    assert run_experiment("odd", 1, copied_run, weights=False) == scores
+
+
+def test_scores_of_other_settings_are_not_taken_for_these(copied_run, no_training):
+    other = replace(copied_run, profile=replace(copied_run.profile, teacher_learning_rate=1e-3))
+    with pytest.raises(Retrained):
+        run_experiment("teacher", 1, other, weights=False)
+
+
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
 def test_a_broken_result_is_made_again(copied_run, no_training, content):
     result_path(copied_run.results_dir, "odd", 1).write_text(content)
