@@ -114,15 +114,21 @@ def source_name(student_name: str, layers: Sequence[int]) -> str:
 
 
 def copied_tensors(student: torch.nn.Module, teacher: torch.nn.Module, layers: Sequence[int]) -> list[dict]:
-    """The proof of a copy, a row a student layer: where it came from, tensors equal, tensors that share storage."""
+    """The proof of a copy: where tensors came from, how many are equal, how many share storage.
+
+    A row a student layer, counted from 1, and one for what is outside the layers: embeddings, pooler, classifier.
+    """
     mine, theirs = student.state_dict(), teacher.state_dict()
+    named: dict[int | str, list[str]] = {layer: [] for layer in (*range(1, len(layers) + 1), "outside")}
+    for name in mine:
+        match = LAYER_NAME.match(name)
+        named[int(match["index"]) + 1 if match else "outside"].append(name)
     rows = []
-    for index, layer in enumerate(layers):
-        names = [name for name in mine if (match := LAYER_NAME.match(name)) and int(match["index"]) == index]
+    for (place, names), layer in zip(named.items(), (*layers, "outside"), strict=True):
         pairs = [(mine[name], theirs[source_name(name, layers)]) for name in names]
         rows.append(
             {
-                "student layer": index + 1,
+                "student layer": place,
                 "teacher layer": layer,
                 "tensors": len(pairs),
                 "equal": sum(torch.equal(here, there) for here, there in pairs),

@@ -191,23 +191,34 @@ def test_the_students_attention_modules_are_numbered_anew(tiny_model, family):
 
 @BOTH
 def test_the_proof_of_a_copy_shows_all_tensors_equal_and_none_shared(teacher, layers):
-    tensors = len(encoder_layers(teacher)[0].state_dict())
+    of_a_layer = len(encoder_layers(teacher)[0].state_dict())
+    outside = len(teacher.state_dict()) - 12 * of_a_layer
     assert copied_tensors(copy_layers(teacher, layers), teacher, layers) == [
         {"student layer": place, "teacher layer": layer, "tensors": tensors, "equal": tensors, "shared": 0}
-        for place, layer in enumerate(layers, start=1)
+        for place, layer, tensors in [
+            *((place, layer, of_a_layer) for place, layer in enumerate(layers, start=1)),
+            ("outside", "outside", outside),
+        ]
     ]
 
 
 def test_the_proof_of_a_copy_fails_for_the_wrong_layers(teacher):
     proof = copied_tensors(copy_layers(number_layers(teacher), EVEN_LAYERS), teacher, ODD_LAYERS)
-    assert [row["equal"] for row in proof] == [0] * 6
+    assert [row["equal"] for row in proof[:6]] == [0] * 6
+
+
+def test_the_proof_of_a_copy_fails_for_another_classifier(teacher):
+    student = copy_layers(teacher, ODD_LAYERS)
+    next(reversed(student.state_dict().values())).add_(1)  # the classifier's bias
+    outside = copied_tensors(student, teacher, ODD_LAYERS)[-1]
+    assert outside["equal"] == outside["tensors"] - 1
 
 
 def test_the_proof_of_a_copy_shows_a_module_that_is_shared_with_the_teacher(teacher):
     student = copy_layers(teacher, ODD_LAYERS)
     encoder_layers(student)[2] = encoder_layers(teacher)[4]
     proof = copied_tensors(student, teacher, ODD_LAYERS)
-    assert [row["shared"] == row["tensors"] for row in proof] == [False, False, True, False, False, False]
+    assert [row["student layer"] for row in proof if row["shared"]] == [3]
 
 
 @pytest.mark.parametrize(("layers", "parameters"), [(12, 109_483_778), (6, 66_956_546)])
