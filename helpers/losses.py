@@ -46,6 +46,7 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
         raise ValueError(f"the logits have different shapes: {shapes}")
     student_log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher_log_p = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
+    # KL(teacher ‖ student): PyTorch takes the approximation first, the target second
     divergence = F.kl_div(student_log_p, teacher_log_p, reduction="batchmean", log_target=True)
     return temperature**2 * divergence
 
@@ -72,7 +73,7 @@ def distillation_loss(
     alpha: float,
     beta: float,
 ) -> DistillationLoss:
-    """L as in this module's head: logits (B, C), labels (B,), [CLS] states (B, H), or (B, L, H) of several layers."""
+    """(1 − α) · hard + α · soft + β · cosine: logits (B, C), labels (B,), states (B, H) or, of L layers, (B, L, H)."""
     hard = hard_loss(student_logits, labels)
     soft = soft_loss(student_logits, teacher_logits, temperature)
     cosine = cosine_loss(student_states, teacher_states)
