@@ -39,7 +39,7 @@ COLOURS = {
     "odd": "#0072b2",
     "even": "#e69f00",
     "lora": "#009e73",
-    "lora_6": "#56c7a5",
+    "lora_6": "#cc79a7",
     "odd_hard": "#7fb8d8",
     "even_hard": "#f2cf7f",
     "minilm": "#9467bd",
@@ -58,7 +58,7 @@ COSTS = {  # column of the comparison: title, unit
     "total_seconds": ("training, its teacher's included (min)", 60),
     "bytes": ("bytes on disk (MB)", 1e6),
 }
-OTHER_COLOURS = ("#cc79a7", "#17becf", "#bcbd22", "#ff9896")  # what a grid brought to the top, or a reader added
+OTHER_COLOURS = ("#1f1f7a", "#17becf", "#bcbd22", "#ff9896")  # what a grid brought to the top, or a reader added
 
 
 def _colour(name: str) -> str:
@@ -88,7 +88,7 @@ def save_figure(figure: Figure, run: Run, name: str) -> Image:
 def _new(run: Run, title: str, width: float = 8.0, height: float = 4.2, **grid) -> tuple[Figure, np.ndarray | plt.Axes]:
     """A figure whose title says what it shows, and below it on which data and profile."""
     sns.set_theme(style="whitegrid", context="notebook", font_scale=0.85)
-    figure, axes = plt.subplots(figsize=(width, height), dpi=64, layout="constrained", **grid)
+    figure, axes = plt.subplots(figsize=(width, height), dpi=96, layout="constrained", **grid)
     figure.suptitle(f"{title}\n{run.data_label}, profile {run.profile.name}", fontsize=11)
     return figure, axes
 
@@ -209,16 +209,14 @@ def training_loss(results: dict[str, dict], run: Run, figure_name: str = "traini
         training = [record["training"]["hard"] for record in history["epochs"]]
         validation = [record["validation"]["hard"] for record in history["epochs"]]
         best = history["best_epoch"] - 1
-        dashes = "-" if name in MAIN_EXPERIMENTS else "--"
         for axes, values in ((left, training), (right, validation)):
-            axes.plot(epochs, values, dashes, marker=".", color=_colour(name), label=name)
+            axes.plot(epochs, values, marker=".", color=_colour(name), label=name)
             axes.plot(epochs[best], values[best], "o", markersize=9, markerfacecolor="none", color=_colour(name))
     left.set(title="training (mean over the epoch, dropout on)", xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
     right.set(title="validation", xlabel="epoch", ylim=(0, None))
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    variants = any(name not in MAIN_EXPERIMENTS for name in results)
-    right.legend(bbox_to_anchor=(1.02, 1), loc="upper left", title="dashed: variants, controls" if variants else None)
+    right.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
     return save_figure(figure, run, figure_name)
 
 
@@ -389,9 +387,10 @@ def _cost_axis(panel: plt.Axes, table: pd.DataFrame, column: str, scores: Iterab
 
 
 def _beside(panel: plt.Axes, costs: pd.Series) -> list[Transform]:
-    """Where each model is drawn: those of equal cost side by side, three points apart on the page, around it."""
-    twins = costs.groupby(costs)
-    apart = 3 * (twins.cumcount() - (twins.transform("size") - 1) / 2)
+    """Where each model is drawn: those of equal cost (to 1 %) side by side in order, three points apart."""
+    ordered = costs.sort_values(kind="stable")
+    twins = ordered.groupby((ordered > 1.01 * ordered.shift()).cumsum())
+    apart = (3 * (twins.cumcount() - (twins.transform("size") - 1) / 2)).reindex(costs.index)
     inches = panel.figure.dpi_scale_trans
     return [panel.transData + ScaledTranslation(points / 72, 0, inches) for points in apart]
 
@@ -408,7 +407,12 @@ def verdicts(comparisons: dict[str, dict], run: Run) -> Image:
         axes.hlines(place, result["low"], result["high"], color="#0072b2", linewidth=3)
         axes.plot(result["difference"], place, "o", color="#0072b2", markersize=8)
         axes.annotate(
-            result["verdict"], (result["high"], place), xytext=(6, -3), textcoords="offset points", fontsize=9
+            result["verdict"],
+            (result["high"], place),
+            xytext=(6, -3),
+            textcoords="offset points",
+            fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over the grid's lines
         )
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(comparisons)), list(reversed(comparisons)))
@@ -458,7 +462,7 @@ def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str
 def layer_removal(steps: list[dict], run: Run) -> Image:
     """Greedy removal: the scores from 12 layers down to 1, and what each of the 12 layers is worth to the teacher."""
     figure, (*scores, last) = _new(
-        run, "Which layers does this task need? (validation, nothing retrained)", 13, 3.8, ncols=3
+        run, "Which layers does this task need? (validation, nothing retrained)", 13, 4.4, ncols=3
     )
     kept = [len(step["layers"]) for step in steps]
     shown = {"average_precision": ("average precision", "#0072b2"), "cross_entropy": ("cross-entropy", "#d55e00")}
@@ -468,13 +472,12 @@ def layer_removal(steps: list[dict], run: Run) -> Image:
         panel.set(title=f"removed one by one: {title}", xlabel="layers left", ylim=(0, None))
     whole = steps[0]
     worth = {layer: loss - whole["cross_entropy"] for layer, loss in whole["without"].items()}
-    told = [f"{loss:+.3f}" if abs(loss) >= 0.0005 else "0" for loss in worth.values()]
-    last.bar_label(
-        last.bar(list(worth), list(worth.values()), color="#4d4d4d"), told, fontsize=7, padding=2, rotation=90
-    )
+    bars = last.bar(list(worth), list(worth.values()), color="#4d4d4d")
+    last.bar_label(bars, [f"{loss:+.4f}" for loss in worth.values()], fontsize=9, padding=3, rotation=90)
+    last.set_xticks(list(worth))
     last.axhline(0, color="black", linewidth=1)
     last.set_yscale("symlog", linthresh=0.01)  # the last layer is worth a hundred times the others
-    last.margins(y=0.25)
+    last.margins(y=0.4)
     last.set(title="one removed from the whole teacher", xlabel="layer", ylabel="cross-entropy it adds")
     return save_figure(figure, run, "layer_removal")
 
@@ -483,9 +486,9 @@ def overfitting(results: Results, names: Sequence[str], run: Run) -> Image:
     """Validation cross-entropy by epoch, and its gap to training's: means over seeds, in the band of all seeds."""
     figure, axes = _new(run, "Does it overfit? (band: from the lowest to the highest seed)", 11, 4.2, ncols=2)
     for name in names:
-        validation = results.cross_entropy(name, "validation")
+        validation = results.history(name, "validation")
         epochs, colour = np.arange(1, validation.shape[1] + 1), _colour(name)
-        for panel, values in zip(axes, (validation, validation - results.cross_entropy(name, "training")), strict=True):
+        for panel, values in zip(axes, (validation, validation - results.history(name, "training")), strict=True):
             panel.plot(epochs, np.mean(values, axis=0), "o-", color=colour, label=name)
             panel.fill_between(epochs, np.min(values, axis=0), np.max(values, axis=0), color=colour, alpha=0.15)
     for panel, title in zip(axes, ("validation cross-entropy", "validation − training cross-entropy"), strict=True):
