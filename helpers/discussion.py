@@ -441,16 +441,17 @@ def are_they_close(results: Results) -> str:
 
 
 def is_the_teacher_a_bound(table: pd.DataFrame) -> str:
-    """Whether a student scores above the teacher it imitates, in a sentence of means over seeds."""
+    """Whether a student scores above the teacher it imitates, and what else may lift it; means over seeds."""
     score = table.set_index("experiment")["average_precision"]
     above = [f"`{name}` ({score[name]:.3f})" for name in ("odd", "even") if score[name] > score["teacher"]]
     text = f"Their teacher has an average precision of {score['teacher']:.3f}"
     if not above:
         return f"{text}, above both of its students."
-    return (
-        f"{text}, below its own student{'s' * (len(above) > 1)} {' and '.join(above)}: it is no upper bound here, and "
-        "imitating it may hold a student back."
-    )
+    text += f", below its own student{'s' * (len(above) > 1)} {' and '.join(above)}: it is no upper bound here. "
+    text += "A student starts from its teacher's layers and is trained further, so the longer training may lift it"
+    if score.get("odd_hard", 0) > score["teacher"]:
+        text += f"; `odd_hard` ({score['odd_hard']:.3f}), which never saw the teacher's outputs, is above it as well"
+    return f"{text}."
 
 
 def odd_or_even(comparisons: dict[str, dict], run: Run, real: dict[str, dict] | None = None) -> str:
@@ -579,8 +580,8 @@ def answer(table: pd.DataFrame, comparisons: dict[str, dict]) -> str:
     best, without = (each["average_precision"].idxmax() for each in (trained, alone))
     others = ""
     if best not in ("odd", "even", "lora"):
-        others = f" Highest measured of the cheaper models compared here, not planned and not tested: `{best}` "
-        others += f"({trained['average_precision'][best]:.3f})"
+        others = f" The highest score of the cheaper models is that of `{best}` "
+        others += f"({trained['average_precision'][best]:.3f}), in a comparison that was not planned and is not tested"
         if without != best:
             others += f"; of those that need no teacher: `{without}` ({alone['average_precision'][without]:.3f})"
         others += "."
@@ -607,6 +608,7 @@ def what_lora_saves(results: Results) -> pd.DataFrame:
                     "layers": same_layers,
                     "trained (M)": result["trainable_parameters"] / 1e6,
                     "peak memory (GB)": result["costs"]["peak_memory_bytes"] / 1e9,
+                    "epochs": epochs,
                     "training (min)": seconds / 60,
                     "seconds an epoch": seconds / epochs,
                     "seconds to the best epoch": seconds / epochs * result["history"]["best_epoch"],
@@ -614,7 +616,8 @@ def what_lora_saves(results: Results) -> pd.DataFrame:
                     "test average precision": result["test"]["average_precision"],
                 }
             )
-    return pd.DataFrame(rows).groupby(["layers", "model"], sort=False).mean().reset_index()
+    means = pd.DataFrame(rows).groupby(["layers", "model"], sort=False).mean().reset_index()
+    return means.astype({"epochs": int})  # the same for every seed
 
 
 def what_is_the_copy_worth(tried: Sequence[Experiment], run: Run) -> str:
@@ -667,26 +670,33 @@ def is_lora_efficient(saved: pd.DataFrame) -> str:
     lines = ["**Is LoRA efficient?** Of what full fine-tuning of the same layers takes:", ""]
     costs = {
         "peak memory (GB)": "of the memory",
-        "training (min)": "of the training time",
         "seconds an epoch": "of the time of an epoch",
         "seconds to the best epoch": "of the time to the best epoch",
+        "training (min)": "of the whole training time",
     }
     for layers, pair in saved.groupby("layers", sort=False):
         if len(pair) == 2:
             lora, full = (row for _, row in pair.sort_values("trained (M)").iterrows())
             shares = ", ".join(f"{lora[cost] / full[cost]:.0%} {what}" for cost, what in costs.items())
             shipped = f"{lora['to ship (MB)'] / full['to ship (MB)']:.1%} of the bytes to ship"
-            lines.append(f"- `{lora['model']}` beside `{full['model']}` ({layers} layers): {shipped}, {shares}.")
+            lines.append(
+                f"- `{lora['model']}` beside `{full['model']}` ({layers} layers): {shipped}, {shares} "
+                f"({lora['epochs']} epochs against {full['epochs']})."
+            )
     return "\n".join(lines)
 
 
 def does_it_overfit(results: Results, names: Sequence[str]) -> str:
-    """Whether validation cross-entropy rises again while training goes on, means over seeds; a line a model."""
+    """Whether validation cross-entropy rises again while training goes on, and what that does to the order of comments.
+
+    Means over seeds; a line a model.
+    """
     lines = ["**Does it overfit?** Cross-entropy on validation, mean over seeds:", ""]
     for name in names:
-        by_seed = results.cross_entropy(name, "validation")
-        validation, training = by_seed.mean(axis=0), results.cross_entropy(name, "training").mean(axis=0)
+        by_seed = results.history(name, "validation")
+        validation, training = by_seed.mean(axis=0), results.history(name, "training").mean(axis=0)
         lowest, gap = int(validation.argmin()), validation - training
+        order = results.history(name, "validation", "average_precision").mean(axis=0)
         course = "lowest in the last epoch"
         if lowest + 1 < len(validation):
             course = f"lowest ({validation[lowest]:.3f}) in epoch {lowest + 1} of {len(validation)}, then up to "
@@ -694,9 +704,13 @@ def does_it_overfit(results: Results, names: Sequence[str]) -> str:
             every = (by_seed[:, -1] > by_seed[:, lowest]).all()
             course += ": the mark of overfitting" if every else ", but not with every seed"
         kept = sorted({result["history"]["best_epoch"] for result in results.by_name[name].values()})
+        if lowest + 1 < len(validation):
+            course += (
+                f". From that epoch to the last, average precision goes from {order[lowest]:.3f} to {order[-1]:.3f}"
+            )
         lines.append(
-            f"- **{name}**: {course}. The gap to training goes from {gap[0]:+.3f} to {gap[-1]:+.3f}. Kept by "
-            f"average precision: epoch {' or '.join(map(str, kept))}."
+            f"- **{name}**: {course}. Validation minus training: {gap[0]:+.3f} in the first epoch, {gap[-1]:+.3f} in "
+            f"the last. Kept, by average precision: epoch {' or '.join(map(str, kept))}."
         )
     return "\n".join(lines)
 

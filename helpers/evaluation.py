@@ -203,8 +203,8 @@ def describe(name: str, comparison: dict) -> str:
         text += " (these two trained models; one seed does not speak for the next)"
     if comparison["verdict"] == "inconclusive":
         text += (
-            f" (eight of ten such test sets would show a true difference of {comparison['detectable']:.3f} between "
-            "these trained models)"
+            f" (to be found on eight of ten such test sets, the true difference between these trained models "
+            f"would have to be {comparison['detectable']:.3f})"
         )
     return text
 

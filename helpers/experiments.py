@@ -648,10 +648,10 @@ class Results:
         thresholds = [result["threshold"] for result in self.by_name[name].values()]
         return intervals(self.labels(), self.probabilities(name), thresholds)
 
-    def cross_entropy(self, name: str, split: str) -> np.ndarray:
-        """A model's cross-entropy in `training` or on `validation` after each epoch, shape (seeds, epochs)."""
+    def history(self, name: str, split: str, score: str = "hard") -> np.ndarray:
+        """A model's cross-entropy ("hard") in `training`, or any score on `validation`, by epoch: (seeds, epochs)."""
         by_seed = self.by_name[name].values()
-        return np.array([[epoch[split]["hard"] for epoch in result["history"]["epochs"]] for result in by_seed])
+        return np.array([[epoch[split][score] for epoch in result["history"]["epochs"]] for result in by_seed])
 
     def logits(self, name: str, seed: int, split: str = "validation") -> np.ndarray:
         """The two logits of a model's rows, shape (rows, 2), in the order of their ids."""

@@ -35,7 +35,7 @@ def test_a_leak_is_held_against_validation_and_the_clean_test_set(finished_run, 
 
     monkeypatch.setattr(mistakes, "predict", predicted)
     found = leaked_scores(None, data, (0.0, 1.0))
-    assert found["training rows in the test set"].tolist() == ["none, validation", "0%", "100%"]
+    assert found["training rows in the test set"].tolist() == ["0%, validation instead", "0%", "100%"]
     guessed = [float(data.labels(split).mean()) for split in ("validation", "test")]
     assert found["average precision"].tolist() == pytest.approx([*guessed, 1.0])
 
