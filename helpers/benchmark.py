@@ -436,7 +436,10 @@ def benchmark_in_markdown(facts: dict) -> str:
     memory = "; ".join(
         f"{name} {peaks['ours']:,.0f} (usual {peaks['usual']:,.0f})" for name, peaks in facts["memory_mb"].items()
     )
-    score = {recipe: np.mean(values) for recipe, values in facts["quality"]["average_precision"].items()}
+    score = {
+        recipe: f"{np.mean(values):.3f}, by seed {' '.join(f'{value:.3f}' for value in values)}"
+        for recipe, values in facts["quality"]["average_precision"].items()
+    }
     high, low = (-end for end in facts["int8"]["average_precision_drop_interval"])
     quality, small = facts["quality"], facts["int8"]
     seeds = len(quality["average_precision"]["ours"])
@@ -445,8 +448,8 @@ def benchmark_in_markdown(facts: dict) -> str:
         f"- Useful floating-point operations: {facts['utilisation']:.0%} of what float32 matrix products reach here.",
         f"- Peak memory in MB: {memory}.",
         f"- Quality ({quality['rows']['train']:,} rows, {quality['rows']['epochs']} epochs, {seeds} seeds): test "
-        f"average precision {score['ours']:.3f} (usual {score['usual']:.3f}; ours keeps the best epoch by validation, "
-        "the usual recipe the last).",
+        f"average precision {score['ours']} (usual {score['usual']}; ours keeps the best epoch by validation, the "
+        "usual recipe the last).",
         f"- The 6-layer student in int8 against the 12-layer teacher in PyTorch: {small['throughput_ratio']:.1f} × the "
         f"comments a second, {small['bytes_ratio']:.2f} of the bytes; int8 changes average precision by "
         f"{-small['average_precision_drop']:+.4f} [{low:+.4f}, {high:+.4f}].",

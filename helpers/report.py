@@ -69,12 +69,20 @@ MORE_COSTS: Columns = {
 SPREAD = ("f1", "average_precision")  # the scores that verdicts rest on stand with their standard deviation
 BESIDES = (("odd", "teacher"), ("even", "teacher"), ("even", "even_hard"))  # compared, though it was not planned
 LAYER_COMPARISONS = ("odd − even", "odd − first_six", "odd − last_six")
-SHOWN = ("majority", "tfidf", "teacher", "odd", "even", "lora")  # the baselines and the question; the others are folded
+SHOWN = (
+    "majority",
+    "tfidf",
+    "teacher",
+    "odd",
+    "even",
+    "lora",
+    "lora_6",
+)  # baselines and answers; the others are folded
 COSTED = ("teacher", "odd", "even", "lora", "lora_6")  # the others have one of these shapes
 PROPOSALS = {  # section of notebook 05: the proposal in the report's words, its figure
     "layers": ("Layer selection beyond odd and even", "grid_layers"),
     "soft targets": ("Temperature and weight of the soft targets", "grid_soft"),
-    "regularised LoRA": ("Regularised LoRA", "grid_lora"),
+    "regularised LoRA": ("LoRA's dropout, weight decay, rank and target matrices", "grid_lora"),
     "hybrid": ("LoRA with distillation", "grid_hybrid"),
 }
 KAGGLE_SCORED_ROWS = 63_978  # of the competition's test.csv: those that test_labels.csv does not mark with -1
@@ -109,11 +117,15 @@ def about_block(run: Run) -> str:
         "bert-base-uncased": "bert-base-uncased",
         "tiny-random": "a tiny random BERT, for tests",
     }[run.profile.pretrained]
-    data = "Jigsaw's comments" if run.data_label == "Jigsaw" else run.data_label
+    data, own_files = run.data_label, ""
+    if data == "Jigsaw":
+        data, own_files = "Jigsaw's comments", " JIGSAW_DIR=path/to/jigsaw"
     lines = [
-        f"**What is shown here** is one run, profile `{run.profile.name}` (*Details* list them all): {data} "
+        discussion.answer(comparison_table(results), planned_comparisons(results)),
+        f"**What is shown here** is a run of the profile `{run.profile.name}` (*Details* list them all): {data} "
         f"({comments_in_words(some)}), {pretrained}, {seeds} of {len(run.profile.seeds)} seeds (trainings with another "
-        f"random start); device: {some['device']}. What other runs give is named where it stands."
+        f"random start); device: {some['device']}. Numbers of other runs (`base`, grids, six labels) are marked so. "
+        f"`make run improvements publish PROFILE={run.profile.name}{own_files}` makes it again.",
     ]
     lines += _not_yet_run(results)
     absent = [name for name in BERT_BASE if beside_results(run, name) is None]
@@ -142,17 +154,18 @@ def published_block(run: Run) -> str:
     """Which part of Kaggle's files the published run has read."""
     rows = next(iter(load_results(run).by_name.values()))
     count = next(iter(rows.values()))["rows"]
+    toxic = int(load_results(run).labels().sum())
     text = (
         f"The published run learned from {count['train']:,} comments of train.csv, chose on {count['validation']:,} "
-        f"others and was scored on {count['test']:,} of test.csv"
+        f"others and was scored on {count['test']:,} of test.csv, {toxic:,} of them toxic"
     )
     there = read_json(run.results_dir / "run.json").get("train_csv_rows")
     if there in (None, KAGGLE_TRAIN_ROWS):
         return f"{text}."
     return (
-        f"{text}. Its train.csv is a sample of {there:,} of Kaggle's {KAGGLE_TRAIN_ROWS:,} rows, at Kaggle's shares of "
-        "toxic comments. With the full download every split, and so every score, is another one: Kaggle scores "
-        f"{KAGGLE_SCORED_ROWS:,} test comments."
+        f"{text}. Its files are samples of Kaggle's at the natural share of toxic comments: {there:,} of "
+        f"{KAGGLE_TRAIN_ROWS:,} training rows, and a part of the {KAGGLE_SCORED_ROWS:,} scored test rows. With the "
+        "full download the splits differ, so every score will."
     )
 
 
@@ -173,7 +186,7 @@ def results_block(run: Run) -> str:
         for name in BERT_BASE:
             found = beside_results(run, name)
             if found is None:
-                lines.append(f"| bert-base, `{name}` | not yet run {'| – ' * (len(MAIN_COLUMNS) - 2)}|")
+                lines.append(f"| bert-base,{NO_BREAK}`{name}` | not yet run {'| – ' * (len(MAIN_COLUMNS) - 2)}|")
                 continue
             named = comparison_table(found)
             seeds = f"seeds: {named['seeds'].max()} of {len(PROFILES[name].seeds)}"
@@ -200,12 +213,9 @@ def observed_block(run: Run) -> str:
     at |= {title: f"{title} is **{found['verdict']}** (not planned)" for title, found in besides.items()}
     odd, teacher = (table.set_index("experiment").loc[name] for name in ("odd", "teacher"))
     shares = {
-        what: f"{odd[column] / teacher[column]:.0%} of the {what}"
-        for column, what in (
-            ("parameters", "parameters"),
-            ("latency_ms", "latency"),
-            ("peak_memory_bytes", "memory while they are trained"),
-        )
+        "parameters": f"{odd['parameters'] / teacher['parameters']:.0%} of the parameters",
+        "memory": f"{odd['peak_memory_bytes'] / teacher['peak_memory_bytes']:.0%} of the memory while they are trained",
+        "latency": f"{odd['latency_ms'] / teacher['latency_ms']:.0%} of the latency",
     }
     similar = [at["odd − even"]]
     if planned["odd − even"]["verdict"] == "inconclusive":
@@ -214,6 +224,8 @@ def observed_block(run: Run) -> str:
         similar.append("this holds for this stacked BERT only, whose odd layers are MiniLM's 1, 3, 5, twice")
     if real:
         similar.append(f"with a real encoder's layers (`base`, below) it is **{real['odd − even']['verdict']}**")
+        base = comparison_table(beside_results(run, "base")).set_index("experiment")["latency_ms"]
+        shares["latency"] += f" (`base`: {base['odd'] / base['teacher']:.0%})"
     efficient = discussion.is_lora_efficient(discussion.what_lora_saves(results)).splitlines()[2]
     expected = {
         "the students come close to their teacher with half of its layers": (
@@ -228,7 +240,7 @@ def observed_block(run: Run) -> str:
     if helps:
         expected["distilling helps"] = f"{', '.join(helps)}."
     lines = [f"- Expected: *{what}*. Observed: {found}" for what, found in expected.items()]
-    return "\n".join([*verdict_table(planned | besides), "", *lines, "", discussion.answer(table, planned)])
+    return "\n".join([*verdict_table(planned | besides), "", *lines])
 
 
 def verdict_table(comparisons: dict[str, dict]) -> list[str]:
@@ -271,9 +283,22 @@ def improvements_block(run: Run) -> str:
         default_won = name != "hybrid" and best.name == table["experiment"].iloc[0]  # the hybrid is scored anyway
         left = "the default won" if default_won else on_test.get(name, "not yet run")
         drawn = (run.figures_dir / f"{figure}.png").is_file()
-        picture = f"[picture](figures/{figure}.png)" if drawn else "–"
+        picture = f"[{figure}](figures/{figure}.png)" if drawn else "–"
         lines.append(f"| {what} | {best['title']} | {scores} | {left} | {picture} |")
+    if "regularised LoRA" not in missing:
+        lines += ["", _regularised(run_grid(tried["regularised LoRA"], run))]
     return "\n".join(lines)
+
+
+def _regularised(table: pd.DataFrame) -> str:
+    """What regularising itself did to LoRA: the settings of its grid that leave its size as it is."""
+    default = table.iloc[0]
+    same_size = table[table["trainable_parameters"] == default["trainable_parameters"]].iloc[1:]
+    told = ", ".join(f"{row['title']}: {row['average_precision']:.3f}" for _, row in same_size.iterrows())
+    return (
+        f"Dropout and weight decay alone, on validation with one seed: {told}; the default: "
+        f"{default['average_precision']:.3f}. A larger rank is the opposite of regularising: more room."
+    )
 
 
 def _is_finished(tried: list[Experiment], run: Run) -> bool:
@@ -344,12 +369,12 @@ def labels_block(run: Run) -> str:
     rows = next(iter(found.values()))["rows"]
     own = "; ".join(f"{name} {discussion.roc_auc_in_words(result)}" for name, result in found.items())
     others = "; ".join(
-        f"{reference['model']} {reference['mean_column_roc_auc']:.4f} ({reference['measured_on']})"
-        for reference in LABELS_REFERENCES
+        f"{reference['model']} {reference['mean_column_roc_auc']:.4f}" for reference in LABELS_REFERENCES
     )
     return (
         f"Kaggle's metric, the mean column-wise ROC AUC, on {rows['test']:,} test comments, one seed, with 95 % "
-        f"intervals: {own}. Elsewhere: {others}."
+        f"intervals: {own}. Elsewhere, trained on all of train.csv, on {LABELS_REFERENCES[0]['measured_on']}: {others} "
+        "([Detoxify's README](https://github.com/unitaryai/detoxify))."
     )
 
 
@@ -373,7 +398,10 @@ def gpu_block(run: Run) -> str:
 def times_block(run: Run) -> str:
     """How long each profile takes, by device, in a sentence."""
     times = "; ".join(f"`{name}` {profile.expected_time}" for name, profile in PROFILES.items() if name != "smoke")
-    return f"Expected times: {times}."
+    return (
+        f"Expected times: {times}. (With the sample of the published run: all of Kaggle's {KAGGLE_SCORED_ROWS:,} test "
+        "comments take `study` and `base` hours more on a CPU.)"
+    )
 
 
 def profiles_block(run: Run) -> str:

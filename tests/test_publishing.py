@@ -167,7 +167,7 @@ def test_the_published_comparison_is_made_from_the_published_results(run, tmp_pa
 
 @pytest.mark.parametrize(
     ("rows", "told"),
-    [(10_447, "a sample of 10,447 of Kaggle's 159,571 rows"), (159_571, "of test.csv."), (None, "of test.csv.")],
+    [(10_447, "10,447 of 159,571 training rows"), (159_571, "16 of them toxic."), (None, "16 of them toxic.")],
 )
 def test_a_sample_is_called_one_and_the_full_download_is_not(run, rows, told):
     write_json(run.results_dir / "run.json", {"train_csv_rows": rows})
