@@ -247,6 +247,7 @@ def launch(page: gr.Blocks, port: int | None = None, share: bool = False, **opti
         quiet=True,
         theme=THEME,
         footer_links=[],
+        height=900,  # in a notebook: the verdict is in sight
         max_file_size="500mb",
         ssr_mode=False,
         **options,

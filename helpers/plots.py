@@ -215,7 +215,7 @@ def training_loss(results: dict[str, dict], run: Run, figure_name: str = "traini
     left.set(title="training (mean over the epoch, dropout on)", xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
     right.set(title="validation", xlabel="epoch", ylim=(0, None))
     for axes in (left, right):
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     right.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
     return save_figure(figure, run, figure_name)
 
@@ -452,8 +452,8 @@ def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str
                 fontsize=8,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over the default's dashed line
             )
-        panel.invert_yaxis()
-        panel.margins(x=0.2)
+        panel.set_ylim(len(table) - 0.5, -0.5)
+        panel.margins(x=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.set(title=heading, xlabel="validation average precision")
     return save_figure(figure, run, name)
@@ -492,7 +492,7 @@ def overfitting(results: Results, names: Sequence[str], run: Run) -> Image:
             panel.plot(epochs, np.mean(values, axis=0), "o-", color=colour, label=name)
             panel.fill_between(epochs, np.min(values, axis=0), np.max(values, axis=0), color=colour, alpha=0.15)
     for panel, title in zip(axes, ("validation cross-entropy", "validation − training cross-entropy"), strict=True):
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         panel.set(title=title, xlabel="epoch")
     axes[1].axhline(0, color="black", linewidth=1)
     axes[0].legend()
