@@ -507,8 +507,8 @@ def did_distilling_help(results: Results, comparisons: dict[str, dict]) -> str:
         text += f" With the even layers: {answer[of_even['verdict']]}. {describe('even − even_hard', of_even)}."
     if "better" not in verdicts:
         text += (
-            " If there is no gain, a possible reason: with two classes soft targets say only how sure the teacher is, "
-            "and on the rows it was trained on it is nearly always sure."
+            " If there is no gain, a possible reason: with two classes soft targets say only how sure the teacher is "
+            "and where it disagrees with the label, and on most of the rows it was trained on it is sure and agrees."
         )
     return text
 

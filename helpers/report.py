@@ -82,11 +82,10 @@ COSTED = ("teacher", "odd", "even", "lora", "lora_6")  # the others have one of 
 PROPOSALS = {  # section of notebook 05: the proposal in the report's words, its figure
     "layers": ("Layer selection beyond odd and even", "grid_layers"),
     "soft targets": ("Temperature and weight of the soft targets", "grid_soft"),
-    "regularised LoRA": ("LoRA's dropout, weight decay, rank and target matrices", "grid_lora"),
+    "regularised LoRA": ("LoRA: dropout, weight decay, rank, targets", "grid_lora"),
     "hybrid": ("LoRA with distillation", "grid_hybrid"),
 }
 KAGGLE_SCORED_ROWS = 63_978  # of the competition's test.csv: those that test_labels.csv does not mark with -1
-NO_BREAK = "\u00a0"  # a space at which a table's cell is not broken
 BERT_BASE = ("colab", "full")  # the profiles with bert-base, which need a GPU
 
 
@@ -186,7 +185,7 @@ def results_block(run: Run) -> str:
         for name in BERT_BASE:
             found = beside_results(run, name)
             if found is None:
-                lines.append(f"| bert-base,{NO_BREAK}`{name}` | not yet run {'| – ' * (len(MAIN_COLUMNS) - 2)}|")
+                lines.append(f"| bert-base, `{name}` | not yet run {'| – ' * (len(MAIN_COLUMNS) - 2)}|")
                 continue
             named = comparison_table(found)
             seeds = f"seeds: {named['seeds'].max()} of {len(PROFILES[name].seeds)}"
@@ -266,7 +265,7 @@ def _briefly(found: dict) -> str:
 def improvements_block(run: Run) -> str:
     """Each proposal: who won on validation, and what is left of its lead on test."""
     lines = [
-        "| proposal | best on validation | average precision (the default's) | on test | figure |",
+        "| proposal | best on validation | its score (the default's) | on test, in average precision | figure |",
         "|" + "---|" * 5,
     ]
     tried = sections(run)
@@ -317,8 +316,7 @@ def _winners_on_test(run: Run) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for section, best, default in chosen:
         against = compared[f"{best.name} − {default.name}"]
-        other = f"`{default.name}`" if default.name in EXPERIMENTS else default.title
-        found.setdefault(section, []).append(f"{_briefly(against)} (against {other})")
+        found.setdefault(section, []).append(f"{_briefly(against)} (against `{default.name}`)")
     return {section: "; ".join(told) for section, told in found.items()}
 
 
@@ -440,7 +438,7 @@ def _markdown_table(table: pd.DataFrame, columns: Columns) -> list[str]:
                 cells.append(str(row[column]))
                 continue
             shown = row if column in SPREAD else row.drop(f"{column}_sd", errors="ignore")
-            cells.append(discussion.number_in_words(shown, column, digits, unit).replace(" ", NO_BREAK))
+            cells.append(discussion.number_in_words(shown, column, digits, unit).replace(" ", ""))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
