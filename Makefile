@@ -3,7 +3,7 @@
 #   JIGSAW_DIR=path   Kaggle's files: a folder or the competition's zip; SEEDS=1 only these of the profile's seeds
 # make improvements   notebooks 05 (grids, winners, six labels; hours in study, it resumes) and 06, on a finished run
 # make base           fetch the real 12-layer encoder that PROFILE=base needs (395 MB)
-# make test           ruff, pytest and the notebooks in the smoke profile: 10 minutes
+# make test           ruff, pytest and the notebooks in the smoke profile: 8 minutes
 #   make test-all     the slow tests too (faults, Colab, a broken hub, a browser), then everything with the lowest versions
 #   make test-versions   all tests with the lowest versions that requirements.txt allows, in .venv-lowest
 # make bench          this recipe's training speed and memory beside the usual one's, on real comments: an hour on 2 cores
