@@ -281,9 +281,7 @@ def improvements_block(run: Run) -> str:
         scores = f"{best['average_precision']:.3f} ({found['average_precision'].iloc[0]:.3f})"
         default_won = name != "hybrid" and best.name == table["experiment"].iloc[0]  # the hybrid is scored anyway
         left = "the default won" if default_won else on_test.get(name, "not yet run")
-        drawn = (run.figures_dir / f"{figure}.png").is_file()
-        picture = f"[{figure}](figures/{figure}.png)" if drawn else "–"
-        lines.append(f"| {what} | {best['title']} | {scores} | {left} | {picture} |")
+        lines.append(f"| {what} | {best['title']} | {scores} | {left} | {_figure(run, figure)} |")
     if "regularised LoRA" not in missing:
         lines += ["", _regularised(run_grid(tried["regularised LoRA"], run))]
     return "\n".join(lines)
@@ -298,6 +296,11 @@ def _regularised(table: pd.DataFrame) -> str:
         f"Dropout and weight decay alone, on validation with one seed: {told}; the default: "
         f"{default['average_precision']:.3f}. A larger rank is the opposite of regularising: more room."
     )
+
+
+def _figure(run: Run, name: str) -> str:
+    """A link to the figure, where the run has drawn it."""
+    return f"[{name}](figures/{name}.png)" if (run.figures_dir / f"{name}.png").is_file() else "–"
 
 
 def _is_finished(tried: list[Experiment], run: Run) -> bool:
@@ -347,7 +350,9 @@ def layers_block(run: Run) -> str:
 
 def overfitting_block(run: Run) -> str:
     """How validation cross-entropy goes on while LoRA trains, beside the teacher's."""
-    return discussion.does_it_overfit(load_results(run), ("teacher", "lora"))
+    return (
+        f"{discussion.does_it_overfit(load_results(run), ('teacher', 'lora'))}\n\nFigure: {_figure(run, 'overfitting')}"
+    )
 
 
 def copy_block(run: Run) -> str:

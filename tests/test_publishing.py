@@ -207,6 +207,14 @@ def test_a_seed_that_some_model_lacks_is_named(run, monkeypatch, block):
     assert "Not yet run with seed 2: teacher, odd, even, lora, lora_6, odd_hard, even_hard." in block(unfinished)
 
 
+def test_the_report_links_to_a_figure_only_where_it_was_drawn(run):
+    (run.figures_dir / "overfitting.png").unlink(missing_ok=True)
+    assert "](figures/" not in report.overfitting_block(run)
+    (run.figures_dir / "overfitting.png").parent.mkdir(exist_ok=True)
+    (run.figures_dir / "overfitting.png").touch()
+    assert "[overfitting](figures/overfitting.png)" in report.overfitting_block(run)
+
+
 def test_a_comparison_that_was_not_planned_has_no_p_value():
     found = {"difference": 0.02, "low": -0.01, "high": 0.05, "detectable": 0.04, "by_seed": [0.01, 0.03]}
     found["verdict"] = "inconclusive"
