@@ -413,6 +413,7 @@ def load_teacher(seed: int, run: Run) -> tuple[torch.nn.Module, dict]:
     if result is None:
         raise MissingStage(
             f"run {run.name!r} has no teacher with seed {seed} yet: run {teacher.notebook} first (same PROFILE and RUN)"
+            f"; if only its weights are gone, `python -m helpers.experiments teacher --seeds {seed}` makes them again"
         )
     return load_trained("teacher", seed, run).requires_grad_(False), result
 

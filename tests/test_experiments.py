@@ -311,7 +311,7 @@ def test_a_student_before_its_teacher_names_the_notebook_that_trains_the_teacher
 
 
 def test_a_student_is_not_made_from_a_teacher_of_another_seed(copied_run):
-    with pytest.raises(MissingStage, match=r"no teacher with seed 2 yet"):
+    with pytest.raises(MissingStage, match=r"no teacher with seed 2 yet.* teacher --seeds 2"):
         run_experiment("odd", 2, copied_run)
 
 
