@@ -580,8 +580,8 @@ def answer(table: pd.DataFrame, comparisons: dict[str, dict]) -> str:
     best, without = (each["average_precision"].idxmax() for each in (trained, alone))
     others = ""
     if best not in ("odd", "even", "lora"):
-        others = f" The highest score of the cheaper models is that of `{best}` "
-        others += f"({trained['average_precision'][best]:.3f}), in a comparison that was not planned and is not tested"
+        others = f" Of the cheaper models in the comparison `{best}` has the highest score "
+        others += f"({trained['average_precision'][best]:.3f}), which was not planned and is not tested"
         if without != best:
             others += f"; of those that need no teacher: `{without}` ({alone['average_precision'][without]:.3f})"
         others += "."

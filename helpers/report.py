@@ -319,7 +319,8 @@ def _winners_on_test(run: Run) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for section, best, default in chosen:
         against = compared[f"{best.name} − {default.name}"]
-        found.setdefault(section, []).append(f"{_briefly(against)} (against `{default.name}`)")
+        explained = "" if default.name in EXPERIMENTS else f": {default.title}"
+        found.setdefault(section, []).append(f"{_briefly(against)} (against `{default.name}`{explained})")
     return {section: "; ".join(told) for section, told in found.items()}
 
 
@@ -376,8 +377,8 @@ def labels_block(run: Run) -> str:
     )
     return (
         f"Kaggle's metric, the mean column-wise ROC AUC, on {rows['test']:,} test comments, one seed, with 95 % "
-        f"intervals: {own}. Elsewhere, trained on all of train.csv, on {LABELS_REFERENCES[0]['measured_on']}: {others} "
-        "([Detoxify's README](https://github.com/unitaryai/detoxify))."
+        f"intervals: {own}. Elsewhere, with all of train.csv to learn from, on {LABELS_REFERENCES[0]['measured_on']}: "
+        f"{others} ([Detoxify's README](https://github.com/unitaryai/detoxify))."
     )
 
 

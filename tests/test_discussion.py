@@ -107,7 +107,7 @@ def test_the_answer_without_verdicts_names_no_winner(table):
 def test_the_answer_names_the_best_row_though_it_is_none_of_the_three(table):
     scores = {"lora_6": 0.9, "lora": 0.8, "odd": 0.7}
     table = table.assign(average_precision=table["experiment"].map(scores).fillna(0.1))
-    assert "`lora_6` (0.900), in a comparison that was not planned" in discussion.answer(table, comparisons())
+    assert "`lora_6` has the highest score (0.900), which was not planned" in discussion.answer(table, comparisons())
     table = table.assign(average_precision=table["experiment"].map({"odd": 0.9}).fillna(0.1))
     assert "highest score" not in discussion.answer(table, comparisons())
 
