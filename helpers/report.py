@@ -16,7 +16,7 @@ import pandas as pd
 
 from helpers import discussion
 from helpers.benchmark import FULL_ROWS, MEAN_TOKENS, benchmark_in_markdown, gpus_in_markdown
-from helpers.config import PROFILES, load_profile
+from helpers.config import MAIN_EXPERIMENTS, PROFILES, load_profile
 from helpers.data import KAGGLE_TRAIN_ROWS
 from helpers.experiments import (
     EXPERIMENTS,
@@ -31,7 +31,6 @@ from helpers.experiments import (
     labels_run,
     load_results,
     planned_comparisons,
-    real_verdicts,
 )
 from helpers.improvements import (
     experiments_on_test,
@@ -69,15 +68,6 @@ MORE_COSTS: Columns = {
 SPREAD = ("f1", "average_precision")  # the scores that verdicts rest on stand with their standard deviation
 BESIDES = (("odd", "teacher"), ("even", "teacher"), ("even", "even_hard"))  # compared, though it was not planned
 LAYER_COMPARISONS = ("odd − even", "odd − first_six", "odd − last_six")
-SHOWN = (
-    "majority",
-    "tfidf",
-    "teacher",
-    "odd",
-    "even",
-    "lora",
-    "lora_6",
-)  # baselines and answers; the others are folded
 COSTED = ("teacher", "odd", "even", "lora", "lora_6")  # the others have one of these shapes
 PROPOSALS = {  # section of notebook 05: the proposal in the report's words, its figure
     "layers": ("Layer selection beyond odd and even", "grid_layers"),
@@ -151,9 +141,10 @@ def comments_in_words(result: dict) -> str:
 
 def published_block(run: Run) -> str:
     """Which part of Kaggle's files the published run has read."""
-    rows = next(iter(load_results(run).by_name.values()))
+    results = load_results(run)
+    rows = next(iter(results.by_name.values()))
     count = next(iter(rows.values()))["rows"]
-    toxic = int(load_results(run).labels().sum())
+    toxic = int(results.labels().sum())
     text = (
         f"The published run learned from {count['train']:,} comments of train.csv, chose on {count['validation']:,} "
         f"others and was scored on {count['test']:,} of test.csv, {toxic:,} of them toxic"
@@ -179,7 +170,7 @@ def results_block(run: Run) -> str:
         "Trained: weights, in millions; latency: one comment; a student's training comes on top of its teacher's. All "
         "columns: `results/comparison.csv`.",
         "",
-        *_markdown_table(table[table["experiment"].isin(SHOWN)], MAIN_COLUMNS),
+        *_markdown_table(table[table["experiment"].isin(MAIN_EXPERIMENTS)], MAIN_COLUMNS),
     ]
     if run.profile.pretrained != "bert-base-uncased":
         for name in BERT_BASE:
@@ -191,7 +182,7 @@ def results_block(run: Run) -> str:
             seeds = f"seeds: {named['seeds'].max()} of {len(PROFILES[name].seeds)}"
             named["experiment"] += f" (bert-base, `{name}`: other rows, {seeds})"
             lines += _markdown_table(named, MAIN_COLUMNS)[2:]
-    others = table[~table["experiment"].isin(SHOWN)]
+    others = table[~table["experiment"].isin(MAIN_EXPERIMENTS)]  # they are folded
     others = others.assign(experiment=[f"`{name}`: {EXPERIMENTS[name].title}" for name in others["experiment"]])
     costed = table[table["experiment"].isin(COSTED)]
     folded = [*_markdown_table(others, MAIN_COLUMNS), "", *_markdown_table(costed, MORE_COSTS)]
@@ -205,8 +196,8 @@ def _folded(title: str, lines: list[str]) -> list[str]:
 
 def observed_block(run: Run) -> str:
     """What was expected beside what the verdicts say."""
-    results = load_results(run)
-    table, planned, real = comparison_table(results), planned_comparisons(results), real_verdicts(run)
+    results, base = load_results(run), beside_results(run, "base")
+    table, planned = comparison_table(results), planned_comparisons(results)
     besides = compare_pairs(results, BESIDES)
     at = {title: f"{title} is **{found['verdict']}**" for title, found in planned.items()}
     at |= {title: f"{title} is **{found['verdict']}** (not planned)" for title, found in besides.items()}
@@ -221,10 +212,11 @@ def observed_block(run: Run) -> str:
         similar[0] += ", which is not 'they are equal'"
     if run.profile.pretrained == "minilm-stacked":
         similar.append("this holds for this stacked BERT only, whose odd layers are MiniLM's 1, 3, 5, twice")
-    if real:
-        similar.append(f"with a real encoder's layers (`base`, below) it is **{real['odd − even']['verdict']}**")
-        base = comparison_table(beside_results(run, "base")).set_index("experiment")["latency_ms"]
-        shares["latency"] += f" (`base`: {base['odd'] / base['teacher']:.0%})"
+    if base:
+        verdict = planned_comparisons(base)["odd − even"]["verdict"]
+        similar.append(f"with a real encoder's layers (`base`, below) it is **{verdict}**")
+        latency = comparison_table(base).set_index("experiment")["latency_ms"]
+        shares["latency"] += f" (`base`: {latency['odd'] / latency['teacher']:.0%})"
     efficient = discussion.is_lora_efficient(discussion.what_lora_saves(results)).splitlines()[2]
     expected = {
         "the students come close to their teacher with half of its layers": (
