@@ -59,6 +59,7 @@ COSTS = {  # column of the comparison: title, unit
     "bytes": ("bytes on disk (MB)", 1e6),
 }
 OTHER_COLOURS = ("#1f1f7a", "#17becf", "#bcbd22", "#ff9896")  # what a grid brought to the top, or a reader added
+ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # a word that stands over lines
 
 
 def _colour(name: str) -> str:
@@ -198,6 +199,12 @@ def loss_parts(results: dict[str, dict], run: Run, figure_name: str = "distillat
     return save_figure(figure, run, figure_name)
 
 
+def _whole_epochs(*panels: plt.Axes) -> None:
+    """Marks whole numbers alone along the axis of epochs, one where there is but one."""
+    for panel in panels:
+        panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
 def training_loss(results: dict[str, dict], run: Run, figure_name: str = "training_loss") -> Image:
     """Cross-entropy by epoch, in training and on validation, of results by name: the one loss that all models have."""
     figure, (left, right) = _new(
@@ -214,8 +221,7 @@ def training_loss(results: dict[str, dict], run: Run, figure_name: str = "traini
             axes.plot(epochs[best], values[best], "o", markersize=9, markerfacecolor="none", color=_colour(name))
     left.set(title="training (mean over the epoch, dropout on)", xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
     right.set(title="validation", xlabel="epoch", ylim=(0, None))
-    for axes in (left, right):
-        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    _whole_epochs(left, right)
     right.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
     return save_figure(figure, run, figure_name)
 
@@ -412,7 +418,7 @@ def verdicts(comparisons: dict[str, dict], run: Run) -> Image:
             xytext=(6, -3),
             textcoords="offset points",
             fontsize=9,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over the grid's lines
+            bbox=ON_WHITE,
         )
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(comparisons)), list(reversed(comparisons)))
@@ -450,7 +456,7 @@ def grid_scores(tables: dict[str, pd.DataFrame], title: str, run: Run, name: str
                 xytext=(7, -3),
                 textcoords="offset points",
                 fontsize=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over the default's dashed line
+                bbox=ON_WHITE,
             )
         panel.set_ylim(len(table) - 0.5, -0.5)
         panel.margins(x=0.3)
@@ -491,8 +497,8 @@ def overfitting(results: Results, names: Sequence[str], run: Run) -> Image:
         for panel, values in zip(axes, (validation, validation - results.history(name, "training")), strict=True):
             panel.plot(epochs, np.mean(values, axis=0), "o-", color=colour, label=name)
             panel.fill_between(epochs, np.min(values, axis=0), np.max(values, axis=0), color=colour, alpha=0.15)
+    _whole_epochs(*axes)
     for panel, title in zip(axes, ("validation cross-entropy", "validation − training cross-entropy"), strict=True):
-        panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         panel.set(title=title, xlabel="epoch")
     axes[1].axhline(0, color="black", linewidth=1)
     axes[0].legend()
