@@ -703,11 +703,10 @@ def does_it_overfit(results: Results, names: Sequence[str]) -> str:
             course += f"{validation[lowest:].max():.3f}"
             every = (by_seed[:, -1] > by_seed[:, lowest]).all()
             course += ": the mark of overfitting" if every else ", but not with every seed"
-        kept = sorted({result["history"]["best_epoch"] for result in results.by_name[name].values()})
-        if lowest + 1 < len(validation):
             course += (
                 f". From that epoch to the last, average precision goes from {order[lowest]:.3f} to {order[-1]:.3f}"
             )
+        kept = sorted({result["history"]["best_epoch"] for result in results.by_name[name].values()})
         lines.append(
             f"- **{name}**: {course}. Validation minus training: {gap[0]:+.3f} in the first epoch, {gap[-1]:+.3f} in "
             f"the last. Kept, by average precision: epoch {' or '.join(map(str, kept))}."

@@ -483,10 +483,9 @@ def test_without_a_model_to_set_beside_details_are_not_judged(asked):
 def test_overfitting_is_said_where_validation_rises_again_with_every_seed(losses, told):
     made = MadeResults([1, 0], {"lora": [[0.9, 0.1]] * 2})
     for seed, of_seed in enumerate(losses, start=1):
-        scores = [{"hard": loss, "average_precision": 1 - loss} for loss in (0.5, 0.3, 0.5)]
         epochs = [
-            {"training": {"hard": 0.2}, "validation": at | {"hard": loss}}
-            for at, loss in zip(scores, of_seed, strict=True)
+            {"training": {"hard": 0.2}, "validation": {"hard": loss, "average_precision": score}}
+            for loss, score in zip(of_seed, (0.5, 0.7, 0.5), strict=True)
         ]
         made.by_name["lora"][seed]["history"] = {"epochs": epochs, "best_epoch": 2}
     text = discussion.does_it_overfit(made, ["lora"])
