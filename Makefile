@@ -6,7 +6,8 @@
 # make test           ruff, pytest and the notebooks in the smoke profile: 8 minutes
 #   make test-all     the slow tests too (faults, Colab, a broken hub, a browser), then everything with the lowest versions
 #   make test-versions   all tests with the lowest versions that requirements.txt allows, in .venv-lowest
-# make bench          this recipe's training speed and memory beside the usual one's, on real comments: an hour on 2 cores
+# make bench          training speed by three recipes, and latency, on this device, with real comments: an hour on 2 cores
+#   SECTIONS=latency  or training: one of the two
 # make lab            JupyterLab in notebooks/
 # make demo           a page on 127.0.0.1: type a comment, see the verdict of the models that were trained last
 # make publish        copy a finished run (RUN=…) into what the repository shows; ANYWAY=1 though it is unfinished
@@ -52,7 +53,7 @@ test-versions:
 	.venv-lowest/bin/python -m pytest -m slow
 
 bench: $(VENV)/installed
-	$(BIN)/python -m helpers.benchmark $(SECTIONS)
+	$(BIN)/python -m tools.benchmark $(SECTIONS)
 
 demo: $(VENV)/installed
 	@$(BIN)/python -m helpers.demo

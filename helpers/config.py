@@ -55,10 +55,9 @@ class Profile:
     lora_dropout: float = 0.1
     lora_targets: str = "attention"  # query and value, or "all_linear"
     weight_decay: float = 0.01
-    warmup_share: float = 0.1
-    max_gradient_norm: float = 1.0
-    # comments in one forward pass (None: the whole batch): half the activations in memory, and a little less padding
-    micro_batch_size: int | None = 16
+    warmup_ratio: float = 0.1
+    max_grad_norm: float = 1.0
+    micro_batch_size: int | None = None  # comments per forward pass (None: the whole batch), to save memory
     split_seed: int = 1
     task: str = "toxic"
 
@@ -83,14 +82,14 @@ class Profile:
             "student_learning_rate",
             "lora_learning_rate",
             "temperature",
-            "max_gradient_norm",
+            "max_grad_norm",
         ):
             self._check(name, _number(getattr(self, name)) and getattr(self, name) > 0, "a number above 0")
         for name in ("beta", "weight_decay"):
             self._check(name, _number(getattr(self, name)) and getattr(self, name) >= 0, "a number from 0")
         self._check("lora_targets", self.lora_targets in ("attention", "all_linear"), "'attention' or 'all_linear'")
         self._check("alpha", _number(self.alpha) and 0 <= self.alpha <= 1, "a number from 0 to 1")
-        for name in ("lora_dropout", "warmup_share"):
+        for name in ("lora_dropout", "warmup_ratio"):
             self._check(
                 name, _number(getattr(self, name)) and 0 <= getattr(self, name) < 1, "a number from 0 to below 1"
             )

@@ -24,6 +24,7 @@ import torch
 from datasets import Dataset
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from helpers.batches import Collator, progress_bar
 from helpers.config import load_profile
 from helpers.data import DataError, PreparedData, tokenise
 from helpers.evaluation import compare, latency, toxic_probability
@@ -40,7 +41,6 @@ from helpers.runs import (
     trained_runs,
     write_file,
 )
-from helpers.training import Collator, progress_bar
 
 FORMATS = {"onnx": "model.onnx", "int8": "model.int8.onnx"}
 INPUTS = ("input_ids", "attention_mask")

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from helpers.runs import ROOT, Run, device_name, open_run, versions
+from helpers.runs import ROOT, Run, open_run, versions
 
 DRIVE = Path("/content/drive")  # where Colab mounts it
 NEEDED = {  # what the notebooks import, by the name to install; torch and numpy are never touched
@@ -144,6 +144,8 @@ def use_drive() -> None:
 def start_notebook(keep_on_drive: bool = False) -> Run:
     """What every notebook's first cell ends with: installs what is missing, opens the run, says what it runs on."""
     added = install_missing()
+    from helpers.devices import device_name  # here, because it imports what may just have been installed
+
     if keep_on_drive:
         use_drive()
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's hint; the bars here are plain text

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,9 +30,11 @@ import pandas as pd
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from helpers.batches import predict
 from helpers.config import LABELS, MAIN_EXPERIMENTS, Profile, load_profile, unknown
 from helpers.data import PreparedData, load_data, majority_logits, prepare_data, tfidf_logits
 from helpers.deploy import latency_batches, measure_deployment, measure_latency, plain_model, torch_call
+from helpers.devices import device_name, this_process
 from helpers.evaluation import (
     METRICS,
     best_threshold,
@@ -63,7 +65,6 @@ from helpers.runs import (
     PUBLISHED_RESULTS,
     Run,
     add_run_arguments,
-    device_name,
     file_sha256,
     fingerprint,
     is_sealed,
@@ -81,17 +82,8 @@ from helpers.runs import (
     write_file,
     write_json,
 )
-from helpers.training import (
-    TeacherTargets,
-    TrainingError,
-    TrainingSettings,
-    average_precision,
-    load_targets,
-    predict,
-    save_targets,
-    this_process,
-    train,
-)
+from helpers.targets import TeacherTargets, load_targets, save_targets
+from helpers.training import Checkpoints, TrainingError, TrainingSettings, average_precision, train
 
 
 @dataclass(frozen=True)
@@ -199,13 +191,41 @@ def training_settings(experiment: Experiment, seed: int, profile: Profile) -> Tr
         batch_size=profile.lora_batch_size if experiment.adapter else profile.batch_size,
         learning_rate=getattr(profile, f"{family}_learning_rate"),
         weight_decay=profile.weight_decay,
-        warmup_share=profile.warmup_share,
-        max_gradient_norm=profile.max_gradient_norm,
+        warmup_ratio=profile.warmup_ratio,
+        max_grad_norm=profile.max_grad_norm,
         seed=seed,
         temperature=profile.temperature if experiment.distil else None,
         alpha=profile.alpha if experiment.distil else None,
         beta=profile.beta if experiment.distil else None,
+        micro_batch_size=profile.micro_batch_size,
     )
+
+
+# A result's fingerprint covers these settings, under the names that the first results gave them. A setting that is
+# added later counts only where it is not at its default, so that it leaves every finished result as it was.
+FINGERPRINTED = {
+    "epochs": "epochs",
+    "batch_size": "batch_size",
+    "learning_rate": "learning_rate",
+    "weight_decay": "weight_decay",
+    "warmup_ratio": "warmup_share",
+    "max_grad_norm": "max_gradient_norm",
+    "seed": "seed",
+    "temperature": "temperature",
+    "alpha": "alpha",
+    "beta": "beta",
+}
+NOT_FINGERPRINTED = ("micro_batch_size",)  # how a batch is computed, not what is
+
+
+def fingerprinted(settings: TrainingSettings) -> dict:
+    """The training settings that a result depends on, by their names in JSON."""
+    values = {name: getattr(settings, field) for field, name in FINGERPRINTED.items()}
+    for field in fields(settings):
+        added_later = field.name not in FINGERPRINTED and field.name not in NOT_FINGERPRINTED
+        if added_later and getattr(settings, field.name) != field.default:
+            values[field.name] = getattr(settings, field.name)
+    return values
 
 
 def experiment_settings(experiment: Experiment, seed: int, profile: Profile) -> dict:
@@ -224,7 +244,7 @@ def experiment_settings(experiment: Experiment, seed: int, profile: Profile) -> 
         settings["matched"] = list(experiment.matched)
     if profile.task != "toxic":  # said only where it differs: results from before there was a choice stay valid
         settings["task"] = profile.task
-    return settings | {"training": asdict(training_settings(experiment, seed, profile))}
+    return settings | {"training": fingerprinted(training_settings(experiment, seed, profile))}
 
 
 def experiment_inputs(experiment: Experiment, seed: int, profile: Profile, data_fingerprint: str) -> dict[str, str]:
@@ -335,14 +355,11 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
         before = predict(model, data.splits["validation"], label=f"{experiment.name}: before training").numpy()
     history = train(
         model,
-        data.splits["train"],
-        data.splits["validation"],
+        data.splits,
         training_settings(experiment, seed, run.profile),
-        run.checkpoint_dir(experiment.name, seed),
-        made_from,
+        Checkpoints(run.checkpoint_dir(experiment.name, seed), made_from),
         targets,
         label=f"{experiment.name}, seed {seed}",
-        micro_batch_size=run.profile.micro_batch_size,
         best_by=BEST_BY[run.profile.task],
     )
     if not state.is_main_process:

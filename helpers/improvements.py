@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from helpers.batches import predict, progress_bar
 from helpers.config import Profile, unknown
 from helpers.data import PreparedData
 from helpers.evaluation import compare, score, toxic_probability, with_holm
@@ -48,7 +49,7 @@ from helpers.runs import (
     use_run_arguments,
     write_json,
 )
-from helpers.training import TrainingError, predict, progress_bar
+from helpers.training import TrainingError
 
 GRID_ROWS = 1_500
 TEACHER_RATES = (2.5e-5, 5e-5, 1e-4)

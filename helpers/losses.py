@@ -87,3 +87,8 @@ def per_label(logits: Tensor) -> Tensor:
     rows and labels: `hard_loss(per_label(z), y.flatten().long())` is binary cross-entropy.
     """
     return torch.stack([torch.zeros_like(logits), logits], dim=-1).reshape(-1, 2)
+
+
+def class_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (B, C) as the losses above take them; for K independent labels (B, K) two classes each, (B·K, 2)."""
+    return logits if labels.ndim == 1 else per_label(logits)

@@ -14,12 +14,14 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
+from helpers.batches import predict
 from helpers.data import PreparedData, load_data
 from helpers.evaluation import best_threshold, score, toxic_probability
 from helpers.experiments import EXPERIMENTS, training_settings
 from helpers.losses import soft_loss
 from helpers.runs import Run, fingerprint, only_writer
-from helpers.training import TeacherTargets, load_targets, predict, save_targets, train
+from helpers.targets import TeacherTargets, load_targets, save_targets
+from helpers.training import Checkpoints, train
 
 ROWS, EPOCHS = 600, 2
 
@@ -66,14 +68,11 @@ def train_briefly(
     with only_writer(run):
         history = train(
             model,
-            data.splits["train"],
-            data.splits["validation"],
+            data.splits,
             settings,
-            folder,
-            fingerprint({"mistake": name, "data": data.fingerprint}),
+            Checkpoints(folder, fingerprint({"mistake": name, "data": data.fingerprint})),
             targets,
             label=name,
-            micro_batch_size=run.profile.micro_batch_size,
         )
         shutil.rmtree(folder, ignore_errors=True)
     kept = history["epochs"][history["best_epoch"] - 1]["validation"]

@@ -14,6 +14,7 @@ import pandas as pd
 from datasets import Dataset
 from statsmodels.stats.proportion import proportion_confint
 
+from helpers.batches import predict
 from helpers.config import LABELS
 from helpers.data import tokenise
 from helpers.evaluation import toxic_probability
@@ -21,7 +22,6 @@ from helpers.experiments import Experiment, MissingStage, find_result, has_model
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.runs import Run, fingerprint, read_json, write_json
 from helpers.sample_comments import PROBE_FORMS, probe_comments
-from helpers.training import predict
 
 PROBES = 300
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pandas as pd
 
 from helpers import discussion
-from helpers.benchmark import FULL_ROWS, MEAN_TOKENS, benchmark_in_markdown, gpus_in_markdown
 from helpers.config import MAIN_EXPERIMENTS, PROFILES, load_profile
 from helpers.data import KAGGLE_TRAIN_ROWS
 from helpers.experiments import (
@@ -374,23 +373,6 @@ def labels_block(run: Run) -> str:
     )
 
 
-def benchmark_block(run: Run) -> str:
-    """The benchmark's tables, where it has been run."""
-    facts = read_json(run.results_dir / "benchmark.json")
-    whole = facts and {"distil", "memory_mb", "quality", "int8"} <= facts.keys()  # a part of it may have been measured
-    return benchmark_in_markdown(facts) if whole else "Not measured beside these results; `make bench` does it."
-
-
-def gpu_block(run: Run) -> str:
-    """What a GPU would take, by formula."""
-    intro = (
-        "For a GPU, by formula and not measured (`gpu_estimate` in "
-        f"[`benchmark.py`](helpers/benchmark.py)): bert-base, {FULL_ROWS:,} comments (90 % of train.csv) of "
-        f"{MEAN_TOKENS} tokens on average."
-    )
-    return f"{intro}\n\n{gpus_in_markdown()}"
-
-
 def times_block(run: Run) -> str:
     """How long each profile takes, by device, in a sentence."""
     times = "; ".join(f"`{name}` {profile.expected_time}" for name, profile in PROFILES.items() if name != "smoke")
@@ -453,8 +435,6 @@ BLOCKS: dict[str, Callable[[Run], str]] = {
     "improvements": improvements_block,
     "labels": labels_block,
     "published": published_block,
-    "benchmark": benchmark_block,
-    "gpu": gpu_block,
 }
 
 

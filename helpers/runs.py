@@ -479,25 +479,3 @@ def use_run_arguments(options: argparse.Namespace) -> None:
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that a result depends on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def on_gpu() -> bool:
-    """Whether training runs on a GPU: there is one, and ACCELERATE_USE_CPU does not ask for the CPU."""
-    import torch  # here, so that opening a run does not wait for them
-    from accelerate.utils import parse_flag_from_env
-
-    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-
-
-def device_name() -> str:
-    """What the run computes on, for instance 'cpu, 2 threads', 'Tesla T4', or '2 × Tesla T4' in two processes."""
-    import torch  # here, so that opening a run does not wait for torch
-
-    if on_gpu():
-        name, there = torch.cuda.get_device_name(), torch.cuda.device_count()
-        used = int(os.environ.get("WORLD_SIZE", 1))
-        unused = f" (1 of {there}; `accelerate launch` uses all)" if used == 1 < there else ""
-        return f"{used} × {name}" if used > 1 else f"{name}{unused}"
-    if torch.backends.mps.is_available():
-        return "Apple GPU (mps)"
-    return f"cpu, {torch.get_num_threads()} threads"

@@ -1,60 +1,37 @@
-"""The one training loop, for teacher, students and LoRA alike, and the teacher's outputs, computed once.
+"""The training loop: one function to read from top to bottom, and the small ones that it calls.
 
-Accelerate places the model on one device or several, scales and clips gradients and writes the checkpoints. Batches
-hold comments of like length, so that little is computed on padding. Everything random follows from the seed and the
-number of the step, so that a run that was killed and goes on ends with the same weights as one that was not.
+Shapes: B comments in a batch, T tokens, C classes, L layers. accelerate places the model on a CPU, on one GPU or on
+several, and takes care of mixed precision; the rest is a plain PyTorch loop.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
+import copy
 import math
 import shutil
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env, send_to_device
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from helpers.dropout import CheapDropout
-from helpers.losses import distillation_loss, hard_loss, per_label
+from helpers.batches import Collator, LengthBatches, additive_mask, predict, progress_bar, token_lengths
+from helpers.devices import make_accelerator, on_gpu, peak_memory_bytes, reset_peak_memory
+from helpers.losses import class_logits, distillation_loss, hard_loss
 from helpers.models import label_columns
-from helpers.runs import fingerprint, is_sealed, new_directory, on_gpu, read_json, seal, write_json
+from helpers.runs import fingerprint, is_sealed, new_directory, read_json, seal, write_json
+from helpers.targets import TeacherTargets, cls_states, with_targets
 
-BUCKET_BATCHES = 20  # comments are sorted by length within so many shuffled batches
-CHECKPOINT_SECONDS = 120.0
-LOSS_PARTS = ("total", "hard", "soft", "cosine")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt(3)
-
-
-def progress_bar(*arguments, **options) -> tqdm:
-    """A bar on stdout: a notebook shows stderr as an alarm."""
-    return tqdm(*arguments, file=sys.stdout, mininterval=1.0, ncols=96, **options)
-
-
-def this_process() -> PartialState:
-    """Which of the processes that `accelerate launch` started this is (or the only one), and its device.
-
-    A bare PartialState does not ask for accelerate's own switch to the CPU, as Accelerator does. The other processes
-    wait while the first one predicts or exports, which may take longer than NCCL's ten minutes.
-    """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(hours=4))
+LOG_STEPS = 20  # the losses of so many steps are read at once: each reading makes the host wait for the GPU
 
 
 class TrainingError(RuntimeError):
@@ -63,198 +40,114 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What a training run depends on besides its data and its first weights. `learning_rate` is the peak."""
+    """What a training depends on besides its data and its first weights. `learning_rate` is the peak."""
 
     epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float
-    warmup_share: float
-    max_gradient_norm: float
+    warmup_ratio: float
+    max_grad_norm: float
     seed: int
     temperature: float | None = None  # these three only where a teacher is distilled
     alpha: float | None = None
     beta: float | None = None
+    micro_batch_size: int | None = None  # comments per forward pass, where a whole batch does not fit the device
 
 
 @dataclass(frozen=True)
-class TeacherTargets:
-    """The teacher's outputs by row id: logits (N, C) and [CLS] states of one or more layers (N, L, H), float32.
+class Checkpoints:
+    """The folder that keeps a training's last whole epoch, and the fingerprint of what is trained."""
 
-    Loaded ones are memory-mapped: a batch's rows are read from the disk when the batch comes.
-    """
-
-    position: dict[str, int]
-    logits: torch.Tensor
-    states: torch.Tensor
-
-    def look_up(self, row_ids: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logits, states) of these rows, in their order; the order in which the teacher saw them plays no part."""
-        missing = [row_id for row_id in row_ids if row_id not in self.position]
-        if missing:
-            raise KeyError(f"the teacher's targets lack {len(missing)} of these rows (first id {missing[0]})")
-        index = torch.tensor([self.position[row_id] for row_id in row_ids])
-        return self.logits[index], self.states[index]
+    directory: Path
+    made_from: str
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+def average_precision(labels: torch.Tensor, logits: torch.Tensor) -> float:
+    """Of `toxic`, from labels (N,) and logits (N, 2)."""
+    return float(average_precision_score(labels, logits[:, 1] - logits[:, 0]))
 
 
-def bucketed_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The row numbers of an epoch's batches: shuffled, sorted by length within BUCKET_BATCHES batches, shuffled again.
-
-    Every row stands in exactly one batch. The same seed and epoch give the same batches, whatever ran before.
-    """
-    generator = np.random.default_rng((seed, epoch))
-    order = generator.permutation(len(lengths))
-    window = BUCKET_BATCHES * batch_size
-    batches = []
-    for start in range(0, len(order), window):
-        rows = order[start : start + window]
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        batches += [rows[i : i + batch_size].tolist() for i in range(0, len(rows), batch_size)]
-    generator.shuffle(batches)
-    return batches
+# --- the loop --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Makes tensors of a list of rows, padded to the longest: ids and mask (B, T), labels (B,), (B, K) or none."""
-
-    pad_token_id: int
-    targets: TeacherTargets | None = None
-    labels: tuple[str, ...] = ("toxic",)
-
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
-        batch = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        }
-        if self.labels:
-            batch["labels"] = torch.tensor([[row[label] for label in self.labels] for row in rows]).squeeze(1)
-        if self.targets is not None:
-            batch["teacher_logits"], batch["teacher_states"] = self.targets.look_up([row["row_id"] for row in rows])
-        return batch
-
-
-def token_lengths(dataset: Dataset) -> np.ndarray:
-    """The number of tokens of each row as the model sees it, after cutting."""
-    return np.array([len(ids) for ids in dataset["input_ids"]])
-
-
-# --- predicting ------------------------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def predict(
+def train(
     model: torch.nn.Module,
-    dataset: Dataset,
-    batch_size: int = 64,
-    states: np.ndarray | None = None,
-    layers: Sequence[int] = (),
-    label: str | None = None,
-) -> torch.Tensor:
-    """The logits (N, C) of the dataset's rows, in its order, on the CPU, in eval mode.
+    splits: dict[str, Dataset],
+    settings: TrainingSettings,
+    checkpoints: Checkpoints | None = None,
+    targets: TeacherTargets | None = None,
+    label: str = "training",
+    best_by: Callable[[torch.Tensor, torch.Tensor], float] = average_precision,
+) -> dict:
+    """Trains `model` in place; it ends in eval mode with the weights of its best epoch by `best_by(labels, logits)`.
 
-    `states`, an array (N, L, H), is filled with the [CLS] states after these L layers, counted from 1. Rows are taken
-    by length, which costs less padding; the mode the model was in is restored.
+    With `targets` it is distilled. With `checkpoints` an interrupted training resumes after its last whole epoch, and
+    on a CPU ends with the same weights to the bit. Returns the history: `steps` (a loss per step, by part), `epochs`
+    (training means, validation cross-entropy and score), `best_epoch` (from 1), `seconds`, `peak_memory_bytes`. Raises
+    TrainingError if the loss or a validation logit becomes infinite or NaN; the last checkpoint is kept.
     """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    collate = Collator(model.config.pad_token_id)
-    order = np.argsort(token_lengths(dataset), kind="stable")
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    logits = torch.empty(len(dataset), model.config.num_labels)
-    for rows in progress_bar(batches, desc=label, disable=label is None, leave=False):
-        batch = send_to_device(collate(dataset.__getitems__(rows.tolist())), device)
-        batch.pop("labels")
-        output = model(**batch, output_hidden_states=states is not None)
-        logits[rows] = output.logits.float().cpu()
-        if states is not None:
-            states[rows] = cls_states(output, layers).float().cpu().numpy()
-    model.train(was_training)
-    return logits
-
-
-def cls_states(output, layers: Sequence[int]) -> torch.Tensor:
-    """The [CLS] states (B, L, H) after these layers: 1 is the first, −1 the last, 0 would be the embeddings."""
-    return torch.stack([output.hidden_states[layer][:, 0] for layer in layers], dim=1)
-
-
-def save_targets(
-    teacher: torch.nn.Module, dataset: Dataset, directory: Path, made_from: str, layers: Sequence[int] | None = None
-) -> None:
-    """Runs the teacher once over the rows, without gradients or dropout, and keeps its outputs by row id, and the time.
-
-    `layers` are those whose [CLS] states are kept (default: the last one). The states go straight to the disk:
-    bert-base's last ones are 0.5 GB for the whole of Jigsaw's train.csv.
-    """
-    started = time.perf_counter()
-    layers = layers or (teacher.config.num_hidden_layers,)
-    shape = (len(dataset), len(layers), teacher.config.hidden_size)
-    with new_directory(directory) as temporary:
-        states = np.lib.format.open_memmap(temporary / "states.npy", mode="w+", dtype="float32", shape=shape)
-        logits = predict(teacher, dataset, states=states, layers=layers, label="teacher outputs")
-        states.flush()
-        np.save(temporary / "logits.npy", logits.numpy())
-        write_json(temporary / "rows.json", {"row_ids": list(dataset["row_id"])})
-        write_json(temporary / "time.json", {"seconds": time.perf_counter() - started})
-        seal(temporary, made_from)
-
-
-def load_targets(directory: Path, made_from: str) -> TeacherTargets | None:
-    """The saved targets, memory-mapped; None if they are missing, damaged or were made from something else."""
-    if not is_sealed(directory, made_from):
-        return None
-    rows = read_json(directory / "rows.json")
-    # "c": a write would stay in memory; torch takes no array that cannot be written to
-    logits, states = (
-        torch.from_numpy(np.load(directory / f"{name}.npy", mmap_mode="c")) for name in ("logits", "states")
+    accelerator = make_accelerator()
+    shared = accelerator.num_processes > 1  # a short batch cannot be shared evenly
+    batches = LengthBatches(token_lengths(splits["train"]), settings.batch_size, settings.seed, drop_last=shared)
+    collate = Collator(model.config.pad_token_id, label_columns(model))
+    loader = DataLoader(
+        splits["train"], batch_sampler=batches, collate_fn=with_targets(collate, targets), pin_memory=on_gpu()
     )
-    return TeacherTargets({row_id: i for i, row_id in enumerate(rows["row_ids"])}, logits, states)
+    trained, optimizer, loader = accelerator.prepare(model, make_optimizer(model, settings), loader)
+    history, best = load_checkpoint(checkpoints, settings, accelerator)
+    first_epoch, steps = len(history["epochs"]), len(batches)
+    total_steps = settings.epochs * steps
+    reset_peak_memory()
+    with progress_bar(
+        total=total_steps, initial=first_epoch * steps, desc=label, unit="step", disable=not accelerator.is_main_process
+    ) as bar:
+        for epoch in range(first_epoch, settings.epochs):
+            batches.epoch = epoch
+            seed_dropout(settings.seed, epoch, accelerator.process_index)
+            trained.train()
+            losses, started = [], time.perf_counter()
+            for step, batch in enumerate(loader, start=epoch * steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate_at(step, total_steps, settings)
+                losses.append(forward_and_backward(trained, batch, settings, accelerator))
+                accelerator.clip_grad_norm_(trained.parameters(), settings.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                bar.update()
+                if len(losses) == LOG_STEPS or step + 1 == (epoch + 1) * steps:
+                    log_losses(losses, history, settings, accelerator)
+                    bar.set_postfix(epoch=epoch + 1, loss=history["steps"]["total"][-1], refresh=False)
+                    losses = []
+            history["seconds"] += time.perf_counter() - started
+            record_epoch(model, splits["validation"], history, best_by, accelerator)
+            if history["best_epoch"] == epoch + 1:
+                best = trainable_weights(model)
+            save_checkpoint(checkpoints, settings, accelerator, history, best)
+    accelerator.unwrap_model(trained, keep_fp32_wrapper=False).load_state_dict(best, strict=False)
+    accelerator.free_memory()
+    model.eval()
+    return history
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+def forward_and_backward(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], settings: TrainingSettings, accelerator: Accelerator
+) -> dict[str, torch.Tensor]:
+    """Adds the gradients of the batch's mean loss; returns the loss by part, still on the device.
 
-
-def mixed_precision() -> str:
-    """accelerate's name for the precision this device computes fast: bf16 from compute capability 8.0, else fp16.
-
-    A T4 (7.5) says that it supports bf16 and emulates it, so the capability is asked, not the feature. Of several GPUs
-    the oldest decides, since all processes must compute alike. float32 on a CPU.
+    In pieces of `micro_batch_size` comments the gradients are those of the whole batch all the same, since a piece
+    counts by its share of the rows. Processes exchange their gradients once, with the last piece.
     """
-    if not on_gpu():
-        return "no"
-    oldest = min(torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count()))
-    return "bf16" if oldest >= (8, 0) else "fp16"
-
-
-def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
-    """Linear warm-up over the first `warmup_share` of the steps to the peak, then linear decay to zero."""
-    warmup = max(1, round(settings.warmup_share * steps))
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    return settings.learning_rate * (steps - step) / max(1, steps - warmup)
-
-
-def make_optimizer(model: torch.nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW on what is trainable; no weight decay on biases and layer norms, as usual with BERT."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)  # a fifth of the plain one's time on a CPU
-
-
-def class_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The logits as the losses take them: (B, 2) for labels (B,); for K independent labels (B, K), two classes each.
-
-    Then (B·K, 2), which belong to `labels.flatten()`.
-    """
-    return logits if labels.ndim == 1 else per_label(logits)
+    size, summed = len(batch["labels"]), {}
+    starts = range(0, size, settings.micro_batch_size or size)
+    for start in starts:
+        piece = {name: tensor[start : start + starts.step] for name, tensor in batch.items()}
+        share = len(piece["labels"]) / size
+        with nullcontext() if start == starts[-1] else accelerator.no_sync(model):
+            losses = batch_loss(model, piece, settings)
+            accelerator.backward(share * losses["total"])
+        summed = {part: summed.get(part, 0) + share * loss.detach() for part, loss in losses.items()}
+    return summed
 
 
 def batch_loss(
@@ -264,18 +157,17 @@ def batch_loss(
 
     Where the teacher's states are those of L layers, they stand against the student's last L layers, in order.
     """
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    labels = batch["labels"]
-    if "teacher_logits" not in batch:
-        hard = hard_loss(class_logits(model(**inputs).logits, labels), labels.flatten())
+    labels, distilled = batch["labels"], "teacher_logits" in batch
+    mask = additive_mask(batch["attention_mask"])
+    output = model(input_ids=batch["input_ids"], attention_mask=mask, output_hidden_states=distilled)
+    if not distilled:
+        hard = hard_loss(class_logits(output.logits, labels), labels.flatten())
         return {"total": hard, "hard": hard}
-    output = model(**inputs, output_hidden_states=True)
-    matched = range(-batch["teacher_states"].shape[1], 0)
     loss = distillation_loss(
         class_logits(output.logits, labels),
         class_logits(batch["teacher_logits"], labels),
         labels.flatten(),
-        cls_states(output, matched),
+        cls_states(output, range(-batch["teacher_states"].shape[1], 0)),
         batch["teacher_states"],
         temperature=settings.temperature,
         alpha=settings.alpha,
@@ -284,318 +176,121 @@ def batch_loss(
     return loss._asdict()
 
 
-def average_precision(labels: torch.Tensor, logits: torch.Tensor) -> float:
-    """Of `toxic`, from labels (N,) and two logits (N, 2)."""
-    return float(average_precision_score(labels, logits[:, 1] - logits[:, 0]))
+def make_optimizer(model: torch.nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW on what is trainable; no weight decay on biases and layer norms, as usual with BERT."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
 
 
-def train(
-    model: torch.nn.Module,
-    train_rows: Dataset,
-    validation_rows: Dataset,
-    settings: TrainingSettings,
-    checkpoint_dir: Path,
-    made_from: str,
-    targets: TeacherTargets | None = None,
-    label: str = "training",
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    micro_batch_size: int | None = None,
-    best_by: Callable[[torch.Tensor, torch.Tensor], float] = average_precision,
-) -> dict:
-    """Trains `model` in place for a fixed number of epochs and leaves it with its best weights, in eval mode.
+def learning_rate_at(step: int, total_steps: int, settings: TrainingSettings) -> float:
+    """Linear warm-up over the first `warmup_ratio` of the steps to the peak, then linear decay to zero."""
+    warmup = max(1, round(settings.warmup_ratio * total_steps))
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    return settings.learning_rate * (total_steps - step) / max(1, total_steps - warmup)
 
-    Best is the epoch with the largest validation score `best_by(labels, logits)` (the first of equals), which the
-    history shows under that function's name. Goes on from the newest checkpoint in `checkpoint_dir` that carries the
-    fingerprint `made_from`; others are removed.
 
-    A batch is shared out to the processes that `accelerate launch` started, if it did, and each share is computed in
-    pieces of at most `micro_batch_size` comments (gradient accumulation), where one piece would not fit the device. The
-    gradients are those of the whole batch either way. All processes return the same; the first alone writes files.
+def seed_dropout(seed: int, epoch: int, process: int) -> None:
+    """Every epoch draws its own dropout masks, whatever came before, so that a resumed training draws them again."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, epoch, process)).generate_state(1)[0]))
 
-    Returns:
-        The history: `steps` (a list a loss part), `epochs` (training means by part, validation cross-entropy and
-        score), `best_epoch` (from 1), `seconds`, `peak_memory_bytes`.
+
+def log_losses(losses: list[dict], history: dict, settings: TrainingSettings, accelerator: Accelerator) -> None:
+    """Adds the losses of the last steps, means over the processes, to history["steps"].
 
     Raises:
-        TrainingError: loss, gradient or logits became infinite or NaN; the last good checkpoint stays.
+        TrainingError: one of them is infinite or NaN.
     """
-    run = _TrainingRun(
-        model, train_rows, validation_rows, settings, checkpoint_dir, made_from, targets, micro_batch_size, best_by
-    )
-    run.restore()
-    reuse_freed_memory()
-    with run.bar(label) as bar, measure_peak_memory() as memory:
-        while run.epoch < settings.epochs:
-            run.train_epoch(bar, memory, checkpoint_seconds)
-            run.finish_epoch(memory)
-    return run.finish()
+    on_device = torch.stack([torch.stack(list(of_step.values())) for of_step in losses])  # (steps, parts)
+    for values in accelerator.reduce(on_device, "mean").tolist():
+        for part, value in zip(losses[0], values, strict=True):
+            history["steps"].setdefault(part, []).append(round(value, 5))
+        if not all(math.isfinite(value) for value in values):
+            raise TrainingError(
+                f"the loss became {values[0]} at step {len(history['steps']['total'])}; lower the learning rate (now "
+                f"{settings.learning_rate:g}). The last checkpoint is kept"
+            )
 
 
-class _TrainingRun:
-    """The state of one `train` call: what a checkpoint has to bring back."""
+def record_epoch(model, rows: Dataset, history: dict, best_by: Callable, accelerator: Accelerator) -> None:
+    """Adds the epoch that has just ended to the history; the first process validates for all.
 
-    def __init__(
-        self,
-        model,
-        train_rows,
-        validation_rows,
-        settings,
-        checkpoint_dir,
-        made_from,
-        targets,
-        micro_batch_size,
-        best_by,
-    ) -> None:
-        self.settings = settings
-        this_process()  # before Accelerator, which would start the processes with a patience of its own
-        self.accelerator = Accelerator(mixed_precision=mixed_precision())
-        self.plain_model = model
-        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, settings))
-        self.train_rows, self.validation_rows = train_rows, validation_rows
-        self.lengths = token_lengths(train_rows)
-        self.collate = Collator(model.config.pad_token_id, targets, label_columns(model))
-        self.best_by = best_by
-        self.micro_batch_size = micro_batch_size or settings.batch_size
-        self.directory = checkpoint_dir
-        # Checkpoints alone are held to the cut as well: other pieces draw other dropout masks.
-        cut = {"processes": self.accelerator.num_processes, "micro_batch_size": self.micro_batch_size}
-        self.made_from = fingerprint({"stage": made_from, "settings": asdict(settings), "cut": cut})
-        self.steps_an_epoch = math.ceil(len(train_rows) / settings.batch_size)
-        self.total_steps = self.steps_an_epoch * settings.epochs
-        self.parts = LOSS_PARTS if targets is not None else LOSS_PARTS[:2]
-        self.progress = {
-            "step": 0,
-            "steps": {part: [] for part in self.parts},
-            "epochs": [],
-            "best_epoch": None,
-            "seconds": 0.0,
-            "peak_memory_bytes": 0,
-        }
-
-    @property
-    def epoch(self) -> int:
-        """The epoch in progress, from 0: the number of those that were validated."""
-        return len(self.progress["epochs"])
-
-    def bar(self, label: str) -> tqdm:
-        hidden = not self.accelerator.is_main_process
-        return progress_bar(
-            total=self.total_steps, initial=self.progress["step"], desc=label, unit="step", disable=hidden
+    Raises:
+        TrainingError: a validation logit is infinite or NaN.
+    """
+    number, scores = len(history["epochs"]) + 1, None
+    if accelerator.is_main_process:
+        logits = predict(model, rows)  # in the training's precision: accelerate has wrapped the model
+        labels = torch.stack([torch.tensor(rows[name][:]) for name in label_columns(model)], dim=1).squeeze(1)
+        if torch.isfinite(logits).all():
+            hard = float(hard_loss(class_logits(logits, labels), labels.flatten()))
+            scores = {"hard": hard, best_by.__name__: best_by(labels, logits)}
+    scores = broadcast_object_list([scores])[0]
+    if scores is None:
+        raise TrainingError(
+            f"the logits on validation became infinite or NaN in epoch {number}; lower the learning rate. The last "
+            "checkpoint is kept"
         )
-
-    def share(self, batch: list[int]) -> list[int]:
-        """This process's rows of a batch; where it has none left, a row that will count nothing."""
-        with self.accelerator.split_between_processes(batch) as rows:
-            return rows or batch[:1]
-
-    def cut(self, rows: list[dict]) -> list[dict[str, torch.Tensor]]:
-        """The rows as tensors, in pieces that fit the device."""
-        size = self.micro_batch_size
-        return [self.collate(rows[start : start + size]) for start in range(0, len(rows), size)]
-
-    def train_epoch(self, bar: tqdm, memory: dict, checkpoint_seconds: float) -> None:
-        """The batches of this epoch that have not been trained on yet."""
-        batches = bucketed_batches(self.lengths, self.settings.batch_size, self.settings.seed, self.epoch)
-        batches = batches[self.progress["step"] - self.epoch * self.steps_an_epoch :]
-        loader = DataLoader(
-            self.train_rows, batch_sampler=[self.share(batch) for batch in batches], collate_fn=self.cut
-        )
-        self.model.train()
-        started = last_saved = time.perf_counter()
-        for batch, pieces in zip(batches, loader, strict=True):
-            losses = self.train_step(pieces, len(batch))
-            now = time.perf_counter()
-            self.progress["seconds"] += now - started
-            started = now
-            bar.update()
-            bar.set_postfix(epoch=self.epoch + 1, loss=f"{losses['total']:.4f}", refresh=False)
-            if now - last_saved >= checkpoint_seconds:
-                self.save(memory)
-                started = last_saved = time.perf_counter()  # writing checkpoints is not training
-
-    def train_step(self, pieces: list[dict[str, torch.Tensor]], batch_size: int) -> dict[str, float]:
-        """One optimizer step on this process's pieces of a batch; the whole batch's loss by part, logged."""
-        step = self.progress["step"]
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, self.total_steps, self.settings)
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        seed_step(self.settings.seed, step, rank)
-        losses = torch.zeros(len(self.parts), device=self.accelerator.device)
-        for number, piece in enumerate(pieces, start=1):
-            # The loss is a mean over rows, so a piece weighs as much as it has rows; DDP averages over the processes.
-            idle = rank >= batch_size
-            weight = 0.0 if idle else len(piece["labels"]) * processes / batch_size
-            losses += weight * self.backward(piece, weight, is_last=number == len(pieces))
-        values = dict(zip(self.parts, self.accelerator.reduce(losses, "mean").tolist(), strict=True))
-        if not math.isfinite(values["total"]):
-            raise self.diverged(f"the loss became {values['total']}")
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_gradient_norm)
-        if self.accelerator.mixed_precision != "fp16" and not math.isfinite(norm):  # fp16's scaler skips such a step
-            raise self.diverged(f"the gradient became {float(norm)}")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.progress["step"] += 1
-        for part, value in values.items():
-            self.progress["steps"][part].append(round(value, 5))
-        return values
-
-    def diverged(self, what: str) -> TrainingError:
-        """The error that ends a training whose numbers are no numbers any more."""
-        return TrainingError(
-            f"{what} at step {self.progress['step'] + 1} of {self.total_steps}; lower the learning rate (now "
-            f"{self.settings.learning_rate:g}). The last good checkpoint is kept"
-        )
-
-    def backward(self, piece: dict[str, torch.Tensor], weight: float, is_last: bool) -> torch.Tensor:
-        """Adds the piece's gradients to those that are there; its loss by part. Only the last one syncs processes."""
-        with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-            with self.accelerator.autocast(), CheapDropout():
-                losses = batch_loss(self.model, send_to_device(piece, self.accelerator.device), self.settings)
-            self.accelerator.backward(weight * losses["total"])
-        return torch.stack([losses[part].detach() for part in self.parts])
-
-    def finish_epoch(self, memory: dict) -> None:
-        """Scores the validation rows; keeps the weights if they are the best so far; writes a checkpoint."""
-        record = broadcast_object_list([self.validate() if self.accelerator.is_main_process else None])[0]
-        best = self.progress["best_epoch"]
-        score = record["validation"][self.best_by.__name__]
-        if best is None or score > self.progress["epochs"][best - 1]["validation"][self.best_by.__name__]:
-            self.progress["best_epoch"] = self.epoch + 1
-            self.save_best()
-        self.progress["epochs"].append(record)
-        self.save(memory)
-
-    def validate(self) -> dict:
-        """The epoch's record: training means by part, validation cross-entropy and score."""
-        logits = predict(self.accelerator.unwrap_model(self.model), self.validation_rows)
-        if not torch.isfinite(logits).all():
-            raise self.diverged("the logits on validation became infinite or NaN")
-        columns = [torch.tensor(self.validation_rows[label][:]) for label in self.collate.labels]
-        labels = torch.stack(columns, dim=1).squeeze(1)
-        of_epoch = slice(self.epoch * self.steps_an_epoch, None)
-        return {
-            "epoch": self.epoch + 1,
-            "training": {part: float(np.mean(values[of_epoch])) for part, values in self.progress["steps"].items()},
-            "validation": {
-                "hard": float(hard_loss(class_logits(logits, labels), labels.flatten())),
-                self.best_by.__name__: self.best_by(labels, logits),
-            },
-        }
-
-    def save_best(self) -> None:
-        """Writes the trained tensors of this epoch, which is the best so far; frozen ones are where they were."""
-        if not self.accelerator.is_main_process:
-            return
-        named = self.accelerator.unwrap_model(self.model).named_parameters()
-        weights = {name: p.detach().contiguous() for name, p in named if p.requires_grad}
-        with new_directory(self.directory / f"best-{self.progress['best_epoch']}") as temporary:
-            save_file(weights, temporary / "weights.safetensors")
-            seal(temporary, self.made_from)
-
-    def save(self, memory: dict) -> None:
-        """Writes a checkpoint and removes the ones before it."""
-        if not self.accelerator.is_main_process:
-            return
-        self.progress["peak_memory_bytes"] = max(self.progress["peak_memory_bytes"], memory["peak"])
-        name = f"step-{self.progress['step']:07d}-{self.epoch}"
-        with new_directory(self.directory / name) as temporary:
-            try:
-                self.accelerator.save_state(str(temporary))
-            except RuntimeError as error:  # what torch.save makes of a full disk
-                raise OSError(f"the checkpoint {name} could not be written; is the disk full? ({error})") from error
-            write_json(temporary / "progress.json", self.progress)
-            seal(temporary, self.made_from)
-        best = f"best-{self.progress['best_epoch']}"
-        for other in self.directory.iterdir():
-            if other.name not in (name, best):
-                shutil.rmtree(other, ignore_errors=True)
-
-    def restore(self) -> None:
-        """Goes on from the newest checkpoint of these very settings; anything else in the folder is removed."""
-        with self.accelerator.main_process_first():
-            for checkpoint in sorted(self.directory.glob("step-*[0-9]"), reverse=True):
-                if not is_sealed(checkpoint, self.made_from):
-                    continue
-                progress = read_json(checkpoint / "progress.json")
-                best = progress["best_epoch"]
-                if best is None or is_sealed(self.directory / f"best-{best}", self.made_from):
-                    self.accelerator.load_state(str(checkpoint))
-                    self.progress = progress
-                    return
-            if self.accelerator.is_main_process:
-                shutil.rmtree(self.directory, ignore_errors=True)
-                self.directory.mkdir(parents=True)
-
-    def finish(self) -> dict:
-        """Puts the best weights back and returns the history."""
-        self.accelerator.wait_for_everyone()
-        best = load_file(self.directory / f"best-{self.progress['best_epoch']}" / "weights.safetensors")
-        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, tensor in best.items():
-                parameters[name].copy_(tensor)
-        self.plain_model.eval()
-        self.accelerator.wait_for_everyone()  # the first process removes the checkpoints soon
-        self.accelerator.free_memory()
-        return {key: value for key, value in self.progress.items() if key != "step"}
+    steps = history["steps"]
+    training = {part: float(np.mean(values[-(len(values) // number) :])) for part, values in steps.items()}
+    history["epochs"].append({"epoch": number, "training": training, "validation": scores})
+    by_epoch = [record["validation"][best_by.__name__] for record in history["epochs"]]
+    history["best_epoch"] = 1 + int(np.argmax(by_epoch))  # of equals the first
+    history["peak_memory_bytes"] = max(history["peak_memory_bytes"], peak_memory_bytes())
 
 
-def seed_step(seed: int, step: int, process: int) -> None:
-    """Sets torch's random state for one step, so that dropout depends on nothing that came before.
+def trainable_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the trained weights, on the CPU; the frozen ones do not change."""
+    return {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
 
-    A run that goes on from a checkpoint draws what it would have drawn, and no random state has to be saved.
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def checkpoint_key(checkpoints: Checkpoints, settings: TrainingSettings, accelerator: Accelerator) -> str:
+    """What a checkpoint must have been made with, so that going on from it changes nothing."""
+    device = {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
+    return fingerprint({"made_from": checkpoints.made_from, "settings": asdict(settings), "device": device})
+
+
+def save_checkpoint(checkpoints: Checkpoints | None, settings, accelerator: Accelerator, history: dict, best: dict):
+    """Writes the epoch that has just ended, whole or not at all, and then removes the one before it."""
+    if checkpoints is None or not accelerator.is_main_process:
+        return
+    name = f"epoch-{len(history['epochs'])}"
+    with new_directory(checkpoints.directory / name) as temporary:
+        try:
+            accelerator.save_state(str(temporary))
+        except RuntimeError as error:  # what torch.save makes of a full disk
+            raise OSError(f"the checkpoint {name} could not be written; is the disk full? ({error})") from error
+        save_file(best, temporary / "best.safetensors")
+        write_json(temporary / "history.json", history)
+        seal(temporary, checkpoint_key(checkpoints, settings, accelerator))
+    for other in checkpoints.directory.iterdir():
+        if other.name != name:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_checkpoint(checkpoints: Checkpoints | None, settings, accelerator: Accelerator) -> tuple[dict, dict]:
+    """(history, best weights) of the last whole epoch, its state loaded; empty ones where a training begins.
+
+    A checkpoint that does not fit (other settings, another precision, damaged) is said and passed over.
     """
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0]))
-
-
-def tell_glibc(call: str, *arguments: int) -> None:
-    """Calls a function of glibc's memory allocator; does nothing where there is another C library."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            getattr(ctypes.CDLL("libc.so.6"), call)(*arguments)
-
-
-def reuse_freed_memory() -> None:
-    """Lets the process keep the memory of freed tensors for the next ones.
-
-    By default glibc gives large blocks back at once, and the next step's activations are new pages that the kernel has
-    to clear first: 4 % of a training step on 2 cores.
-    """
-    tell_glibc("mallopt", M_MMAP_THRESHOLD, 2**30)
-    tell_glibc("mallopt", M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def return_freed_memory() -> None:
-    """Frees what is no longer used, to the operating system too: one model's memory must not seem the next one's."""
-    gc.collect()
-    tell_glibc("malloc_trim", 0)
-
-
-@contextmanager
-def measure_peak_memory(interval: float = 0.05) -> Iterator[dict[str, int]]:
-    """Watches memory while the block runs; the dict's `peak` is in bytes.
-
-    On a GPU: what torch allocated at most. On a CPU: the largest resident set of this process, sampled every
-    `interval` seconds, so it includes Python and the libraries themselves (about 0.6 GB).
-    """
-    return_freed_memory()
-    memory = {"peak": 0}
-    gpu = on_gpu()
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-    process, stop = psutil.Process(), threading.Event()
-
-    def watch() -> None:
-        while not stop.is_set():
-            now = torch.cuda.max_memory_allocated() if gpu else process.memory_info().rss
-            memory["peak"] = max(memory["peak"], now)
-            stop.wait(interval)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield memory
-    finally:
-        stop.set()
-        thread.join()
+    for folder in sorted(checkpoints.directory.glob("epoch-*[0-9]"), reverse=True) if checkpoints else ():
+        if not is_sealed(folder, checkpoint_key(checkpoints, settings, accelerator)):
+            accelerator.print(f"the checkpoint {folder.name} is not used: damaged, or of other settings or precision")
+            continue
+        states = [*accelerator._models, *accelerator._optimizers]
+        before = copy.deepcopy([state.state_dict() for state in states])
+        try:
+            accelerator.load_state(str(folder))
+            return read_json(folder / "history.json"), load_file(folder / "best.safetensors")
+        except Exception as error:  # whatever this version of a library cannot read
+            accelerator.print(f"the checkpoint {folder.name} cannot be loaded ({error}); training begins anew")
+            for state, first in zip(states, before, strict=True):
+                state.load_state_dict(first)
+    return {"steps": {}, "epochs": [], "best_epoch": None, "seconds": 0.0, "peak_memory_bytes": 0}, {}

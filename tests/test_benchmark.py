@@ -1,7 +1,5 @@
 """The benchmark compares like with like; nothing here is timed."""
 
-import os
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +8,9 @@ import torch
 from test_training import DISTILLING, SETTINGS
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import benchmark
-from helpers.benchmark import useful_flops, usual_training
-from helpers.runs import ROOT, read_json
+from helpers.devices import device_name
+from tools import benchmark
+from tools.benchmark import summary, useful_flops, usual_training
 
 
 def watch(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -29,66 +27,52 @@ def watch(model: torch.nn.Module) -> list[torch.Tensor]:
 def test_the_usual_recipe_sees_every_row_once_an_epoch_padded_to_max_length(tiny_model, tiny_rows):
     model, rows = tiny_model("bert", layers=2), tiny_rows(18)
     seen = watch(model)
-    usual_training(model, rows, SETTINGS, max_length=20)
+    usual_training(model, rows, SETTINGS, pad_to=20)
     assert {ids.shape[1] for ids in seen} == {20}
     for epoch in range(3):
         found = sorted(row[row != 0].tolist() for ids in seen[5 * epoch : 5 * epoch + 5] for row in ids)
         assert found == sorted(rows["input_ids"][:])
 
 
+def test_the_second_recipe_pads_each_batch_to_its_longest_comment(tiny_model, tiny_rows):
+    model, rows = tiny_model("bert", layers=2), tiny_rows(18)
+    seen = watch(model)
+    usual_training(model, rows, SETTINGS, pad_to=None)
+    assert all((ids[:, -1] != 0).any() for ids in seen)
+
+
 def test_the_usual_recipe_asks_the_teacher_in_every_step(tiny_model, tiny_rows):
     teacher, student = tiny_model("bert", layers=2), tiny_model("bert", layers=2, seed=1)
-    asked = watch(teacher)
+    asked, seen = watch(teacher), watch(student)
     usual_training(student, tiny_rows(18), replace(SETTINGS, **DISTILLING), 20, teacher)
-    assert len(asked) == 15
+    assert len(asked) == len(seen) == 15
+    assert all(torch.equal(a, b) for a, b in zip(asked, seen, strict=True))
 
 
-def test_the_usual_recipe_learns(tiny_model, tiny_rows):
-    model, rows = tiny_model("bert", layers=2), tiny_rows(18)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    usual_training(model, rows, SETTINGS, max_length=20)
-    assert not all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_useful_flops_are_those_of_torchs_own_count(tiny_model):
-    """torch counts the matrix products of a forward and backward pass; pooler and classifier are taken off."""
-    model, tokens = tiny_model("bert", layers=3), 12
-    model.set_attn_implementation("eager")
+def test_the_counted_operations_are_those_that_torch_counts(tiny_model):
+    """Of the layers alone; torch counts the pooler and the classifier too, which are a hundredth."""
+    model, lengths = tiny_model("bert", layers=2, attn_implementation="eager"), np.full(4, 16)
     with FlopCounterMode(display=False) as counter:
-        model(torch.randint(5, 100, (1, tokens))).logits.sum().backward()
-    width = model.config.hidden_size
-    head = 3 * 2 * (width * width + width * 2)
-    counted = counter.get_total_flops() - head
-    assert useful_flops(model.config, 3, np.array([tokens])) == pytest.approx(counted, rel=0.01)
+        model(torch.randint(5, 90, (4, 16))).logits.sum().backward()
+    assert useful_flops(model.config, lengths) == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
-def test_longer_comments_cost_more_than_their_share(tiny_model):
-    config = tiny_model("bert", layers=2).config
-    assert useful_flops(config, 2, np.array([64])) > 2 * useful_flops(config, 2, np.array([32]))
+def test_a_ratio_is_the_median_of_the_rounds_each_against_its_own_round():
+    def found(seconds: float) -> dict[str, float]:
+        shared = {"comments": 10, "peak_memory_bytes": 1, "share_of_matrix_products": 0.5}
+        return shared | {"seconds": seconds, "step_seconds": seconds / 10}
+
+    measured = {"lora": {"a": [found(4), found(8), found(9)], "c": [found(2), found(2), found(3)]}}
+    assert summary("lora", "c", measured)["ratios"] == [2, 4, 3]
+    assert summary("lora", "c", measured)["ratio"] == 3
 
 
-def test_a_gpu_estimate_follows_its_formula():
-    """1,000 comments of 100 tokens on a GPU of 1 TFLOP/s at half use: 6 · 109,483,778 · 100,000 / 5e11 s."""
-    found = benchmark.gpu_estimate(1e12, 0.5, 1_000, 100, 16)
-    assert found["minutes"] == pytest.approx(6 * 109_483_778 * 1e5 / 5e11 / 60)
-    assert found["gigabytes"] == pytest.approx((16 * 109_483_778 + 12 * 128 * 16 * 768 * 44) / 1e9)
+def test_the_file_is_named_for_the_device(monkeypatch):
+    monkeypatch.setattr(benchmark, "device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert benchmark.results_path().name == "nvidia-h100-80gb-hbm3.json"
+    assert device_name() != "NVIDIA H100 80GB HBM3"
 
 
-def test_readme_shows_the_committed_benchmark():
-    facts = read_json(ROOT / "results" / "benchmark.json")
-    assert benchmark.benchmark_in_markdown(facts) in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_both_recipes_get_the_same_settings():
-    settings = benchmark.settings_of("odd")
-    assert (settings.temperature, settings.alpha, settings.batch_size) == (2.0, 0.5, 32)
-
-
-def test_an_unknown_section_is_answered_with_the_nearest(capsys):
-    assert benchmark.main(["sped"]) == 2
-    assert "Did you mean 'speed'?" in capsys.readouterr().err
-
-
-def test_a_child_process_that_dies_is_noticed():
-    with pytest.raises(BrokenProcessPool):
-        benchmark.in_its_own_process(os._exit, 1)
+def test_an_unknown_section_gets_one_clear_line(capsys):
+    assert benchmark.main(["latencies"]) == 2
+    assert "Did you mean 'latency'?" in capsys.readouterr().err

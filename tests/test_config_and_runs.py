@@ -52,7 +52,7 @@ BAD_SETTINGS = [
             "student_learning_rate",
             "lora_learning_rate",
             "temperature",
-            "max_gradient_norm",
+            "max_grad_norm",
         )
         for value in (0, -1e-4, "1e-4", float("nan"), float("inf"))
     ),
@@ -60,7 +60,7 @@ BAD_SETTINGS = [
     *(("alpha", value, "a number from 0 to 1") for value in (-0.1, 1.1, None, True)),
     *(
         (name, value, "a number from 0 to below 1")
-        for name in ("lora_dropout", "warmup_share")
+        for name in ("lora_dropout", "warmup_ratio")
         for value in (-0.1, 1, 1.0, None)
     ),
     *(("seeds", value, "one or more whole numbers from 0") for value in ((), (1, -1), (1.0,), ("1",), None, 5)),
@@ -81,7 +81,7 @@ EDGES = [
     {"alpha": 0},
     {"alpha": 1},
     {"beta": 0, "weight_decay": 0},
-    {"lora_dropout": 0, "warmup_share": 0},
+    {"lora_dropout": 0, "warmup_ratio": 0},
     {"seeds": (0, 7)},
 ]
 

@@ -97,8 +97,9 @@ def test_an_unsupported_python_gets_one_clear_line(tmp_path, version):
 
 def test_the_code_imports_nothing_from_modules_below():
     """helpers/ reads from top to bottom: a module imports only from those before it in DESIGN's order."""
-    order = "config runs environment sample_comments data models layers dropout losses lora training evaluation deploy "
-    order += "experiments improvements probes discussion plots mistakes demo benchmark report pipeline publishing"
+    order = "config runs devices environment sample_comments data models layers losses lora batches targets training "
+    order += "evaluation deploy experiments improvements probes discussion plots mistakes demo report "
+    order += "pipeline publishing"
     place = {name: number for number, name in enumerate(order.split())}
     for path in (ROOT / "helpers").glob("*.py"):
         for imported in re.findall(r"^from helpers\.(\w+) import", path.read_text(encoding="utf-8"), flags=re.M):

@@ -131,8 +131,8 @@ CHANGES = {
     "alpha": (0.9, DISTILLED),
     "beta": (0.0, DISTILLED),
     "weight_decay": (0.1, TRAINED_AT_ALL),
-    "warmup_share": (0.3, TRAINED_AT_ALL),
-    "max_gradient_norm": (0.5, TRAINED_AT_ALL),
+    "warmup_ratio": (0.3, TRAINED_AT_ALL),
+    "max_grad_norm": (0.5, TRAINED_AT_ALL),
     "task": ("labels", TRAINED_AT_ALL),
     "seeds": ((1, 2, 3), set()),
     "name": ("other", set()),
@@ -288,7 +288,7 @@ def test_more_tokens_than_the_model_has_positions_for_are_refused_by_name(smoke_
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered"])
-@pytest.mark.parametrize("file", ["states.npy", "logits.npy", "rows.json"])
+@pytest.mark.parametrize("file", ["outputs.safetensors", "rows.json"])
 def test_damaged_teacher_outputs_are_named_and_computed_again(copied_run, capsys, file, damage):
     directory = copied_run.targets_dir(1)
     before = (directory / file).read_bytes()

@@ -1,8 +1,7 @@
-"""The training loop: batches, schedule, resuming to the bit, the best epoch, the teacher's outputs."""
+"""The training loop: its gradients, schedule and precision; resuming to the bit; the best epoch; what stops it."""
 
 import copy
-import subprocess
-import sys
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,110 +15,163 @@ from datasets import Dataset
 from sklearn.metrics import roc_auc_score
 
 import helpers.training
+from helpers.batches import bucketed_batches, predict, token_lengths
 from helpers.config import LABELS
 from helpers.evaluation import mean_column_roc_auc
 from helpers.layers import copy_layers
 from helpers.lora import add_adapters
-from helpers.runs import ROOT, device_name
+from helpers.targets import load_targets, save_targets
 from helpers.training import (
-    Collator,
-    TeacherTargets,
+    Checkpoints,
     TrainingError,
     TrainingSettings,
     average_precision,
     batch_loss,
-    bucketed_batches,
     learning_rate_at,
-    load_targets,
     make_optimizer,
-    mixed_precision,
-    predict,
-    save_targets,
-    token_lengths,
     train,
 )
 
-STEPS_AN_EPOCH = 5
+STEPS_PER_EPOCH = 5
 SETTINGS = TrainingSettings(
     epochs=3,
     batch_size=4,
     learning_rate=3e-3,
     weight_decay=0.01,
-    warmup_share=0.2,
-    max_gradient_norm=1.0,
+    warmup_ratio=0.2,
+    max_grad_norm=1.0,
     seed=1,
 )
-STEPS = STEPS_AN_EPOCH * SETTINGS.epochs
+STEPS = STEPS_PER_EPOCH * SETTINGS.epochs
 DISTILLING = {"temperature": 2.0, "alpha": 0.5, "beta": 0.1}
 NOT_COMPARED = ("seconds", "peak_memory_bytes")
 SIX_LABELS = {"id2label": dict(enumerate(LABELS)), "problem_type": "multi_label_classification"}
 
 
 @pytest.fixture(scope="module")
-def rows(tiny_rows) -> tuple[Dataset, Dataset]:
+def splits(tiny_rows) -> dict[str, Dataset]:
     """18 training rows, so that the last of five batches is not full, and 12 validation rows."""
-    return tiny_rows(18), tiny_rows(12, seed=1)
+    return {"train": tiny_rows(18), "validation": tiny_rows(12, seed=1)}
 
 
-def lengths_like_comments(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(3, 65, size=count)
+@pytest.fixture
+def without_dropout(monkeypatch) -> None:
+    """Models stay in eval mode while they are trained."""
+    original = torch.nn.Module.train
+    monkeypatch.setattr(torch.nn.Module, "train", lambda self, mode=True: original(self, False))
 
 
-def padding(lengths: np.ndarray, batches: list[list[int]]) -> int:
-    return sum(int(lengths[batch].max()) * len(batch) - int(lengths[batch].sum()) for batch in batches)
+@pytest.fixture(scope="module")
+def make_training(tiny_model, splits, tmp_path_factory):
+    """A fresh model and the other arguments of train: 'plain', 'distilled', 'lora' or, distilled too, 'labels'."""
+
+    @cache
+    def targets_of(kind: str):
+        directory = tmp_path_factory.mktemp("targets")
+        save_targets(teacher_of(kind), splits["train"], directory / kind, "teacher")
+        return load_targets(directory / kind, "teacher")
+
+    def teacher_of(kind: str) -> torch.nn.Module:
+        return tiny_model("bert", layers=4, **(SIX_LABELS if kind == "labels" else {}))
+
+    def make(kind: str) -> tuple[torch.nn.Module, dict]:
+        if kind == "plain":
+            return tiny_model("bert", layers=2), {"settings": SETTINGS}
+        if kind == "lora":
+            adapted = add_adapters(tiny_model("bert", layers=2), rank=4, alpha=8, dropout=0.1, seed=1)
+            return adapted, {"settings": replace(SETTINGS, learning_rate=1e-2)}
+        best_by = mean_column_roc_auc if kind == "labels" else average_precision
+        arguments = {"settings": replace(SETTINGS, **DISTILLING), "targets": targets_of(kind), "best_by": best_by}
+        return copy_layers(teacher_of(kind), [1, 3]), arguments
+
+    return make
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def run_training(make_training, splits):
+    """Trains a fresh model of that kind; the model and its history."""
+
+    def run(kind: str, directory: Path | None = None, made_from: str = "start", **changes):
+        model, arguments = make_training(kind)
+        checkpoints = Checkpoints(directory, made_from) if directory else None
+        return model, train(model, splits, checkpoints=checkpoints, **arguments | changes)
+
+    return run
 
 
-@pytest.mark.parametrize("count", [1, 31, 32, 33, 1_000])
-def test_every_row_stands_in_exactly_one_batch(count):
-    batches = bucketed_batches(lengths_like_comments(count), 32, seed=1, epoch=0)
-    assert sorted(row for batch in batches for row in batch) == list(range(count))
+@pytest.fixture(scope="module")
+def uninterrupted(run_training, tmp_path_factory):
+    """Model and history of a training that nobody interrupted, by kind; each is trained once."""
+    return cache(lambda kind: run_training(kind, tmp_path_factory.mktemp(kind)))
 
 
-@pytest.mark.parametrize("count", [1, 31, 32, 33, 1_000])
-def test_there_are_as_many_batches_as_the_schedule_counts_steps(count):
-    assert len(bucketed_batches(lengths_like_comments(count), 32, seed=1, epoch=0)) == -(-count // 32)
+# --- gradients -------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_seed_and_epoch_give_the_same_batches():
-    lengths = lengths_like_comments(300)
-    assert bucketed_batches(lengths, 8, 1, 2) == bucketed_batches(lengths, 8, 1, 2)
+@pytest.fixture
+def gradients(monkeypatch) -> list[dict[str, torch.Tensor]]:
+    """The gradients of each step, before they are clipped."""
+    noted = []
+    original = helpers.training.Accelerator.clip_grad_norm_
+
+    def clip(self, parameters, norm):
+        parameters = list(parameters)
+        noted.append([p.grad.clone() for p in parameters if p.grad is not None])
+        return original(self, parameters, norm)
+
+    monkeypatch.setattr(helpers.training.Accelerator, "clip_grad_norm_", clip)
+    return noted
 
 
-@pytest.mark.parametrize(("seed", "epoch"), [(1, 1), (2, 0)], ids=["other epoch", "other seed"])
-def test_another_seed_or_epoch_gives_other_batches(seed, epoch):
-    lengths = lengths_like_comments(300)
-    assert bucketed_batches(lengths, 8, seed, epoch) != bucketed_batches(lengths, 8, 1, 0)
+def test_the_first_step_has_the_gradient_of_a_plain_loop(
+    make_training, run_training, splits, gradients, without_dropout
+):
+    """Written out with PyTorch alone: L = (1 − α) CE + α T² KL(teacher ‖ student) + β (1 − cos)."""
+    student, arguments = make_training("distilled")
+    first = bucketed_batches(token_lengths(splits["train"]), SETTINGS.batch_size, SETTINGS.seed, epoch=0)[0]
+    rows = splits["train"].select(first)
+    longest = max(map(len, rows["input_ids"]))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows["input_ids"]])
+    targets = arguments["targets"].look_up(rows["row_id"][:])
+    output = student(ids, attention_mask=(ids != 0).long(), output_hidden_states=True)
+    soft_student = F.log_softmax(output.logits / 2.0, dim=-1)
+    soft_teacher = F.softmax(targets["teacher_logits"] / 2.0, dim=-1)
+    kl = (soft_teacher * (soft_teacher.log() - soft_student)).sum() / len(ids)
+    cosine = F.cosine_similarity(output.hidden_states[-1][:, 0], targets["teacher_states"][:, 0]).mean()
+    hard = F.cross_entropy(output.logits, torch.tensor(rows["toxic"][:]))
+    (0.5 * hard + 0.5 * 4.0 * kl + 0.1 * (1 - cosine)).backward()
+    expected = [p.grad for p in student.parameters() if p.grad is not None]
+    run_training("distilled", settings=replace(SETTINGS, epochs=1, **DISTILLING))
+    assert len(gradients[0]) == len(expected)
+    assert all(torch.allclose(a, b, atol=1e-6, rtol=1e-4) for a, b in zip(gradients[0], expected, strict=True))
 
 
-def test_the_batches_come_in_no_order_of_length():
-    lengths = lengths_like_comments(640)
-    longest = [lengths[batch].max() for batch in bucketed_batches(lengths, 32, 1, 0)]
-    assert longest not in (sorted(longest), sorted(longest, reverse=True))
+@pytest.mark.parametrize("kind", ["plain", "distilled", "lora", "labels"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_pieces_of_a_batch_give_the_gradients_of_the_whole(
+    make_training, run_training, gradients, without_dropout, kind, size
+):
+    """18 rows in batches of 4: the pieces of 3 are uneven, and so is the last batch."""
+    settings = replace(make_training(kind)[1]["settings"], epochs=1, learning_rate=1e-9)
+    for pieces in (None, size):
+        run_training(kind, settings=replace(settings, micro_batch_size=pieces))
+    whole, in_pieces = gradients[:STEPS_PER_EPOCH], gradients[STEPS_PER_EPOCH:]
+    for expected, found in zip(whole, in_pieces, strict=True):
+        assert all(torch.allclose(a, b, atol=1e-6, rtol=1e-4) for a, b in zip(expected, found, strict=True))
 
 
-def test_bucketed_batches_need_less_than_half_the_padding_of_random_ones():
-    lengths = lengths_like_comments(2_000)
-    order = np.random.default_rng(1).permutation(2_000)
-    at_random = [order[i : i + 32].tolist() for i in range(0, 2_000, 32)]
-    assert padding(lengths, bucketed_batches(lengths, 32, 1, 0)) < padding(lengths, at_random) / 2
+def test_gradients_are_clipped_to_the_norm_that_is_asked_for(run_training, monkeypatch):
+    norms = []
+    original = torch.optim.AdamW.step
 
+    def step(self, *arguments, **options):
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.cat(gradients).norm()))
+        return original(self, *arguments, **options)
 
-def test_the_collator_pads_with_the_pad_token_and_masks_it():
-    rows = [{"input_ids": [5, 9, 6], "toxic": 1}, {"input_ids": [5, 6], "toxic": 0}]
-    batch = {name: tensor.tolist() for name, tensor in Collator(pad_token_id=1)(rows).items()}
-    assert batch == {
-        "input_ids": [[5, 9, 6], [5, 6, 1]],
-        "attention_mask": [[1, 1, 1], [1, 1, 0]],
-        "labels": [1, 0],
-    }
-
-
-def test_the_collator_gives_a_column_a_label_in_the_order_asked_for(tiny_rows):
-    rows = [row | {"threat": number} for number, row in enumerate(tiny_rows(3))]
-    assert Collator(0, labels=("toxic", "threat"))(rows)["labels"].tolist() == [[1, 0], [0, 1], [0, 2]]
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    run_training("plain", settings=replace(SETTINGS, max_grad_norm=1e-3))
+    assert norms == pytest.approx([1e-3] * STEPS, rel=1e-3)
 
 
 # --- six labels ------------------------------------------------------------------------------------------------------
@@ -146,186 +198,26 @@ def test_a_student_that_answers_as_its_teacher_has_no_soft_loss(tiny_model, labe
     assert losses["soft"].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_the_best_epoch_of_six_labels_is_that_of_the_mean_roc_auc_over_columns_with_both_classes(
-    tiny_model, rows, tmp_path
-):
+def test_the_best_epoch_of_six_labels_is_that_of_the_mean_roc_auc_over_columns_with_both_classes(run_training, splits):
     """In these rows only `toxic` has both."""
-    model, history = run_training("labels", tiny_model, rows, tmp_path)
-    logits, toxic = predict(model, rows[1]).numpy(), rows[1]["toxic"][:]
+    model, history = run_training("labels")
+    logits, toxic = predict(model, splits["validation"]).numpy(), splits["validation"]["toxic"][:]
     scores = [epoch["validation"]["mean_column_roc_auc"] for epoch in history["epochs"]]
     assert scores[history["best_epoch"] - 1] == max(scores) == pytest.approx(roc_auc_score(toxic, logits[:, 0]))
 
 
-def outputs(model: torch.nn.Module, rows: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """The model's logits and [CLS] states."""
-    states = np.empty((len(rows), 1, model.config.hidden_size), dtype="float32")
-    logits = predict(model, rows, states=states, layers=[model.config.num_hidden_layers])
-    return logits, torch.from_numpy(states)
+def test_states_of_several_layers_stand_against_the_students_last_layers(tiny_model, tiny_rows, tmp_path):
+    """A student that is its own teacher agrees with it after every layer: each cosine is 0."""
+    model, rows = tiny_model("bert", layers=4), tiny_rows(6)
+    save_targets(model, rows, tmp_path / "targets", "start", layers=(3, 4))
+    collate = helpers.training.with_targets(helpers.training.Collator(0), load_targets(tmp_path / "targets", "start"))
+    batch = collate([rows[i] for i in range(6)])
+    losses = batch_loss(model, batch, replace(SETTINGS, **DISTILLING))
+    assert batch["teacher_states"].shape == (6, 2, 32)
+    assert losses["cosine"].item() == pytest.approx(0, abs=1e-5)
 
 
-# --- the teacher's outputs -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def targets(tiny_bert, rows, tmp_path) -> TeacherTargets:
-    """The outputs of tiny_bert on the training rows, saved and loaded again."""
-    save_targets(tiny_bert, rows[0], tmp_path / "targets", "teacher 1")
-    return load_targets(tmp_path / "targets", "teacher 1")
-
-
-def test_the_teachers_outputs_are_computed_without_dropout(tiny_bert, rows):
-    tiny_bert.train()
-    first, second = outputs(tiny_bert, rows[0]), outputs(tiny_bert, rows[0])
-    assert torch.equal(first[0], second[0])
-    assert torch.equal(first[1], second[1])
-
-
-def test_the_teachers_outputs_are_found_by_row_id_under_shuffling(tiny_bert, rows, targets):
-    shuffled = rows[0].shuffle(seed=3)
-    batch = Collator(0, targets)(list(shuffled))
-    logits, states = outputs(tiny_bert, shuffled)
-    assert torch.allclose(batch["teacher_logits"], logits, atol=1e-5)
-    assert torch.allclose(batch["teacher_states"], states, atol=1e-5)
-
-
-def test_the_kept_state_is_that_of_cls_after_the_last_layer(tiny_bert, rows, targets):
-    row = rows[0][4]
-    with torch.inference_mode():
-        hidden = tiny_bert(torch.tensor([row["input_ids"]]), output_hidden_states=True).hidden_states
-    assert torch.allclose(targets.look_up([row["row_id"]])[1], hidden[12][:, 0], atol=1e-5)
-
-
-def test_a_row_that_the_teacher_has_not_seen_is_an_error(targets):
-    with pytest.raises(KeyError, match=r"lack 1 of these rows .first id row-9-0000"):
-        targets.look_up(["row-0-0001", "row-9-0000"])
-
-
-def test_saved_outputs_are_memory_mapped(targets, tmp_path, monkeypatch):
-    modes = []
-    original = np.load
-    monkeypatch.setattr(np, "load", lambda path, mmap_mode=None: modes.append(mmap_mode) or original(path, mmap_mode))
-    load_targets(tmp_path / "targets", "teacher 1")
-    assert modes == ["c", "c"]
-
-
-def test_outputs_of_another_teacher_are_not_used(targets, tmp_path):
-    assert load_targets(tmp_path / "targets", "teacher 2") is None
-
-
-def test_outputs_that_were_never_made_are_none(tmp_path):
-    assert load_targets(tmp_path / "targets", "teacher 1") is None
-
-
-# --- predicting ------------------------------------------------------------------------------------------------------
-
-
-def test_predictions_stand_in_the_datasets_order_whatever_the_lengths(tiny_bert, rows):
-    logits = predict(tiny_bert, rows[0], batch_size=4)
-    with torch.inference_mode():
-        one_by_one = torch.cat([tiny_bert(torch.tensor([ids])).logits for ids in rows[0]["input_ids"]])
-    assert len(set(token_lengths(rows[0]))) > 5
-    assert torch.allclose(logits, one_by_one, atol=1e-5)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_predicting_restores_the_models_mode(tiny_bert, rows, training):
-    tiny_bert.train(training)
-    predict(tiny_bert, rows[1])
-    assert all(module.training is training for module in tiny_bert.modules())
-
-
-def test_predicting_draws_no_random_numbers(tiny_bert, rows):
-    before = torch.get_rng_state()
-    predict(tiny_bert.train(), rows[1])
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-# --- gradient accumulation ---
-
-
-@pytest.mark.parametrize("kind", ["plain", "distilled", "lora", "labels"])
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_pieces_of_a_batch_give_the_gradients_of_the_whole(tiny_model, rows, tmp_path, monkeypatch, kind, size):
-    """18 rows in batches of 4: the pieces of 3 are uneven, and so is the last batch. Dropout is off."""
-    gradients = {}
-
-    def noting(self, parameters, _):
-        gradients.setdefault(self, []).append([p.grad.clone() for p in parameters if p.grad is not None])
-        return 1.0
-
-    monkeypatch.setattr(helpers.training.Accelerator, "clip_grad_norm_", noting)
-    original = torch.nn.Module.train
-    monkeypatch.setattr(torch.nn.Module, "train", lambda self, mode=True: original(self, False))
-    settings = {"micro_batch_size": size}
-    for directory, changes in (("whole", {}), ("pieces", settings)):
-        model, arguments = make_training(kind, tiny_model, rows)
-        arguments["settings"] = replace(arguments["settings"], epochs=1, learning_rate=1e-9)
-        train(model, *rows, checkpoint_dir=tmp_path / directory, made_from="start", **arguments, **changes)
-    whole, pieces = gradients.values()
-    assert len(whole) == len(pieces) == STEPS_AN_EPOCH
-    for expected, found in zip(whole, pieces, strict=True):
-        assert all(torch.allclose(a, b, atol=1e-6, rtol=1e-4) for a, b in zip(expected, found, strict=True))
-
-
-# --- precision, rates, weight decay ----------------------------------------------------------------------------------
-
-
-T4, A100, H100 = (7, 5), (8, 0), (9, 0)
-
-
-@pytest.fixture
-def has_gpus(monkeypatch):
-    """Makes torch report GPUs of these compute capabilities; none is a CPU."""
-
-    def fake(*capabilities: tuple[int, int]) -> None:
-        monkeypatch.delenv("WORLD_SIZE", raising=False)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: capabilities[device])
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=0: "A GPU")
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # as a T4 says
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-
-    return fake
-
-
-@pytest.mark.parametrize(
-    ("gpus", "precision"),
-    [((), "no"), ((T4,), "fp16"), ((A100,), "bf16"), ((H100,), "bf16"), ((T4, T4), "fp16"), ((A100, T4), "fp16")],
-    ids=["CPU", "T4", "A100", "H100", "two T4", "A100 and T4"],
-)
-def test_bf16_only_where_every_gpu_has_compute_capability_8(has_gpus, gpus, precision):
-    has_gpus(*gpus)
-    assert mixed_precision() == precision
-
-
-def test_who_asks_for_the_cpu_gets_it_in_float32_on_a_machine_with_a_gpu(has_gpus, monkeypatch):
-    has_gpus((8, 0))
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert mixed_precision() == "no"
-    assert device_name().startswith("cpu")
-
-
-@pytest.mark.parametrize(
-    ("gpus", "processes", "name"),
-    [
-        ((), 1, f"cpu, {torch.get_num_threads()} threads"),
-        ((T4,), 1, "A GPU"),
-        ((T4, T4), 1, "A GPU (1 of 2; `accelerate launch` uses all)"),
-        ((T4, T4), 2, "2 × A GPU"),
-    ],
-    ids=["CPU", "one GPU", "two GPUs, one process", "two GPUs, two processes"],
-)
-def test_the_device_is_named_as_it_is_used(has_gpus, monkeypatch, gpus, processes, name):
-    has_gpus(*gpus)
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    assert device_name() == name
-
-
-def test_an_apple_gpu_is_named(has_gpus, monkeypatch):
-    has_gpus()
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert device_name() == "Apple GPU (mps)"
+# --- rates, weight decay ---------------------------------------------------------------------------------------------
 
 
 def rates(steps: int, **changes) -> list[float]:
@@ -346,7 +238,19 @@ def test_the_rate_falls_evenly_to_almost_zero():
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_very_short_training_has_rates_above_zero_and_not_above_the_peak(steps):
-    assert all(0 < rate <= 3e-3 for rate in rates(steps, warmup_share=0.1))
+    assert all(0 < rate <= 3e-3 for rate in rates(steps, warmup_ratio=0.1))
+
+
+def test_every_step_is_taken_at_the_rate_of_the_schedule(run_training, monkeypatch):
+    taken = []
+    original = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, *a, **k: taken.append({group["lr"] for group in self.param_groups}) or original(self, *a, **k),
+    )
+    run_training("plain")
+    assert taken == [{rate} for rate in rates(STEPS)]
 
 
 def test_biases_and_layer_norms_do_not_decay(tiny_bert):
@@ -356,67 +260,37 @@ def test_biases_and_layer_norms_do_not_decay(tiny_bert):
     assert named == {name for name, _ in tiny_bert.named_parameters() if name.endswith("bias") or "LayerNorm" in name}
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- stopped and resumed ---------------------------------------------------------------------------------------------
 
 
 class Killed(KeyboardInterrupt):
-    """Stands for a training run that is killed."""
+    """Stands for a training that is killed."""
 
 
-def make_training(kind: str, model_of, rows) -> tuple[torch.nn.Module, dict]:
-    """A fresh model and the other arguments of train: 'plain', 'distilled', 'lora' or, distilled too, 'labels'."""
-    if kind == "plain":
-        return model_of("bert", layers=2), {"settings": SETTINGS}
-    if kind == "lora":
-        adapted = add_adapters(model_of("bert", layers=2), rank=4, alpha=8, dropout=0.1, seed=1)
-        return adapted, {"settings": replace(SETTINGS, learning_rate=1e-2)}
-    teacher = model_of("bert", layers=4, **(SIX_LABELS if kind == "labels" else {}))
-    positions = {row_id: place for place, row_id in enumerate(rows[0]["row_id"])}
-    targets = TeacherTargets(positions, *outputs(teacher, rows[0]))
-    best_by = mean_column_roc_auc if kind == "labels" else average_precision
-    settings = replace(SETTINGS, **DISTILLING)
-    return copy_layers(teacher, [1, 3]), {"settings": settings, "targets": targets, "best_by": best_by}
+def kill_at(monkeypatch, function: str, call: int) -> None:
+    """The training dies when it calls this function of the module for the `call`-th time."""
+    original, calls = getattr(helpers.training, function), []
 
-
-def run_training(kind: str, model_of, rows, directory: Path, **changes) -> tuple[torch.nn.Module, dict]:
-    model, arguments = make_training(kind, model_of, rows)
-    arguments = {"checkpoint_dir": directory, "made_from": "start", "checkpoint_seconds": 0} | arguments | changes
-    return model, train(model, *rows, **arguments)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, tiny_model, rows):
-    """Model and history of a training that nobody interrupted, by kind; each is trained once."""
-
-    @cache
-    def trained(kind: str) -> tuple[torch.nn.Module, dict]:
-        return run_training(kind, tiny_model, rows, tmp_path_factory.mktemp(kind), checkpoint_seconds=1e9)
-
-    return trained
-
-
-def kill_before_step(monkeypatch, step: int) -> None:
-    """The run dies when so many steps are done and the next one begins."""
-    original = helpers.training._TrainingRun.train_step
-
-    def train_step(self, *arguments):
-        if self.progress["step"] == step:
+    def dying(*arguments, **options):
+        calls.append(1)
+        if len(calls) == call:
             raise Killed
-        return original(self, *arguments)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(helpers.training._TrainingRun, "train_step", train_step)
+    monkeypatch.setattr(helpers.training, function, dying)
 
 
-def kill_in(monkeypatch, method: str, when) -> None:
-    """The run dies on entering a method, when the condition holds of it."""
-    original = getattr(helpers.training._TrainingRun, method)
+@pytest.fixture
+def killed(run_training, tmp_path):
+    """Kills a training; the folder with its checkpoints."""
 
-    def dying(self, *arguments):
-        if when(self):
-            raise Killed
-        return original(self, *arguments)
+    def kill(kind: str, function: str = "forward_and_backward", call: int = 8) -> Path:
+        with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
+            kill_at(monkeypatch, function, call)
+            run_training(kind, tmp_path / "checkpoints")
+        return tmp_path / "checkpoints"
 
-    monkeypatch.setattr(helpers.training._TrainingRun, method, dying)
+    return kill
 
 
 def assert_same_training(resumed: tuple, whole: tuple) -> None:
@@ -429,91 +303,112 @@ def assert_same_training(resumed: tuple, whole: tuple) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "step"),
+    ("kind", "function", "call"),
     [
-        ("plain", 3),
-        ("plain", 5),
-        ("plain", 7),
-        ("distilled", 2),
-        ("distilled", 7),
-        ("lora", 5),
-        ("lora", 8),
+        ("plain", "forward_and_backward", 3),
+        ("plain", "forward_and_backward", 8),
+        ("distilled", "forward_and_backward", 8),
+        ("lora", "forward_and_backward", 13),
+        ("plain", "record_epoch", 2),
+        ("plain", "save_checkpoint", 2),
+        ("plain", "seal", 2),
+        ("lora", "seal", 3),
+    ],
+    ids=[
+        "in the first epoch",
+        "in the second epoch",
+        "distilled",
+        "LoRA",
+        "before validation",
+        "before the checkpoint",
+        "while a checkpoint is written",
+        "while the last checkpoint is written",
     ],
 )
-def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, tiny_model, rows, tmp_path, kind, step):
-    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
-        kill_before_step(monkeypatch, step)
-        run_training(kind, tiny_model, rows, tmp_path / "checkpoints")
-    resumed = run_training(kind, tiny_model, rows, tmp_path / "checkpoints")
-    assert_same_training(resumed, uninterrupted(kind))
+def test_killed_and_resumed_equals_uninterrupted(killed, run_training, uninterrupted, kind, function, call):
+    assert_same_training(run_training(kind, killed(kind, function, call)), uninterrupted(kind))
 
 
-@pytest.mark.parametrize(
-    ("method", "when"),
-    [
-        ("finish_epoch", lambda run: run.progress["step"] == 10),
-        ("save", lambda run: run.epoch == 2),
-        ("finish", lambda run: True),
-    ],
-    ids=["between the last step and validation", "between the best weights and the checkpoint", "after the last epoch"],
-)
-def test_a_run_killed_at_an_epochs_end_goes_on_as_if_it_was_not(
-    uninterrupted, tiny_model, rows, tmp_path, method, when
-):
-    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
-        kill_in(monkeypatch, method, when)
-        run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
-    resumed = run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
-    assert_same_training(resumed, uninterrupted("plain"))
+def test_a_training_that_only_lacked_its_end_is_not_trained_again(run_training, uninterrupted, tmp_path, monkeypatch):
+    run_training("plain", tmp_path)
+    monkeypatch.setattr(helpers.training, "forward_and_backward", None)
+    assert_same_training(run_training("plain", tmp_path), uninterrupted("plain"))
 
 
-def test_a_run_killed_between_checkpoints_repeats_the_steps_after_the_last_one(
-    uninterrupted, tiny_model, rows, tmp_path
-):
-    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
-        kill_before_step(monkeypatch, 8)
-        run_training("plain", tiny_model, rows, tmp_path / "checkpoints", checkpoint_seconds=1e9)
-    resumed = run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
-    assert_same_training(resumed, uninterrupted("plain"))
-
-
-def test_a_resumed_run_does_not_repeat_steps_that_its_checkpoint_holds(tiny_model, rows, tmp_path, monkeypatch):
-    with pytest.MonkeyPatch.context() as killing, pytest.raises(Killed):
-        kill_before_step(killing, 7)
-        run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
-    done = []
+def test_a_resumed_training_repeats_no_whole_epoch(killed, run_training, monkeypatch):
+    directory, done = killed("plain"), []
     original = helpers.training.batch_loss
     monkeypatch.setattr(helpers.training, "batch_loss", lambda *args: done.append(1) or original(*args))
-    run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
-    assert len(done) == STEPS - 7
+    run_training("plain", directory)
+    assert len(done) == STEPS - STEPS_PER_EPOCH
 
 
-@pytest.mark.parametrize(
-    "file", ["step-*/model.safetensors", "step-*/optimizer.bin", "step-*/progress.json", "best-*/weights.safetensors"]
-)
-@pytest.mark.parametrize("damage", ["cut", "altered"])
-def test_a_damaged_checkpoint_is_named_and_not_used(uninterrupted, tiny_model, rows, tmp_path, capsys, file, damage):
-    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
-        kill_before_step(monkeypatch, 7)
-        run_training("plain", tiny_model, rows, tmp_path / "used")
-    damage_file(next((tmp_path / "used").glob(file)), damage)
-    assert_same_training(run_training("plain", tiny_model, rows, tmp_path / "used"), uninterrupted("plain"))
-    assert f"{file.split('/')[-1]} was cut or changed" in capsys.readouterr().out
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "history.json", "best.safetensors"])
+def test_a_damaged_checkpoint_is_said_and_passed_over(killed, run_training, uninterrupted, capsys, file):
+    directory = killed("plain")
+    damage_file(next(directory.glob(f"epoch-*/{file}")), "altered")
+    assert_same_training(run_training("plain", directory), uninterrupted("plain"))
+    printed = capsys.readouterr().out
+    assert f"{file} was cut or changed" in printed
+    assert "the checkpoint epoch-1 is not used" in printed
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"made_from": "another start"}, {"settings": replace(SETTINGS, learning_rate=1e-3)}, {"micro_batch_size": 2}],
+    [
+        {"made_from": "another start"},
+        {"settings": replace(SETTINGS, learning_rate=1e-3)},
+        {"settings": replace(SETTINGS, micro_batch_size=2)},
+    ],
+    ids=["made from something else", "other settings", "other pieces"],
 )
-def test_a_checkpoint_of_something_else_is_not_used(tiny_model, rows, tmp_path, changes):
-    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
-        kill_before_step(monkeypatch, 7)
-        run_training("plain", tiny_model, rows, tmp_path / "used")
-    afresh = run_training("plain", tiny_model, rows, tmp_path / "new", **changes)
-    assert_same_training(run_training("plain", tiny_model, rows, tmp_path / "used", **changes), afresh)
+def test_a_checkpoint_of_something_else_is_said_and_passed_over(killed, run_training, capsys, changes):
+    directory = killed("plain")
+    assert_same_training(run_training("plain", directory, **changes), run_training("plain", **changes))
+    assert "the checkpoint epoch-1 is not used" in capsys.readouterr().out
 
 
-def test_dropout_is_on_while_training(tiny_model, rows, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_precision_is_said_and_passed_over(
+    killed, run_training, uninterrupted, capsys, monkeypatch
+):
+    """As on a T4: a gradient scaler resumes what was begun without one."""
+    directory = killed("plain")
+    monkeypatch.setattr(helpers.training.Accelerator, "mixed_precision", "fp16")
+    assert_same_training(run_training("plain", directory), uninterrupted("plain"))
+    assert "the checkpoint epoch-1 is not used" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_a_library_cannot_load_is_said_and_leaves_no_trace(
+    killed, run_training, uninterrupted, capsys, monkeypatch
+):
+    """It fails half way, after the model's weights have been read."""
+
+    def load_half(self, directory):
+        for parameter in self._models[0].parameters():
+            parameter.data.zero_()
+        raise KeyError("scale")
+
+    directory = killed("plain")
+    monkeypatch.setattr(helpers.training.Accelerator, "load_state", load_half)
+    assert_same_training(run_training("plain", directory), uninterrupted("plain"))
+    assert "the checkpoint epoch-1 cannot be loaded ('scale')" in capsys.readouterr().out
+
+
+def test_only_the_last_checkpoint_is_kept(run_training, tmp_path):
+    run_training("plain", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-3"]
+
+
+def test_without_checkpoints_nothing_is_written(run_training, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_training("plain")
+    assert not list(tmp_path.iterdir())
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_is_on_while_training(run_training, monkeypatch):
     modes = set()
     original = helpers.training.batch_loss
 
@@ -522,7 +417,7 @@ def test_dropout_is_on_while_training(tiny_model, rows, tmp_path, monkeypatch):
         return original(model, *arguments)
 
     monkeypatch.setattr(helpers.training, "batch_loss", watching)
-    model, _ = run_training("plain", tiny_model, rows, tmp_path)
+    model, _ = run_training("plain")
     assert model.config.hidden_dropout_prob == 0.1
     assert modes == {True}
 
@@ -534,25 +429,23 @@ def test_the_trained_model_is_left_in_eval_mode(uninterrupted):
 @pytest.mark.parametrize(
     ("scores", "best"), [([0.5, 0.9, 0.7], 2), ([0.5, 0.9, 0.9], 2), ([0.9, 0.5, 0.7], 1), ([0.1, 0.2, 0.3], 3)]
 )
-def test_the_weights_of_the_best_epoch_are_restored_the_first_of_equals(
-    tiny_model, rows, tmp_path, monkeypatch, scores, best
-):
-    left, weights = iter(scores), {}
-    original = helpers.training._TrainingRun.finish_epoch
+def test_the_weights_of_the_best_epoch_are_restored_the_first_of_equals(run_training, monkeypatch, scores, best):
+    left, weights = iter(scores), []
+    original = helpers.training.record_epoch
 
-    def finish_epoch(self, memory):
-        original(self, memory)
-        weights[self.epoch] = copy.deepcopy(self.plain_model.state_dict())
+    def record_epoch(model, *arguments):
+        original(model, *arguments)
+        weights.append(copy.deepcopy(model.state_dict()))
 
     monkeypatch.setattr(helpers.training, "average_precision_score", lambda *_: next(left))
-    monkeypatch.setattr(helpers.training._TrainingRun, "finish_epoch", finish_epoch)
-    model, history = run_training("plain", tiny_model, rows, tmp_path)
+    monkeypatch.setattr(helpers.training, "record_epoch", record_epoch)
+    model, history = run_training("plain")
     assert history["best_epoch"] == best
-    assert all(torch.equal(tensor, weights[best][name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, weights[best - 1][name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.fixture(params=["nan", "inf"])
-def diverged(request, tiny_model, rows, tmp_path, monkeypatch) -> tuple[TrainingError, Path, str]:
+def diverged(request, run_training, tmp_path, monkeypatch) -> tuple[TrainingError, Path, str]:
     """The error of a training whose loss is no finite number at its 8th step, its folder of checkpoints, the loss."""
     original, calls = helpers.training.batch_loss, []
 
@@ -563,11 +456,19 @@ def diverged(request, tiny_model, rows, tmp_path, monkeypatch) -> tuple[Training
 
     monkeypatch.setattr(helpers.training, "batch_loss", sometimes_not_finite)
     with pytest.raises(TrainingError) as caught:
-        run_training("plain", tiny_model, rows, tmp_path / "checkpoints")
+        run_training("plain", tmp_path / "checkpoints")
     return caught.value, tmp_path / "checkpoints", request.param
 
 
-def test_a_gradient_that_is_no_number_ends_training_though_the_loss_is_one(tiny_model, rows, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_ends_training_and_the_message_names_the_step_and_the_rate(diverged):
+    assert f"became {diverged[2]} at step 8; lower the learning rate (now 0.003)" in str(diverged[0])
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(diverged):
+    assert [path.name for path in diverged[1].iterdir()] == ["epoch-1"]
+
+
+def test_a_gradient_that_is_no_number_ends_training_though_the_loss_is_one(run_training, monkeypatch):
     original = helpers.training.batch_loss
 
     def steep(*arguments):
@@ -575,30 +476,24 @@ def test_a_gradient_that_is_no_number_ends_training_though_the_loss_is_one(tiny_
         return losses | {"total": losses["total"] + (1e38 * losses["total"] - 1e38 * losses["total"]) * 1e38}
 
     monkeypatch.setattr(helpers.training, "batch_loss", steep)
-    with pytest.raises(TrainingError, match="the gradient became nan at step 1 of 15"):
-        run_training("plain", tiny_model, rows, tmp_path)
+    with pytest.raises(TrainingError, match="the loss became nan at step 2;"):
+        run_training("plain")
 
 
-def test_logits_on_validation_that_are_no_numbers_end_training(tiny_model, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(helpers.training, "predict", lambda *_: torch.full((8, 2), float("nan")))
-    with pytest.raises(TrainingError, match="the logits on validation became infinite or NaN"):
-        run_training("plain", tiny_model, rows, tmp_path)
-
-
-def test_a_loss_that_is_not_finite_ends_training_and_the_message_names_the_step_and_the_rate(diverged):
-    assert f"became {diverged[2]} at step 8 of 15; lower the learning rate (now 0.003)" in str(diverged[0])
-
-
-def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(diverged):
-    assert sorted(path.name for path in diverged[1].iterdir()) == ["best-1", "step-0000007-1"]
+def test_logits_on_validation_that_are_no_numbers_end_training(run_training, monkeypatch):
+    monkeypatch.setattr(helpers.training, "predict", lambda *_: torch.full((12, 2), float("nan")))
+    with pytest.raises(TrainingError, match="the logits on validation became infinite or NaN in epoch 1"):
+        run_training("plain")
 
 
 @pytest.mark.parametrize(
     ("kind", "parts"),
     [("plain", {"total", "hard"}), ("lora", {"total", "hard"}), ("distilled", {"total", "hard", "soft", "cosine"})],
 )
-def test_every_part_of_the_loss_is_logged_at_every_step(uninterrupted, kind, parts):
-    _, history = uninterrupted(kind)
+@pytest.mark.parametrize("log_steps", [1, 2, 100])
+def test_every_part_of_the_loss_is_logged_at_every_step(run_training, monkeypatch, kind, parts, log_steps):
+    monkeypatch.setattr(helpers.training, "LOG_STEPS", log_steps)
+    _, history = run_training(kind)
     assert {part: len(values) for part, values in history["steps"].items()} == dict.fromkeys(parts, STEPS)
 
 
@@ -615,7 +510,7 @@ def test_without_a_teacher_the_total_is_cross_entropy(uninterrupted):
 def test_an_epochs_training_loss_is_the_mean_over_its_own_steps(uninterrupted):
     _, history = uninterrupted("distilled")
     for place, epoch in enumerate(history["epochs"]):
-        own = slice(place * STEPS_AN_EPOCH, (place + 1) * STEPS_AN_EPOCH)
+        own = slice(place * STEPS_PER_EPOCH, (place + 1) * STEPS_PER_EPOCH)
         means = {part: np.mean(values[own]) for part, values in history["steps"].items()}
         assert epoch["training"] == pytest.approx(means)
 
@@ -626,49 +521,39 @@ def test_every_epoch_is_validated(uninterrupted):
     assert all(epoch["validation"].keys() == {"hard", "average_precision"} for epoch in epochs)
 
 
-def test_the_history_tells_time_and_memory(uninterrupted):
+def test_the_history_tells_time_and_memory_and_is_json(uninterrupted):
     _, history = uninterrupted("plain")
     assert history["seconds"] > 0
     assert history["peak_memory_bytes"] > 50_000_000
+    assert json.loads(json.dumps(history)) == history
 
 
-def test_the_loss_falls(tiny_model, rows, tmp_path):
-    settings = replace(SETTINGS, epochs=10, learning_rate=1e-2)
-    _, history = run_training("plain", tiny_model, rows, tmp_path, settings=settings, checkpoint_seconds=1e9)
+def test_the_loss_falls(run_training):
+    _, history = run_training("plain", settings=replace(SETTINGS, epochs=10, learning_rate=1e-2))
     assert history["epochs"][-1]["training"]["hard"] < 0.8 * history["epochs"][0]["training"]["hard"]
 
 
-def test_training_with_lora_leaves_the_base_weights_bit_equal(uninterrupted, tiny_model):
+def test_training_with_lora_leaves_the_base_weights_bit_equal(uninterrupted, make_training):
     trained = uninterrupted("lora")[0].state_dict()
-    fresh, _ = make_training("lora", tiny_model, None)
+    fresh, _ = make_training("lora")
     frozen = [name for name, parameter in fresh.named_parameters() if not parameter.requires_grad]
     assert all(torch.equal(trained[name], fresh.state_dict()[name]) for name in frozen)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_freed_memory_is_kept_for_the_next_step_and_returned_before_the_next_model():
-    """100 MB of activations: freed they stay with the process, until it is told to return them."""
-    code = """
-import psutil, torch
-from helpers.training import return_freed_memory, reuse_freed_memory
-resident = lambda: psutil.Process().memory_info().rss / 1e6
-reuse_freed_memory()
-before, blocks = resident(), [torch.ones(2_500_000) for _ in range(10)]
-del blocks
-kept = resident() - before
-return_freed_memory()
-print(kept > 90 and resident() - before < 10)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True"
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_makes_the_host_wait_for_nothing(run_training, monkeypatch):
+    """torch raises where the host synchronises with the GPU; the first epoch warms up."""
+    original = helpers.training.forward_and_backward
 
+    def strict(*arguments):
+        torch.cuda.set_sync_debug_mode("error")
+        return original(*arguments)
 
-def test_states_of_several_layers_stand_against_the_students_last_layers(tiny_model, tiny_rows, tmp_path):
-    """A student that is its own teacher agrees with it after every layer: each cosine is 0."""
-    model, rows = tiny_model("bert", layers=4), tiny_rows(6)
-    save_targets(model, rows, tmp_path / "targets", "start", layers=(3, 4))
-    targets = load_targets(tmp_path / "targets", "start")
-    batch = Collator(0, targets)([rows[i] for i in range(6)])
-    losses = helpers.training.batch_loss(model, batch, replace(SETTINGS, **DISTILLING))
-    assert batch["teacher_states"].shape == (6, 2, 32)
-    assert losses["cosine"].item() == pytest.approx(0, abs=1e-5)
+    def read(*arguments):
+        torch.cuda.set_sync_debug_mode("default")
+        return log_losses(*arguments)
+
+    log_losses = helpers.training.log_losses
+    monkeypatch.setattr(helpers.training, "forward_and_backward", strict)
+    monkeypatch.setattr(helpers.training, "log_losses", read)
+    run_training("distilled")

@@ -1,0 +1,1 @@
+"""For whoever maintains the bundle; nothing in helpers/ or notebooks/ imports it."""

@@ -1,0 +1,330 @@
+"""Training speed by three recipes, and latency, on whatever device there is: `make bench`.
+
+The usual recipe is what most notebooks on this exercise do: every comment padded to max_length, batches in random
+order, the teacher's forward pass in every step of every epoch, unfused AdamW. The second pads each batch to its longest
+comment instead. Ours is the loop of helpers/training.py. Model, rows, batch size, precision, loss and schedule are the
+same; the three take turns, so that a slower minute of the machine meets all of them, and clocks are read when the
+device is done. The models have bert-base's shape and random weights: speed does not depend on what they have learned.
+
+    python -m tools.benchmark [training] [latency] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    PreTrainedModel,
+)
+
+from helpers.batches import Collator, token_lengths
+from helpers.config import PROFILES, unknown
+from helpers.data import PreparedData
+from helpers.deploy import OnnxModel, export_onnx, quantise
+from helpers.devices import device_name, mixed_precision, on_gpu, peak_memory_bytes, reset_peak_memory, this_process
+from helpers.experiments import prepare
+from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
+from helpers.lora import add_adapters
+from helpers.losses import distillation_loss, hard_loss
+from helpers.runs import ROOT, Run, find_data_source, read_json, tells_errors, versions, write_json
+from helpers.targets import load_targets, save_targets
+from helpers.training import TrainingSettings, learning_rate_at, train
+
+# MiniLM's tokenizer is bert-base's; no weights are read
+PROFILE = replace(PROFILES["quick"], train_rows=6_400, validation_rows=32, test_rows=256, max_length=128)
+SETTINGS = TrainingSettings(
+    epochs=1, batch_size=32, learning_rate=3e-5, weight_decay=0.01, warmup_ratio=0.1, max_grad_norm=1.0, seed=1
+)
+DISTILLING = replace(SETTINGS, epochs=3, temperature=2.0, alpha=0.5, beta=0.1)
+TASKS = ("distil", "finetune", "lora")
+RECIPES = {"a": "usual recipe", "b": "usual recipe, padded to the longest", "c": "this project's loop"}
+ROWS = {"cpu": {"distil": 96, "finetune": 96, "lora": 64}, "gpu": {"distil": 1_600, "finetune": 3_200, "lora": 3_200}}
+
+
+# --- the usual recipe ------------------------------------------------------------------------------------------------
+
+
+def usual_training(
+    model: torch.nn.Module, rows: Dataset, settings: TrainingSettings, pad_to: int | None, teacher=None
+) -> float:
+    """Trains in place, in random batches padded to `pad_to` tokens or (None) to their longest; the steps' seconds."""
+    torch.manual_seed(settings.seed)
+    accelerator = Accelerator(mixed_precision=mixed_precision())
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    plain = Collator(model.config.pad_token_id)
+
+    def collate(chosen: list[dict]) -> dict[str, torch.Tensor]:
+        batch = plain(chosen)
+        more = pad_to - batch["input_ids"].shape[1] if pad_to else 0
+        fill = {"input_ids": model.config.pad_token_id, "attention_mask": 0}
+        return batch | {name: torch.nn.functional.pad(batch[name], (0, more), value=fill[name]) for name in fill}
+
+    loader = DataLoader(rows, batch_size=settings.batch_size, shuffle=True, collate_fn=collate, pin_memory=on_gpu())
+    trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    step, steps = 0, settings.epochs * len(loader)
+    trained.train()
+    started = clock()
+    for _ in range(settings.epochs):
+        for batch in loader:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, steps, settings)
+            accelerator.backward(usual_loss(trained, teacher, batch, settings, accelerator))
+            accelerator.clip_grad_norm_(trained.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+    return clock() - started
+
+
+def usual_loss(model: torch.nn.Module, teacher, batch: dict, settings: TrainingSettings, accelerator) -> torch.Tensor:
+    """The loss that the loop minimises too, with the teacher asked now and the mask as tokenizers give it."""
+    inputs, labels = (batch["input_ids"], batch["attention_mask"]), batch["labels"]
+    if teacher is None:
+        return hard_loss(model(*inputs).logits, labels)
+    with torch.no_grad(), accelerator.autocast():
+        target = teacher(*inputs, output_hidden_states=True)
+    output = model(*inputs, output_hidden_states=True)
+    states, target_states = (found.hidden_states[-1][:, 0] for found in (output, target))
+    weights = {"temperature": settings.temperature, "alpha": settings.alpha, "beta": settings.beta}
+    return distillation_loss(output.logits, target.logits, labels, states, target_states, **weights).total
+
+
+# --- training speed --------------------------------------------------------------------------------------------------
+
+
+def clock() -> float:
+    """Seconds, when the device has done what it was told."""
+    if on_gpu():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def new_model(family: str = "bert", layers: int = 12) -> PreTrainedModel:
+    """A random classifier of bert-base's shape, or of MPNet's, which the published run has."""
+    kinds = {
+        "bert": (BertConfig, BertForSequenceClassification),
+        "mpnet": (MPNetConfig, MPNetForSequenceClassification),
+    }
+    config, kind = kinds[family]
+    torch.manual_seed(1)
+    return kind(config(num_hidden_layers=layers, num_labels=2)).eval()
+
+
+def measure(task: str, recipe: str, rows: int) -> dict[str, float]:
+    """Trains by a recipe from the first step on: seconds of the steps and of the teacher's one pass, peak memory."""
+    data, teacher, teacher_seconds = bench_data(), None, 0.0
+    splits = {"train": data.splits["train"].select(range(rows)), "validation": data.splits["validation"]}
+    settings, targets, models = SETTINGS, None, [new_model().to(this_process().device)]
+    if task == "lora":
+        models = [add_adapters(models[0], rank=8, alpha=16, dropout=0.1, seed=1)]
+    if task == "distil":
+        settings, teacher = DISTILLING, models[0].requires_grad_(False)
+        models = [copy_layers(teacher, layers) for layers in (ODD_LAYERS, EVEN_LAYERS)]
+    reset_peak_memory()
+    if recipe == "c":
+        if teacher is not None:
+            started = clock()
+            with tempfile.TemporaryDirectory() as folder:
+                save_targets(teacher, splits["train"], Path(folder) / "targets", "bench")
+                targets = load_targets(Path(folder) / "targets", "bench")
+            teacher_seconds = clock() - started
+        seconds = sum(train(model, splits, settings, targets=targets, label=task)["seconds"] for model in models)
+    else:
+        pad_to = PROFILE.max_length if recipe == "a" else None
+        seconds = sum(usual_training(model, splits["train"], settings, pad_to, teacher) for model in models)
+    comments = len(models) * settings.epochs * rows
+    reached = comments / rows * useful_flops(models[0].config, token_lengths(splits["train"])) / seconds
+    return {
+        "comments": comments,
+        "seconds": seconds + teacher_seconds,
+        "step_seconds": seconds / comments * settings.batch_size,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "share_of_matrix_products": reached / matrix_products_per_second(models[0].config),
+    }
+
+
+def isolated(function: Callable, *arguments):
+    """What the function returns; on a CPU from a new process, whose memory is all its own."""
+    if on_gpu():
+        return function(*arguments)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def training_speed(rounds: int, rows: dict[str, int]) -> dict:
+    """By task and recipe: comments per second, memory, utilisation (medians) and the ratios to the usual recipe."""
+    measured = {task: {recipe: [] for recipe in RECIPES} for task in TASKS}
+    for number in range(1, rounds + 1):
+        for task in TASKS:
+            for recipe in RECIPES:
+                found = isolated(measure, task, recipe, rows[task])
+                measured[task][recipe].append(found)
+                speed = found["comments"] / found["seconds"]
+                print(f"round {number}, {task}, {RECIPES[recipe]}: {speed:.2f} comments per second", flush=True)
+    return {task: {recipe: summary(task, recipe, measured) for recipe in RECIPES} for task in TASKS}
+
+
+def summary(task: str, recipe: str, measured: dict) -> dict:
+    of_usual, of_recipe = measured[task]["a"], measured[task][recipe]
+    pairs = list(zip(of_usual, of_recipe, strict=True))
+    ratios = [usual["seconds"] / found["seconds"] for usual, found in pairs]
+    step_ratios = [usual["step_seconds"] / found["step_seconds"] for usual, found in pairs]
+    return {
+        "comments_per_second": float(np.median([found["comments"] / found["seconds"] for found in of_recipe])),
+        "ratio": float(np.median(ratios)),
+        "ratios": ratios,
+        "step_ratio": float(np.median(step_ratios)),
+        "peak_memory_bytes": max(found["peak_memory_bytes"] for found in of_recipe),
+        "share_of_matrix_products": float(np.median([found["share_of_matrix_products"] for found in of_recipe])),
+    }
+
+
+def useful_flops(config, lengths: np.ndarray) -> float:
+    """Floating-point operations of one training pass over comments of these lengths, padding not counted.
+
+    A layer multiplies each token with 4H² + 2HI weights and, in attention, n tokens with n others twice; 2 operations
+    a multiplication, and the backward pass costs twice the forward one (Kaplan et al. 2020, arXiv:2001.08361, section
+    2.1). LoRA's backward pass leaves out the frozen weights' gradients, so its share reads too high.
+
+        Σ over comments:  3 · layers · (2n · (4H² + 2HI) + 4n²H)
+    """
+    h, i, n = config.hidden_size, config.intermediate_size, lengths.astype(float)
+    return float((3 * config.num_hidden_layers * (2 * n * (4 * h * h + 2 * h * i) + 4 * n * n * h)).sum())
+
+
+def matrix_products_per_second(config, tokens: int = 2_048, repeats: int = 15) -> float:
+    """Operations per second of a layer's forward products, in the training's precision; the median of `repeats`."""
+    precision = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision()]
+    h, i, device = config.hidden_size, config.intermediate_size, this_process().device
+    pairs = [
+        (
+            torch.randn(tokens, inner, device=device, dtype=precision),
+            torch.randn(inner, outer, device=device, dtype=precision),
+        )
+        for inner, outer in ((h, h), (h, h), (h, h), (h, h), (h, i), (i, h))
+    ]
+    times = []
+    for _ in range(repeats):
+        started = clock()
+        for x, w in pairs:
+            x @ w
+        times.append(clock() - started)
+    return 2 * tokens * (4 * h * h + 2 * h * i) / float(np.median(times))
+
+
+# --- latency ---------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def latency(rounds: int) -> dict:
+    """Milliseconds for one comment and for 32, on the CPU, of 12 and 6 layers, in PyTorch and in int8: p50 and p95.
+
+    An int8 model takes one comment per call, so 32 comments are 32 calls; PyTorch takes them padded together.
+    """
+    ids = bench_data().splits["test"]["input_ids"][:256]
+    collate, found = Collator(pad_token_id=1, labels=()), {}
+    singles = [collate([{"input_ids": row}]) for row in ids]
+    for layers in (12, 6):
+        model = new_model("mpnet", layers)
+        with tempfile.TemporaryDirectory() as folder:
+            export_onnx(model, Path(folder) / "float.onnx")
+            quantise(Path(folder) / "float.onnx", Path(folder) / "int8.onnx")
+            small = OnnxModel(Path(folder) / "int8.onnx")
+        for size in (1, 32):
+            starts = range(0, len(ids), size)
+            batches = [collate([{"input_ids": row} for row in ids[start : start + size]]) for start in starts]
+            in_torch = [partial(model, **batch) for batch in batches]
+            in_int8 = [partial(one_by_one, small, singles[start : start + size]) for start in starts]
+            found[f"{layers} layers, PyTorch, {size}"] = timed(in_torch * rounds, size)
+            found[f"{layers} layers, int8, {size}"] = timed(in_int8 * rounds, size)
+    return found
+
+
+def one_by_one(call: Callable, batches: list[dict]) -> None:
+    for batch in batches:
+        call(**batch)
+
+
+def timed(calls: list[Callable], comments: int) -> dict[str, float]:
+    """p50 and p95 of the calls' milliseconds, the first three left out, and comments per second."""
+    times = []
+    for call in calls[:3] + calls:
+        started = time.perf_counter()
+        call()
+        times.append(1_000 * (time.perf_counter() - started))
+    times = times[3:]
+    p50, p95 = np.quantile(times, [0.5, 0.95])
+    return {"p50_ms": float(p50), "p95_ms": float(p95), "comments_per_second": 1_000 * comments / float(np.mean(times))}
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def bench_data() -> PreparedData:
+    """Real comments, tokenised for bert-base.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    source, directory = find_data_source(PROFILE)
+    if directory is None:
+        raise FileNotFoundError("the benchmark measures on the real comments: set JIGSAW_DIR to their folder")
+    return prepare(Run("bench", ROOT / "runs" / "bench", PROFILE, source, directory, (1,)))
+
+
+def results_path() -> Path:
+    """results/benchmarks/, a file per device."""
+    return ROOT / "results" / "benchmarks" / f"{re.sub(r'[^a-z0-9]+', '-', device_name().lower())}.json"
+
+
+@tells_errors()
+def main(arguments: list[str] | None = None) -> int:
+    """Measures the sections asked for and adds them to the device's file; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", help="training, latency (default: both)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the recipes take turns")
+    options = parser.parse_args(arguments)
+    sections = {"training": partial(training_speed, rows=ROWS["gpu" if on_gpu() else "cpu"]), "latency": latency}
+    for section in options.sections:
+        if section not in sections:
+            raise ValueError(unknown("section", section, list(sections)))
+    bench_data()  # said now, if there is none
+    path = results_path()
+    about = {
+        "device": device_name(),
+        "versions": versions(),
+        "max_length": PROFILE.max_length,
+        "rounds": options.rounds,
+    }
+    for section in options.sections or sections:
+        found = sections[section](options.rounds)
+        write_json(path, (read_json(path) or {}) | {section: about | {"found": found}})
+    print(f"written: {path.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
