@@ -7,8 +7,10 @@ The last section scores all six labels of Jigsaw at once, as the competition did
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import datasets
 import evaluate
@@ -16,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import expit
-from scipy.stats import norm
+from scipy.stats import norm, t
 from sklearn import metrics
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -26,6 +28,7 @@ from helpers.config import LABELS
 RESAMPLES = 2_000
 BINS = 10  # of the calibration error and the reliability diagram
 METRICS = ("accuracy", "f1", "precision", "recall", "roc_auc", "average_precision")
+SEEDS_FOR_A_VERDICT = 3
 POSITIVES_FOR_A_THRESHOLD = 30  # on fewer, the largest F1 is found by a handful of comments
 
 
@@ -90,6 +93,82 @@ def best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(thresholds[np.flatnonzero(np.isclose(f1, f1.max(), rtol=0, atol=1e-12))[-1]])
 
 
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Model a minus model b in average precision, mean over n seeds, with its uncertainty.
+
+    The interval is not adjusted for the number of comparisons; the verdict is.
+    """
+
+    difference: float
+    low: float  # of the 95 % interval
+    high: float
+    by_seed: tuple[float, ...]
+    standard_error: float
+    degrees_of_freedom: float
+    p_value: float  # two-sided
+    detectable: float  # the minimum detectable effect: found in 80 % of such studies
+    p_holm: float | None = None  # within its family, from holm_verdicts
+    verdict: str | None = None  # 'better', 'worse' or 'inconclusive'; None with fewer than three seeds
+
+
+def bootstrap_average_precision(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Average precision in each bootstrap sample of the rows: labels and probabilities (rows,) → (RESAMPLES,).
+
+    Every call draws the same rows, so that the difference of two models' arrays is paired.
+    """
+    pieces = resampled_counts(len(labels))
+    return np.concatenate([average_precision_of(labels, probabilities, counts) for counts in pieces])
+
+
+def difference(by_seed: Sequence[float], resampled: np.ndarray) -> Difference:
+    """The difference D over n seeds: `by_seed` (n,) are the observed ones, `resampled` (R,) bootstrap draws of D.
+
+    Two sources of chance are added: which test rows were drawn, V_rows = var(resampled), and which seeds, s²/n with the
+    variance s² of `by_seed`. Their interaction is counted in both, so the sum is conservative. The interval is
+    D ± t·√(V_rows + s²/n), with Satterthwaite's degrees of freedom, infinitely many for V_rows. The minimum detectable
+    effect is (t₀.₉₇₅ + t₀.₈)·√(V_rows + s²/n). With one seed its spread is unknown, and so are all of these: NaN.
+    """
+    mean, n = float(np.mean(by_seed)), len(by_seed)
+    if n == 1:
+        return Difference(mean, *[math.nan] * 2, tuple(map(float, by_seed)), *[math.nan] * 4)
+    of_seeds = float(np.var(by_seed, ddof=1)) / n
+    variance = float(np.var(resampled, ddof=1)) + of_seeds
+    degrees = (n - 1) * (variance / of_seeds) ** 2 if of_seeds > 0 else math.inf
+    error = math.sqrt(variance)
+    margin = float(t.ppf(0.975, degrees)) * error
+    return Difference(
+        difference=mean,
+        low=mean - margin,
+        high=mean + margin,
+        by_seed=tuple(map(float, by_seed)),
+        standard_error=error,
+        degrees_of_freedom=degrees,
+        p_value=float(2 * t.sf(abs(mean) / error, degrees)) if error > 0 else float(mean == 0),
+        detectable=float(t.ppf(0.975, degrees) + t.ppf(0.8, degrees)) * error,
+    )
+
+
+def holm_verdicts(family: dict[str, Difference]) -> dict[str, Difference]:
+    """The differences of one family with `p_holm` and `verdict`: not 'inconclusive' only where p_holm < 0.05.
+
+    Those with fewer than SEEDS_FOR_A_VERDICT seeds get neither, and do not count in the family.
+    """
+    judged = {name: found for name, found in family.items() if len(found.by_seed) >= SEEDS_FOR_A_VERDICT}
+    corrected = dict(zip(judged, holm([found.p_value for found in judged.values()]), strict=True))
+    verdicts = {}
+    for name, found in family.items():
+        if name in corrected:
+            clear = "better" if found.difference > 0 else "worse"
+            verdict = clear if corrected[name] < 0.05 else "inconclusive"
+            found = replace(found, p_holm=corrected[name], verdict=verdict)
+        verdicts[name] = found
+    return verdicts
+
+
 # --- intervals and verdicts ------------------------------------------------------------------------------------------
 
 
@@ -136,6 +215,7 @@ def intervals(
     }
 
 
+# The first version's rule, behind the texts about `study`; it goes with them.
 def compare(labels: np.ndarray, a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES) -> dict:
     """Is model a better than model b? Paired over test rows and seeds: a and b are probabilities (seeds, rows).
 
