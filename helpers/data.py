@@ -1,7 +1,8 @@
 """From Kaggle's CSV files to three tokenised splits, and the two baselines every model has to beat.
 
-Test is test.csv joined with test_labels.csv, without the rows Kaggle left unscored (-1). Validation is drawn from
-train.csv. A comment, compared after case, white space and Unicode normalisation, stands in one split only.
+Test is test.csv joined with test_labels.csv. A row that is scored for `toxic` is used, even where its other labels
+are unscored (-1). Validation is drawn from train.csv. A comment, compared after case, white space and Unicode
+normalisation, stands in one split only.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ FILES = {
     "test_labels.csv": ("id", *LABELS),
 }
 SPLITS = ("train", "validation", "test")
+UNSCORED = -1  # what test_labels.csv holds where nobody judged a comment for a label
 DATA_SETTINGS = ("train_rows", "validation_rows", "test_rows", "max_length", "split_seed")  # what the splits depend on
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, NotImplementedError)
 BROKEN_ZIP += (ValueError,)  # an offset below 0, a name that is not the UTF-8 it is said to be
@@ -65,19 +67,31 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The tokenised splits. Columns: row_id, comment_text, the six labels (0/1), input_ids, tokens (before cutting)."""
+    """The tokenised splits. Columns: row_id, comment_text, the six labels, input_ids, tokens (before cutting).
+
+    A label is 0 or 1. In test, all labels but `toxic` may also be -1 (UNSCORED).
+    """
 
     splits: datasets.DatasetDict
     summary: dict  # rows read and dropped, prevalence, the files' hashes
     fingerprint: str
 
     def labels(self, split: str, label: str = "toxic") -> np.ndarray:
-        """The labels of a split as an array of 0 and 1, shape (rows,)."""
+        """The labels of a split as an array of 0 and 1, shape (rows,); labels but `toxic` may hold -1 in test."""
         return np.asarray(self.splits[split][label])
 
     def all_labels(self, split: str) -> np.ndarray:
         """The six labels of a split in the order of LABELS, shape (rows, 6)."""
         return np.column_stack([self.labels(split, label) for label in LABELS])
+
+    def positives(self, split: str, label: str = "toxic") -> int:
+        """How many rows of a split carry the label; a row that is not scored for it does not."""
+        return int((self.labels(split, label) == 1).sum())
+
+    def prevalence(self, split: str, label: str = "toxic") -> float:
+        """The share of a split's rows that carry the label, among those scored for it; NaN if there are none."""
+        scored = int((self.labels(split, label) != UNSCORED).sum())
+        return self.positives(split, label) / scored if scored else float("nan")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -221,13 +235,15 @@ def check_rows(name: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
         differing = "texts" if "comment_text" in first and first["comment_text"].nunique() > 1 else "label sets"
         raise DataError(f"{name}: the id {first['id'].iloc[0]} stands with two {differing}; keep one row an id")
     labels = [label for label in LABELS if label in frame]
-    allowed = ["0", "1", "-1"] if name == "test_labels.csv" else ["0", "1"]
+    allowed, in_words = ["0", "1"], "0 or 1"
+    if name == "test_labels.csv":
+        allowed, in_words = [*allowed, str(UNSCORED)], f"0, 1, or {UNSCORED} for unscored"
     for label in labels:
-        wrong = ~unique[label].isin(allowed)
-        if wrong.any():
+        wrong = unique[~unique[label].isin(allowed)]
+        if len(wrong):
             raise DataError(
-                f"{name}: {wrong.sum():,} row(s) have {label}={unique[label][wrong].iloc[0]!r} (first id "
-                f"{unique['id'][wrong].iloc[0]}); labels are {' or '.join(allowed)}"
+                f"{name}: {len(wrong):,} row(s) have {label}={wrong[label].iloc[0]!r} (first id {wrong['id'].iloc[0]}, "
+                f"row {wrong.index[0] + 2}); labels are {in_words}"
             )
     checked = unique.astype(dict.fromkeys(labels, "int8")).reset_index(drop=True)
     return checked, len(frame) - len(checked)
@@ -238,10 +254,12 @@ def _first_row(mask: pd.Series) -> int:
 
 
 def join_test(comments: pd.DataFrame, labels: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """The scored test rows, and how many were dropped because Kaggle never scored them (-1 in all six labels).
+    """The test rows that are scored for `toxic`, and how many were dropped because they are not (-1).
+
+    The other labels decide nothing: a row that is kept may be -1 in any of them.
 
     Raises:
-        DataError: the ids of the two files differ, or a row is scored for some labels only.
+        DataError: the ids of the two files differ, or no row is scored for `toxic`.
     """
     for here, there, other in (
         ("test.csv", "test_labels.csv", comments["id"][~comments["id"].isin(labels["id"])]),
@@ -253,13 +271,9 @@ def join_test(comments: pd.DataFrame, labels: pd.DataFrame) -> tuple[pd.DataFram
                 "same download"
             )
     joined = comments.merge(labels, on="id", validate="one_to_one")
-    unscored = (joined[list(LABELS)] == -1).sum(axis=1)
-    partly = unscored.between(1, len(LABELS) - 1)
-    if partly.any():
-        raise DataError(f"test_labels.csv: the id {joined['id'][partly].iloc[0]} is -1 in some labels only")
-    scored = joined[unscored == 0].reset_index(drop=True)
+    scored = joined[joined["toxic"] != UNSCORED].reset_index(drop=True)
     if scored.empty:
-        raise DataError("test_labels.csv: every row is -1 (unscored); Kaggle's later file holds the labels")
+        raise DataError("test_labels.csv: every row has toxic=-1 (unscored); Kaggle's later file holds the labels")
     return scored, len(joined) - len(scored)
 
 
@@ -285,8 +299,10 @@ def normalise(text: str) -> str:
 def split_rows(train: pd.DataFrame, test: pd.DataFrame, profile: Profile) -> tuple[dict[str, pd.DataFrame], dict]:
     """The three splits at the sizes that the profile asks for, and how many rows were dropped for standing twice.
 
-    A text that is in test is dropped from train.csv's rows, and one that is in validation from the training rows.
+    A text that is in test is dropped from train.csv's rows, and one that is in validation from the training rows. A
+    row must be scored for every label that the profile's models answer.
     """
+    train, test = (rows[(rows[list(profile.labels)] != UNSCORED).all(axis=1)] for rows in (train, test))
     train = train.assign(normalised=train["comment_text"].map(normalise))
     test = test.assign(normalised=test["comment_text"].map(normalise))
     counts = {
@@ -355,8 +371,11 @@ def _can_stratify(strata: pd.Series, rows: int) -> bool:
 
 
 def _strata(frame: pd.DataFrame) -> pd.Series:
-    """A stratum a row: its `toxic` label and the rarest other label it has; strata of one row join the plain ones."""
-    rarest_last = frame[list(LABELS[1:])].sum().sort_values(ascending=False).index
+    """A stratum a row: its `toxic` label and the rarest other label it has; strata of one row join the plain ones.
+
+    An unscored label (-1) counts as one that the row does not have.
+    """
+    rarest_last = (frame[list(LABELS[1:])] == 1).sum().sort_values(ascending=False).index
     rarest = pd.Series("none", index=frame.index)
     for label in rarest_last:
         rarest[frame[label] == 1] = label
@@ -473,7 +492,7 @@ def _write_data(run: Run, source: Path, tokenizer, made_from: str) -> None:
         "settings": run.profile.settings(*DATA_SETTINGS),
         "pretrained": run.profile.pretrained,
         "counts": counts | dropped | {f"{split}: rows": len(rows) for split, rows in tokenised.items()},
-        "positives": {split: {label: int(rows[label].sum()) for label in LABELS} for split, rows in splits.items()},
+        "positives": {split: (rows[list(LABELS)] == 1).sum().to_dict() for split, rows in splits.items()},
     }
     with new_directory(run.data_dir) as directory, _quiet_datasets():
         tokenised.save_to_disk(directory)

@@ -1,6 +1,7 @@
 """Data preparation: Kaggle's files as they come, bad input, the three splits, the tokens, the stage, the baselines.
 
-Everything here is written on the spot: small files in Kaggle's shape, with harmless comments.
+What is read here is written on the spot: small files in Kaggle's shape, with harmless comments. Only the tests of the
+shared sample read real ones, and they are skipped where it is absent.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -43,7 +45,7 @@ from helpers.data import (
     tokenise,
 )
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import Run
+from helpers.runs import ROOT, Run, file_sha256
 
 CLEAN, TOXIC, UNSCORED = "000000", "100000", ("-1",) * 6
 TOXIC_SHAPES = ("100000", "101010", "100010", "111010", "101011", "100100")
@@ -95,6 +97,17 @@ def kaggle_files(train: list[list[str]] | None = None, test: list[list[str]] | N
 
 def unscored_rows(count: int) -> list[list[str]]:
     return [[f"hidden{i:04d}", f"never scored, number {i}", *UNSCORED] for i in range(count)]
+
+
+def scored_for_toxic_alone(row: list[str]) -> list[str]:
+    """The row with -1 in its other five labels."""
+    return [*row[:3], *UNSCORED[1:]]
+
+
+def half_scored_rows() -> list[list[str]]:
+    """30 test rows (6 toxic), every second one scored for `toxic` alone, and 3 that are not scored for it."""
+    rows = [row if i % 2 else scored_for_toxic_alone(row) for i, row in enumerate(some_rows("test", 24, 6))]
+    return rows + unscored_rows(3)
 
 
 def write_folder(folder: Path, files: dict[str, str | bytes]) -> Path:
@@ -518,13 +531,13 @@ BAD_INPUT = {
         edited("train.csv", lambda text: text + "train9999,hel"),
         ["train.csv: row 62", "has 2 fields instead of 8"],
     ),
-    "a test row scored for some labels only": (
-        with_label("test_labels.csv", "threat", "-1"),
-        ["test_labels.csv: the id test0000 is -1 in some labels only"],
-    ),
     "no scored test row": (
         kaggle_files(test=unscored_rows(30)),
-        ["test_labels.csv: every row is -1"],
+        ["test_labels.csv: every row has toxic=-1"],
+    ),
+    "no test row scored for toxic": (
+        kaggle_files(test=[[*row[:2], "-1", *row[3:]] for row in some_rows("test", 24, 6)]),
+        ["test_labels.csv: every row has toxic=-1"],
     ),
     "train without a toxic row": (kaggle_files(some_rows("train", 60, 0)), ["train.csv: 0 toxic of 60"]),
     "train without a clean row": (kaggle_files(some_rows("train", 0, 60)), ["train.csv: 60 toxic of 60"]),
@@ -544,12 +557,12 @@ BAD_INPUT = {
 } | {
     f"{name}: {label} is {value!r}": (
         with_label(name, label, value),
-        [f"{name}: 1 row(s) have {label}={value!r}", "first id", f"labels are {allowed}"],
+        [f"{name}: 1 row(s) have {label}={value!r}", f"(first id {first}, row 2)", f"labels are {allowed}"],
     )
-    for name, label, values, allowed in (
-        ("train.csv", "toxic", ("-1", "2", "", "yes", "1.0", " 1"), "0 or 1"),
-        ("train.csv", "identity_hate", ("-1",), "0 or 1"),
-        ("test_labels.csv", "insult", ("2", "-2", "", "NA"), "0 or 1 or -1"),
+    for name, first, label, values, allowed in (
+        ("train.csv", "train0000", "toxic", ("-1", "2", "", "yes", "1.0", " 1"), "0 or 1"),
+        ("train.csv", "train0000", "identity_hate", ("-1",), "0 or 1"),
+        ("test_labels.csv", "test0000", "insult", ("2", "-2", "", "NA"), "0, 1, or -1 for unscored"),
     )
     for value in values
 }
@@ -584,6 +597,12 @@ def test_two_ids_with_two_label_sets_each_are_not_said_to_have_two_texts():
         check_rows("train.csv", pd.DataFrame(rows, columns=list(FILES["train.csv"])))
 
 
+def test_a_wrong_label_is_placed_by_the_row_of_the_file_although_repetitions_before_it_are_dropped():
+    rows = [["a", *CLEAN], ["a", *CLEAN], ["b", *"100002"]]
+    with pytest.raises(DataError, match=r"identity_hate='2' \(first id b, row 4\)"):
+        check_rows("test_labels.csv", pd.DataFrame(rows, columns=list(FILES["test_labels.csv"])))
+
+
 def test_rows_that_repeat_another_exactly_are_dropped_and_counted(tmp_path):
     rows = some_rows("train", 48, 12)
     train, _, counts = read_jigsaw(write_folder(tmp_path, kaggle_files([*rows, rows[5], rows[5], rows[9]])))
@@ -611,11 +630,44 @@ def test_unscored_test_rows_are_counted(tmp_path):
     assert counts["test: unscored rows (-1) dropped"] == 3
 
 
-def test_a_test_row_with_one_scored_label_is_refused():
-    comments = pd.DataFrame([["a", "hello"], ["b", "next"]], columns=["id", "comment_text"])
-    labels = pd.DataFrame([["a", *[0] * 6], ["b", *[-1] * 5, 0]], columns=["id", *LABELS])
-    with pytest.raises(DataError, match="the id b is -1 in some labels only"):
-        join_test(comments, labels)
+def joined(*labels: list[int]) -> tuple[pd.DataFrame, int]:
+    """join_test of comments 0, 1, 2, … with these labels."""
+    ids = [str(number) for number in range(len(labels))]
+    comments = pd.DataFrame({"id": ids, "comment_text": [f"text of {name}" for name in ids]})
+    return join_test(comments, pd.DataFrame(labels, columns=list(LABELS)).assign(id=ids))
+
+
+@pytest.mark.parametrize("toxic", [0, 1])
+def test_a_row_scored_for_toxic_alone_is_used(toxic):
+    scored, _ = joined([0] * 6, [toxic, *[-1] * 5])
+    assert scored["id"].tolist() == ["0", "1"]
+
+
+@pytest.mark.parametrize("label", LABELS[1:])
+def test_a_row_unscored_for_one_other_label_is_used(label):
+    scored, _ = joined([0] * 6, [-int(name == label) for name in LABELS])
+    assert scored["id"].tolist() == ["0", "1"]
+
+
+def test_a_row_unscored_for_toxic_is_dropped_although_another_label_is_scored():
+    scored, _ = joined([0] * 6, [-1, *[-1] * 4, 1], [-1, *[0] * 5])
+    assert scored["id"].tolist() == ["0"]
+
+
+def test_every_row_unscored_for_toxic_is_counted_and_no_other():
+    _, dropped = joined([0] * 6, [-1] * 6, [-1, *[1] * 5], [0, *[-1] * 5])
+    assert dropped == 2
+
+
+def test_an_unscored_label_stays_unscored():
+    scored, _ = joined([0] * 6, [1, -1, 0, 1, -1, -1])
+    assert scored[list(LABELS)].iloc[1].tolist() == [1, -1, 0, 1, -1, -1]
+
+
+def test_a_row_is_dropped_where_a_label_that_the_models_answer_is_unscored():
+    train, test = frames(test=half_scored_rows()[:30])
+    splits, _ = split_rows(train, test, whole_profile(task="labels"))
+    assert splits["test"]["id"].tolist() == test["id"][1::2].tolist()
 
 
 # --- one comment, one split ------------------------------------------------------------------------------------------
@@ -758,6 +810,21 @@ def test_a_label_carried_by_a_single_row_does_not_spoil_the_shares_of_the_others
     assert abs(drawn["insult"].sum() - 12) <= 1
 
 
+def partly_scored_frame(labels: tuple[str, ...], unscored: int) -> pd.DataFrame:
+    """100 rows: 20 are obscene, 4 of these a threat too; 30 others hold the value `unscored` in these labels."""
+    frame = train_frame((40, CLEAN), (16, "101000"), (4, "101100"), (10, TOXIC), (30, CLEAN))
+    frame.loc[60:89, list(labels)] = unscored
+    return frame
+
+
+@pytest.mark.parametrize("labels", [LABELS[1:], ("obscene",)], ids=["all but toxic", "one"])
+@pytest.mark.parametrize("split_seed", [1, 2, 3])
+def test_rows_are_drawn_as_if_an_unscored_label_were_not_carried(labels, split_seed):
+    profile = small_profile(split_seed=split_seed)
+    drawn, expected = (draw_rows("test.csv", partly_scored_frame(labels, value), 50, profile) for value in (-1, 0))
+    assert drawn["id"].tolist() == expected["id"].tolist()
+
+
 def test_all_rows_but_one_can_be_drawn():
     assert len(draw_rows("test.csv", train_frame((80, CLEAN), (17, TOXIC)), 96, small_profile())) == 96
 
@@ -872,6 +939,45 @@ def test_the_summary_counts_what_each_split_holds(prepared):
 def test_the_summary_counts_the_positives_of_each_label(prepared):
     rows = prepared.splits["validation"]
     assert prepared.summary["positives"]["validation"] == {label: sum(rows[label]) for label in LABELS}
+
+
+@pytest.fixture(scope="module")
+def half_scored(tmp_path_factory) -> PreparedData:
+    """All 30 test rows, of which 15 are scored for `toxic` alone."""
+    directory = tmp_path_factory.mktemp("half-scored")
+    source = write_folder(directory / "jigsaw", kaggle_files(test=half_scored_rows()))
+    return prepare_data(make_run(directory, source, whole_profile()), without_tokens, "no tokenizer")
+
+
+def count_in_file(label: str, value: str) -> int:
+    """How many of the rows in half_scored_rows have this value, as text, for a label."""
+    return [row[2 + LABELS.index(label)] for row in half_scored_rows()[:30]].count(value)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_positives_leave_unscored_rows_out(half_scored, label):
+    assert half_scored.positives("test", label) == count_in_file(label, "1")
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_prevalence_of_a_label_is_a_share_of_the_rows_scored_for_it(half_scored, label):
+    ones, zeros = count_in_file(label, "1"), count_in_file(label, "0")
+    assert half_scored.prevalence("test", label) == ones / (ones + zeros)
+
+
+def with_labels_alone(**splits: pd.DataFrame) -> PreparedData:
+    """Prepared data of which nothing but labels is asked."""
+    rows = {name: datasets.Dataset.from_pandas(frame, preserve_index=False) for name, frame in splits.items()}
+    return PreparedData(datasets.DatasetDict(rows), summary={}, fingerprint="")
+
+
+def test_a_label_that_no_row_is_scored_for_has_no_prevalence():
+    data = with_labels_alone(test=pd.DataFrame({"toxic": [0, 1], "threat": [-1, -1]}))
+    assert np.isnan(data.prevalence("test", "threat"))
+
+
+def test_the_positives_in_the_summary_leave_unscored_rows_out(half_scored):
+    assert half_scored.summary["positives"]["test"] == {label: count_in_file(label, "1") for label in LABELS}
 
 
 def test_what_is_prepared_already_is_not_read_again(run, monkeypatch):
@@ -1047,6 +1153,60 @@ def test_without_a_network_no_download_is_tried(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse_to_read)
     with pytest.raises(FileNotFoundError, match=WHERE_TO_GET_THE_FILES):
         data_files(make_run(tmp_path, None, data_source="hub"))
+
+
+# --- the shared sample of the real comments --------------------------------------------------------------------------
+
+SAMPLE_LABELS_SHA256 = "96a0a78f"  # the first digits of its test_labels.csv's: JIGSAW_DIR may hold other comments
+
+
+def find_sample() -> Path | None:
+    """The sample beside the checkout or in JIGSAW_DIR; None where it is in neither."""
+    beside = ROOT.parent / "shared" / "data" / "jigsaw"
+    for path in (folder / "test_labels.csv" for folder in (beside, Path(os.environ.get("JIGSAW_DIR", beside)))):
+        if path.is_file() and file_sha256(path).startswith(SAMPLE_LABELS_SHA256):
+            return path.parent
+    return None
+
+
+SAMPLE = find_sample()  # found before any test changes the environment
+
+
+@pytest.fixture(scope="module")
+def sample() -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+    if SAMPLE is None:
+        pytest.skip("the sample of Jigsaw is neither in ../shared/data/jigsaw nor in JIGSAW_DIR")
+    return read_jigsaw(SAMPLE)
+
+
+def test_the_sample_has_its_training_rows(sample):
+    assert len(sample[0]) == 10_447
+
+
+def test_the_sample_keeps_every_test_row_scored_for_toxic(sample):
+    assert len(sample[1]) == 9_074
+
+
+def test_the_sample_drops_its_unscored_test_rows(sample):
+    assert sample[2]["test: unscored rows (-1) dropped"] == 25
+
+
+@pytest.mark.parametrize(
+    ("label", "in_train", "in_test", "scored_in_test"),
+    [
+        ("toxic", 992, 864, 9_074),
+        ("severe_toxic", 117, 11, 2_557),
+        ("obscene", 538, 136, 2_557),
+        ("threat", 33, 11, 2_557),
+        ("insult", 512, 139, 2_557),
+        ("identity_hate", 97, 31, 2_557),
+    ],
+)
+def test_the_labels_of_the_sample_are_counted_where_they_are_scored(sample, label, in_train, in_test, scored_in_test):
+    train, test, _ = sample
+    data = with_labels_alone(train=train[list(LABELS)], test=test[list(LABELS)])
+    assert (data.positives("train", label), data.positives("test", label)) == (in_train, in_test)
+    assert data.prevalence("test", label) == in_test / scored_in_test
 
 
 # --- the baselines ---------------------------------------------------------------------------------------------------
