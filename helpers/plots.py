@@ -26,7 +26,7 @@ from helpers.config import (
     LAYER_EXPERIMENTS,
     MAIN_EXPERIMENTS,
 )
-from helpers.data import SPLITS, PreparedData
+from helpers.data import SPLITS, UNSCORED, PreparedData
 from helpers.evaluation import BINS, calibration_bins
 from helpers.experiments import Results
 from helpers.runs import Run, write_file
@@ -105,10 +105,10 @@ def show_table(frame: pd.DataFrame, title: str, run: Run | None, precision: int 
 
 
 def label_prevalence(data: PreparedData, run: Run) -> Image:
-    """The share of comments that carry each label, a bar a split."""
+    """The share of comments that carry each label, among those scored for it, a bar a split."""
     shares = pd.DataFrame(
         [
-            {"label": label, "split": split, "share": 100 * data.labels(split, label).mean()}
+            {"label": label, "split": split, "share": 100 * data.prevalence(split, label)}
             for split in SPLITS
             for label in LABELS
         ]
@@ -151,10 +151,11 @@ def comment_lengths(data: PreparedData, run: Run) -> Image:
 
 
 def label_cooccurrence(data: PreparedData, run: Run) -> Image:
-    """Of the training comments with the row's label, the share that also carry the column's."""
-    labels = np.column_stack([data.labels("train", label) for label in LABELS])
-    both = labels.T @ labels
-    shares = 100 * both / np.maximum(np.diag(both)[:, None], 1)
+    """Of the training comments with the row's label that are scored for the column's, the share that carry both."""
+    labels = data.all_labels("train")
+    carried, scored = (labels == 1).astype(int), (labels != UNSCORED).astype(int)
+    both = carried.T @ carried
+    shares = 100 * both / np.maximum(carried.T @ scored, 1)
     names = [f"{label} ({count})" for label, count in zip(LABELS, np.diag(both), strict=True)]
     figure, axes = _new(
         run, "Labels come together: of the row's training comments, the share with the column's label (%)", 7.5, 4.8

@@ -351,6 +351,12 @@ def test_the_share_found_of_the_label_toxic_is_the_recall(finished_run, results)
     assert found["odd"]["toxic"] == pytest.approx(results.by_name["odd"][1]["test"]["recall"])
 
 
+def test_a_comment_that_is_unscored_for_a_label_is_not_among_those_that_carry_it(made):
+    others = {label: [1, 0, -1, -1, -1, 1, 0, -1, -1, -1] for label in LABELS[1:]}
+    found = discussion.by_label(made, pd.DataFrame({"toxic": made.labels(), **others})).set_index("group")
+    assert found["comments"].to_dict() == {"toxic": 5, **dict.fromkeys(LABELS[1:], 2)}
+
+
 def test_where_nothing_is_cut_there_is_nothing_to_compare(made):
     table = discussion.by_length(made, pd.DataFrame({"tokens": [5] * 10, "toxic": made.labels()}), 64)
     assert "nothing to compare" in discussion.does_cutting_hide(table, 64)

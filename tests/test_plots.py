@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import pytest
+from datasets import Dataset, DatasetDict
 
 from helpers import plots
-from helpers.config import load_profile
+from helpers.config import LABELS, load_profile
+from helpers.data import SPLITS, PreparedData
 from helpers.experiments import comparison_table, load_results
 from helpers.plots import reliability, save_figure, show_table
 from helpers.runs import Run
@@ -52,6 +54,33 @@ def test_the_reliability_diagram_can_be_drawn_where_bins_are_empty(run):
     )
     reliability(results, run, ["odd", "even"])
     assert (run.figures_dir / "reliability.png").is_file()
+
+
+@pytest.fixture
+def half_scored() -> PreparedData:
+    """Four comments a split, two of them toxic; nobody judged the last two for the other labels."""
+    rows = {"toxic": [1, 0, 1, 0], **{label: [1, 0, -1, -1] for label in LABELS[1:]}}
+    return PreparedData(DatasetDict({split: Dataset.from_dict(rows) for split in SPLITS}), summary={}, fingerprint="")
+
+
+def test_a_bar_of_prevalence_is_a_share_of_the_comments_scored_for_the_label(half_scored, run, monkeypatch):
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figure)
+    (axes,) = plots.label_prevalence(half_scored, run).axes
+    heights = [bar.get_height() for bars in axes.containers for bar in bars]
+    assert heights == [50] * len(SPLITS) * len(LABELS)
+
+
+def test_a_cell_of_cooccurrence_is_a_share_of_the_comments_scored_for_both_labels(half_scored, run, monkeypatch):
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figure)
+    (axes,) = plots.label_cooccurrence(half_scored, run).axes
+    assert {text.get_text() for text in axes.texts} == {"100"}
+
+
+def test_the_counts_beside_cooccurrence_are_of_comments_that_carry_the_label(half_scored, run, monkeypatch):
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figure)
+    (axes,) = plots.label_cooccurrence(half_scored, run).axes
+    counts = [f"{label} ({2 if label == 'toxic' else 1})" for label in LABELS]
+    assert [text.get_text() for text in axes.get_yticklabels()] == counts
 
 
 def test_models_of_equal_cost_stand_side_by_side_inside_the_figure(copied_run, monkeypatch):
