@@ -302,7 +302,7 @@ def find_model(name: str, seed: int, run: str | None) -> tuple[Path, dict]:
         if result and exports.is_dir():
             if not (is_sealed(exports, "exports") and is_sealed(exports.parent, result["fingerprint"])):
                 raise ValueError(f"models/{model}/ is damaged: remove it and run `make run` again")
-            return folder, result
+            return folder, result | {"threshold": read_json(exports.parent / "config.json")["threshold"]}
     where = f"run {run!r}" if run else "runs/"
     there = sorted({path.parent.name for folder in folders for path in folder.glob("models/*/onnx")})
     raise FileNotFoundError(

@@ -11,14 +11,9 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from helpers.config import LABELS, MAIN_EXPERIMENTS
 from helpers.data import load_data
 from helpers.evaluation import calibration, calibration_bins, compare, describe, mcnemar_p, toxic_rows_needed
-from helpers.experiments import (
-    Experiment,
-    Results,
-    compare_pairs,
-    load_results,
-    predictions_path,
-)
+from helpers.experiments import Experiment, predictions_path
 from helpers.improvements import grid_comparisons
+from helpers.results import Results, compare_pairs, load_results
 from helpers.runs import Run
 
 CHEAPER = ("odd", "even", "lora", "lora_6")
@@ -454,20 +449,14 @@ def is_the_teacher_a_bound(table: pd.DataFrame) -> str:
     return f"{text}."
 
 
-def odd_or_even(comparisons: dict[str, dict], run: Run, real: dict[str, dict] | None = None) -> str:
-    """The verdict on odd and even, and what this test set could have shown.
-
-    `real` are the comparisons of PROFILE=base, if it has been run: where `run` has a stacked BERT, they come first.
-    """
-    if real and run.profile.pretrained == "minilm-stacked":
-        on_real, on_stack = _odd_or_even(real["odd − even"]), _odd_or_even(comparisons["odd − even"])
-        return (
-            f"**Odd or even layers?** With a real encoder's layers (profile `base`): {on_real} With the stacked BERT, "
-            f"whose odd layers are MiniLM's 1, 3, 5, twice: {on_stack}"
-        )
+def odd_or_even(comparisons: dict[str, dict], run: Run) -> str:
+    """The verdict on odd and even, and what this test set could have shown."""
     answer = _odd_or_even(comparisons["odd − even"])
     if run.profile.pretrained == "minilm-stacked":
-        answer += " This holds for this stacked BERT only, whose odd layers are MiniLM's 1, 3, 5, twice."
+        answer += (
+            " This holds for this stacked BERT only, whose odd layers are MiniLM's 1, 3, 5, twice; 4.4 has a real "
+            "encoder's."
+        )
     return f"**Odd or even layers?** {answer}"
 
 

@@ -115,12 +115,20 @@ class Difference:
     verdict: str | None = None  # 'better', 'worse' or 'inconclusive'; None with fewer than three seeds
 
 
+def bootstrap_counts(rows: int) -> Iterator[np.ndarray]:
+    """How often each row stands in each bootstrap sample, the same ones in every call; in pieces of (50, rows)."""
+    generator, piece = np.random.default_rng(0), 50
+    for _ in range(0, RESAMPLES, piece):
+        drawn = generator.integers(rows, size=(piece, rows))
+        yield np.stack([np.bincount(sample, minlength=rows) for sample in drawn])
+
+
 def bootstrap_average_precision(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Average precision in each bootstrap sample of the rows: labels and probabilities (rows,) → (RESAMPLES,).
 
     Every call draws the same rows, so that the difference of two models' arrays is paired.
     """
-    pieces = resampled_counts(len(labels))
+    pieces = bootstrap_counts(len(labels))
     return np.concatenate([average_precision_of(labels, probabilities, counts) for counts in pieces])
 
 

@@ -16,14 +16,15 @@ All six labels at once, in a run of their own (teacher, odd, even and lora, firs
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,15 +32,12 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from helpers.batches import predict
-from helpers.config import LABELS, MAIN_EXPERIMENTS, Profile, load_profile, unknown
+from helpers.config import LABELS, MAIN_EXPERIMENTS, Profile, unknown
 from helpers.data import PreparedData, load_data, majority_logits, prepare_data, tfidf_logits
 from helpers.deploy import latency_batches, measure_deployment, measure_latency, plain_model, torch_call
 from helpers.devices import device_name, this_process
 from helpers.evaluation import (
-    METRICS,
     best_threshold,
-    compare,
-    intervals,
     label_intervals,
     label_probabilities,
     label_scores,
@@ -48,7 +46,6 @@ from helpers.evaluation import (
     score,
     teacher_gate,
     toxic_probability,
-    with_holm,
 )
 from helpers.layers import (
     EVEN_LAYERS,
@@ -59,10 +56,9 @@ from helpers.layers import (
     draw_layers,
     merge_layers,
 )
-from helpers.lora import add_adapters, count_parameters, has_its_base, load_adapter, save_adapter
-from helpers.models import find_pretrained, load_model, load_tokenizer, lora_targets, pretrained_sha256
+from helpers.lora import add_adapters, count_parameters, load_adapter, save_adapter
+from helpers.models import find_pretrained, load_model, load_tokenizer, lora_targets, model_card, pretrained_sha256
 from helpers.runs import (
-    PUBLISHED_RESULTS,
     Run,
     add_run_arguments,
     file_sha256,
@@ -75,7 +71,6 @@ from helpers.runs import (
     read_json,
     resumes,
     seal,
-    task_suffix,
     tells_errors,
     use_run_arguments,
     versions,
@@ -138,29 +133,13 @@ EXPERIMENTS = {
     )
 }
 
-# Named before any result was seen: only these are corrected by Holm's method and called planned.
-COMPARISONS = {
-    "odd − even": ("odd", "even"),
-    "lora − odd": ("lora", "odd"),
-    "lora − even": ("lora", "even"),
-    "odd − odd_hard": ("odd", "odd_hard"),
-    "odd − first_six": ("odd", "first_six"),  # these two for `base`, whose layers are a real encoder's
-    "odd − last_six": ("odd", "last_six"),
-}
-
-# Profiles whose results stand beside the run that README.md shows: a real encoder's layers, and bert-base on a GPU.
-BESIDE = ("base", "colab", "full")
 
 # What the validation rows choose the best epoch by, and what a result is announced with.
 BEST_BY = {"toxic": average_precision, "labels": mean_column_roc_auc}
 
-# Published scores of all six labels, from Detoxify's README (github.com/unitaryai/detoxify). Both had the whole of
-# train.csv to learn from: they say where the task's ceiling is, not what a model of a few thousand rows should reach.
-OFFICIAL_TEST = "the full official test set"
-LABELS_REFERENCES = (
-    {"model": "Kaggle's leaderboard, the first", "mean_column_roc_auc": 0.9886, "measured_on": OFFICIAL_TEST},
-    {"model": "Detoxify 'original', bert-base", "mean_column_roc_auc": 0.9864, "measured_on": OFFICIAL_TEST},
-)
+# The one model whose threshold is not searched on validation: it never says 'toxic'.
+FIXED_THRESHOLDS = {"majority": 1.0}
+LOGITS = ["logit_clean", "logit_toxic"]
 
 
 class MissingStage(FileNotFoundError):
@@ -311,7 +290,7 @@ def run_experiment(name: str | Experiment, seed: int, run: Run, weights: bool = 
         elif state.is_main_process:
             _run_baseline(experiment, seed, run, data, made_from)
     state.wait_for_everyone()  # what comes next may read what the first process has just written
-    return read_json(result_path(run.results_dir, experiment.name, seed))
+    return read_result(run.results_dir, experiment.name, seed)
 
 
 def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str, weights: bool = True) -> dict | None:
@@ -325,19 +304,17 @@ def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str,
 
 
 def has_model(experiment: Experiment, seed: int, run: Run, made_from: str) -> bool:
-    """Whether the weights of this fingerprint are there; an adapter is none without its base."""
-    directory = run.model_dir(experiment.name, seed)
-    return is_sealed(directory, made_from) and (not experiment.adapter or has_its_base(directory))
+    """Whether the model of this fingerprint is there and whole."""
+    return is_sealed(run.model_dir(experiment.name, seed), made_from)
 
 
 def _run_baseline(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> None:
     started = time.perf_counter()
     logits = {"majority": majority_logits, "tfidf": tfidf_logits}[experiment.name](data)
-    # The majority baseline is the one model whose threshold is not searched: it never says 'toxic'.
-    threshold = 1.0 if experiment.name == "majority" else None
     seconds = time.perf_counter() - started
     facts = {"costs": {"training_seconds": seconds, "prerequisite_seconds": 0.0}}
-    _write_result(experiment, seed, run, data, made_from, logits, threshold, facts)
+    _write_predictions(experiment, seed, run, data, logits)
+    _write_result(experiment, seed, run, data, made_from, logits, facts)
 
 
 def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> None:
@@ -364,25 +341,24 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
     )
     if not state.is_main_process:
         return
-    save_model(experiment, seed, run, model, made_from)
     logits = {
         split: predict(model, data.splits[split], label=f"{experiment.name}: {split}").numpy() for split in run.scored
     }
+    save_model(experiment, seed, run, model, _write_predictions(experiment, seed, run, data, logits))
     facts = _training_facts(experiment, seed, run, data, model, history, before, logits["validation"])
     facts["costs"]["prerequisite_seconds"] = prerequisite_seconds
+    if experiment.needs_teacher:  # what its comparisons are held to: a student belongs to its own seed's teacher
+        facts["teacher_sha256"] = file_sha256(run.model_dir("teacher", seed) / "model.safetensors")
     # the other experiments are variants with the same cost, and so are models with six logits
     if experiment.name in MAIN_EXPERIMENTS and run.profile.task == "toxic" and "test" in run.scored:
         onnx = run.model_dir(experiment.name, seed) / "onnx"
         facts["costs"]["deployment"] = measure_deployment(model, onnx, data, logits["test"])
-    _write_result(experiment, seed, run, data, made_from, logits, None, facts)
+    _write_result(experiment, seed, run, data, made_from, logits, facts)
     shutil.rmtree(run.checkpoint_dir(experiment.name, seed), ignore_errors=True)
 
 
 def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.Module, float]:
-    """The model as it is before its training, and the seconds that making it took elsewhere (its teacher's training).
-
-    A base that adapters will be trained on is saved first, as models/<name>_base-<seed>/.
-    """
+    """The model as it is before its training, and the seconds that its teacher's training took."""
     prerequisite_seconds = 0.0
     if experiment.needs_teacher:
         teacher, teacher_result = load_teacher(seed, run)
@@ -403,9 +379,6 @@ def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.M
     if experiment.redrawn:
         model = draw_layers(model, seed)
     if experiment.adapter:
-        if this_process().is_main_process:
-            with new_directory(run.model_dir(f"{experiment.name}_base", seed)) as directory:
-                model.save_pretrained(directory)
         profile = experiment.profile(run.profile)
         model = add_adapters(
             model,
@@ -463,28 +436,38 @@ def teacher_targets(
     return targets, read_json(directory / "time.json")["seconds"]
 
 
-def save_model(experiment: Experiment, seed: int, run: Run, model: torch.nn.Module, made_from: str) -> None:
-    """Saves the trained model, or its adapter, in safetensors with its fingerprint."""
-    directory = run.model_dir(experiment.name, seed)
-    if experiment.adapter:
-        save_adapter(model, directory, run.model_dir(f"{experiment.name}_base", seed))
-        seal(directory, made_from)
-        return
-    with new_directory(directory) as temporary:
-        model.save_pretrained(temporary)
-        seal(temporary, made_from)
+def save_model(experiment: Experiment, seed: int, run: Run, model: torch.nn.Module, scores: dict) -> None:
+    """Saves all that others need to use the model: weights, base, labels, tokenizer, threshold, and a model card."""
+    tokenizer = load_tokenizer(find_pretrained(run.profile.pretrained))
+    tokenizer.model_max_length = run.profile.max_length
+    model.config.threshold = scores.get("threshold")
+    data = load_data(run)
+    with new_directory(run.model_dir(experiment.name, seed)) as temporary:
+        if experiment.adapter:
+            save_adapter(model, temporary)
+        else:
+            model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        rows = {split: len(rows) for split, rows in data.splits.items()}
+        card = model_card(experiment.title, run.data_label, rows, run.profile.max_length, scores)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        seal(temporary, experiment_fingerprint(experiment, seed, run.profile, data.fingerprint))
 
 
 def load_trained(name: str, seed: int, run: Run) -> torch.nn.Module:
     """A trained model of this run in eval mode, on the run's device; a LoRA model with its adapters on their own base.
 
     Raises:
-        MissingStage: it is not there; the message says which notebook trains it.
+        MissingStage: it is not there, or its folder lacks a part; the message says which, and which notebook trains it.
     """
     directory = run.model_dir(name, seed)
+    again = f"run {find_experiment(name).notebook if name in EXPERIMENTS else 'the notebook that trained it'}"
     if not directory.is_dir():
-        notebook = find_experiment(name).notebook
-        raise MissingStage(f"run {run.name!r} has no model {name} with seed {seed}: run {notebook} first")
+        raise MissingStage(f"run {run.name!r} has no model {name} with seed {seed}: {again} first")
+    files = (read_json(directory / "fingerprint.json") or {"files": ["fingerprint.json"]})["files"]
+    missing = [part for part in files if not (directory / part).is_file()]
+    if missing:
+        raise MissingStage(f"models/{directory.name}/ of run {run.name!r} lacks {', '.join(missing)}: {again} again")
     if (directory / "base.json").is_file():
         return load_adapter(directory).to(this_process().device)
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
@@ -503,11 +486,45 @@ def predictions_path(directory: Path, name: str, seed: int) -> Path:
 
 
 def read_result(directory: Path, name: str, seed: int) -> dict | None:
-    """A result that lies in this folder, if it is whole and the predictions beside it are those it was made with."""
+    """A result that lies in this folder, if it is whole and the predictions beside it are those it was made with.
+
+    Its scores are computed from the predictions, so that an older result has every metric there is now.
+    """
     result = read_json(result_path(directory, name, seed))
-    if result and is_whole(predictions_path(directory, name, seed), result.get("predictions_sha256")):
+    path = predictions_path(directory, name, seed)
+    if not result or not is_whole(path, result.get("predictions_sha256")):
+        return None
+    if "thresholds" in result:  # of six labels
         return result
-    return None
+    return result | predicted_scores(path, result["predictions_sha256"], FIXED_THRESHOLDS.get(name))
+
+
+class Predictions(NamedTuple):
+    """Of one split, rows in the order of their ids: ids and labels (rows,), logits (rows, 2)."""
+
+    row_ids: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+@functools.lru_cache(maxsize=200)
+def read_predictions(path: Path, sha256: str) -> dict[str, Predictions]:
+    """A file of predictions, by split; read once, as long as its hash is the same."""
+    frame = pd.read_parquet(path).sort_values("row_id")
+    return {
+        split: Predictions(rows["row_id"].to_numpy(), rows["toxic"].to_numpy().astype(int), rows[LOGITS].to_numpy())
+        for split, rows in frame.groupby("split", sort=False)
+    }
+
+
+@functools.lru_cache(maxsize=200)
+def predicted_scores(path: Path, sha256: str, threshold: float | None = None) -> dict:
+    """The scores of each split, at the threshold with the best F1 on validation unless one is given."""
+    splits = read_predictions(path, sha256)
+    found = {split: (toxic_probability(rows.logits), rows.labels) for split, rows in splits.items()}
+    if threshold is None:
+        threshold = best_threshold(*found["validation"])
+    return {"threshold": threshold} | {split: score(*of_split, threshold) for split, of_split in found.items()}
 
 
 def _training_facts(experiment, seed, run, data, model, history, before, after) -> dict:
@@ -531,6 +548,7 @@ def _training_facts(experiment, seed, run, data, model, history, before, after) 
         "history": history,
     }
     if experiment.name == "teacher":
+        facts["weights_sha256"] = file_sha256(run.model_dir("teacher", seed) / "model.safetensors")
         facts["gate"] = teacher_gate(data.labels("validation"), _of_toxic(before), _of_toxic(after))
     return facts
 
@@ -554,20 +572,10 @@ def model_bytes(experiment: Experiment, seed: int, run: Run) -> dict[str, int]:
     An adapter on the pretrained model is sent alone, for everybody has its base; the copy of a teacher that was
     fine-tuned for the task is no such base, and goes along.
     """
-    own = sum(path.stat().st_size for path in run.model_dir(experiment.name, seed).glob("*.safetensors"))
-    base = run.model_dir(f"{experiment.name}_base", seed) if experiment.adapter else None
-    below = sum(path.stat().st_size for path in base.glob("*.safetensors")) if base else 0
-    return {"total": own + below, "to_ship": own + below if experiment.start == "teacher" else own}
-
-
-def _toxic_scores(data: PreparedData, logits: dict[str, np.ndarray], threshold: float | None) -> dict:
-    """What a result says of `toxic`, from the logits (rows, 2) of validation and test."""
-    probabilities = {split: toxic_probability(values.astype(np.float32)) for split, values in logits.items()}
-    labels = {split: data.labels(split) for split in probabilities}
-    if threshold is None:
-        threshold = best_threshold(probabilities["validation"], labels["validation"])
-    scores = {split: score(probabilities[split], labels[split], threshold) for split in probabilities}
-    return {"threshold": threshold} | scores
+    weights = {path.name: path.stat().st_size for path in run.model_dir(experiment.name, seed).glob("*.safetensors")}
+    total = sum(weights.values())
+    alone = experiment.adapter and experiment.start != "teacher"
+    return {"total": total, "to_ship": weights["adapter_model.safetensors"] if alone else total}
 
 
 def _label_scores(data: PreparedData, logits: dict[str, np.ndarray]) -> dict:
@@ -589,10 +597,18 @@ def _predictions(data: PreparedData, split: str, logits: np.ndarray, profile: Pr
     return pd.DataFrame({"row_id": data.splits[split]["row_id"][:], "split": split} | labels | columns)
 
 
-def _write_result(experiment, seed, run, data, made_from, logits, threshold, facts) -> None:
-    """Scores the predictions, writes them and then the JSON, which makes the experiment finished."""
-    of_labels = run.profile.task == "labels"
-    scores = _label_scores(data, logits) if of_labels else _toxic_scores(data, logits, threshold)
+def _write_predictions(experiment, seed, run, data, logits) -> dict:
+    """Writes the logits of the scored splits; returns the scores that follow from them (none yet of six labels)."""
+    frame = pd.concat(_predictions(data, split, values, run.profile) for split, values in logits.items())
+    path = predictions_path(run.results_dir, experiment.name, seed)
+    write_file(path, lambda temporary: frame.to_parquet(temporary, index=False))
+    if run.profile.task == "labels":
+        return {}
+    return predicted_scores(path, file_sha256(path), FIXED_THRESHOLDS.get(experiment.name))
+
+
+def _write_result(experiment, seed, run, data, made_from, logits, facts) -> None:
+    """Writes the JSON, which makes the experiment finished; its predictions have been written."""
     result = {
         "experiment": experiment.name,
         "seed": seed,
@@ -606,305 +622,9 @@ def _write_result(experiment, seed, run, data, made_from, logits, threshold, fac
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": {split: len(rows) for split, rows in data.splits.items()},
     }
-    result |= scores | facts
-    frame = pd.concat(_predictions(data, split, values, run.profile) for split, values in logits.items())
-    predictions = predictions_path(run.results_dir, experiment.name, seed)
-    write_file(predictions, lambda temporary: frame.to_parquet(temporary, index=False))
-    result["predictions_sha256"] = file_sha256(predictions)
+    result |= facts | (_label_scores(data, logits) if run.profile.task == "labels" else {})
+    result["predictions_sha256"] = file_sha256(predictions_path(run.results_dir, experiment.name, seed))
     write_json(result_path(run.results_dir, experiment.name, seed), result)
-
-
-@dataclass(frozen=True)
-class Results:
-    """The finished experiments of a run: their JSONs by (name, seed), and where their predictions lie."""
-
-    by_name: dict[str, dict[int, dict]]
-    directories: dict[tuple[str, int], Path]
-    missing: list[tuple[str, int]]
-
-    @property
-    def source(self) -> str:
-        """Where they come from, for a table's title: nothing for a run's own, else that they were published."""
-        borrowed = [path for path in self.directories.values() if path.is_relative_to(PUBLISHED_RESULTS)]
-        share = "partly " if len(borrowed) < len(self.directories) else ""
-        return f", {share}from the results published with this project" if borrowed else ""
-
-    def first_seed(self) -> dict[str, dict]:
-        """The result of every trained model's first seed, by name."""
-        found = {name: next(iter(by_seed.values())) for name, by_seed in self.by_name.items()}
-        return {name: result for name, result in found.items() if "history" in result}
-
-    def probabilities(self, name: str, split: str = "test") -> np.ndarray:
-        """Probabilities of `toxic`, shape (seeds, rows); rows in the order of their ids, alike for every model."""
-        return np.stack([toxic_probability(self._frame(name, seed, split)[0]) for seed in self.by_name[name]])
-
-    def paired(self, a: str, b: str) -> tuple[np.ndarray, np.ndarray]:
-        """The test probabilities of two models on the seeds that both have, each (seeds, rows)."""
-        seeds = self.common_seeds(a, b)
-        return tuple(
-            np.stack([toxic_probability(self._frame(name, seed, "test")[0]) for seed in seeds]) for name in (a, b)
-        )
-
-    def common_seeds(self, *names: str) -> list[int]:
-        """The seeds that all of these models have: a student of seed 2 belongs to the teacher of seed 2."""
-        first, *others = (self.by_name.get(name, {}) for name in names)
-        return [seed for seed in first if all(seed in other for other in others)]
-
-    def common_seed(self, *names: str) -> int:
-        """The first seed that all of these models have, for what is shown of one seed.
-
-        Raises:
-            ValueError: there is none.
-        """
-        common = self.common_seeds(*names)
-        if not common:
-            raise ValueError(f"there is no seed with which all of {', '.join(names)} have been trained")
-        return common[0]
-
-    def intervals(self, name: str) -> dict[str, list[float]]:
-        """95 % intervals over test rows of F1 and average precision, of the model's mean over its seeds."""
-        thresholds = [result["threshold"] for result in self.by_name[name].values()]
-        return intervals(self.labels(), self.probabilities(name), thresholds)
-
-    def history(self, name: str, split: str, score: str = "hard") -> np.ndarray:
-        """A model's cross-entropy ("hard") in `training`, or any score on `validation`, by epoch: (seeds, epochs)."""
-        by_seed = self.by_name[name].values()
-        return np.array([[epoch[split][score] for epoch in result["history"]["epochs"]] for result in by_seed])
-
-    def logits(self, name: str, seed: int, split: str = "validation") -> np.ndarray:
-        """The two logits of a model's rows, shape (rows, 2), in the order of their ids."""
-        return self._frame(name, seed, split)[0]
-
-    def labels(self, split: str = "test") -> np.ndarray:
-        """The labels of the same rows in the same order, shape (rows,)."""
-        name = next(iter(self.by_name))
-        return self._frame(name, next(iter(self.by_name[name])), split)[1]
-
-    def _frame(self, name: str, seed: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-        frame = pd.read_parquet(predictions_path(self.directories[name, seed], name, seed))
-        frame = frame[frame["split"] == split].sort_values("row_id")
-        return frame[["logit_clean", "logit_toxic"]].to_numpy(), frame["toxic"].to_numpy().astype(int)
-
-
-def load_results(run: Run, task: str = "toxic", extra: Sequence[Experiment] = ()) -> Results:
-    """The results of the run's profile, from its own folder, else from the published ones with the same fingerprint.
-
-    `extra` are experiments that the profile does not list.
-
-    Raises:
-        ValueError: the run was made with another task than the caller can read, or the profile lists an experiment
-            that nobody knows.
-        MissingStage: a main experiment has no result at all; the message says which notebook makes it.
-    """
-    if run.profile.task != task:
-        raise ValueError(f"run {run.name!r} was made with TASK={run.profile.task}; this needs one with TASK={task}")
-    by_name, directories, missing = {}, {}, []
-    for experiment in dict.fromkeys([*map(find_experiment, run.profile.experiments), *extra]):
-        name = experiment.name
-        for seed in experiment_seeds(experiment, run.profile.seeds):
-            found = find_result(run, experiment, seed)
-            if found is None:
-                missing.append((name, seed))
-                continue
-            result, directories[name, seed] = found
-            by_name.setdefault(name, {})[seed] = result
-    absent = [name for name in run.profile.experiments if name not in by_name]
-    if absent:
-        first = ", ".join(sorted({EXPERIMENTS[name].notebook for name in absent}))
-        if task != "toxic":
-            first = f"`TASK={task} python -m helpers.experiments`"
-        raise MissingStage(
-            f"run {run.name!r} has no result of {', '.join(absent)}: run {first} first (same PROFILE and RUN)"
-        )
-    hashes = {result["inputs"]["data"] for seeds in by_name.values() for result in seeds.values()}
-    if len(hashes) > 1:
-        raise ValueError(
-            f"the results of run {run.name!r} come from {len(hashes)} different data sets; run 01 to 03 again"
-        )
-    return Results(by_name, directories, missing)
-
-
-def is_beside(run: Run) -> bool:
-    """Whether the run is published beside the one that README.md shows, in a folder of its own below results/."""
-    return run.profile.task != "toxic" or run.profile.name in BESIDE
-
-
-def published_part(run: Run) -> Path:
-    """Where results of such a run are published, below results/: what stands beside, and grids, apart."""
-    parts = ["labels"] if run.profile.task == "labels" else []
-    return Path(*parts, *([run.profile.name] if run.profile.name in BESIDE else []), run.part)
-
-
-def published_dir(run: Run) -> Path:
-    """The folder of the published results that a run may read."""
-    return PUBLISHED_RESULTS / published_part(run)
-
-
-def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path] | None:
-    """A result and its folder. Without the run's data settings and kind of data decide: there is no comment to hash."""
-    data, name = read_json(run.data_dir / "data.json"), experiment.name
-    for directory in (run.results_dir, published_dir(run)):
-        result = read_result(directory, name, seed)
-        if result is None or result["data"] != run.data_label:
-            continue
-        data_hash = data["fingerprint"] if data else result["inputs"]["data"]
-        if result["fingerprint"] == experiment_fingerprint(experiment, seed, run.profile, data_hash):
-            return result, directory
-    return None
-
-
-# --- the comparison --------------------------------------------------------------------------------------------------
-
-
-def comparison_table(results: Results) -> pd.DataFrame:
-    """One row an experiment: the mean over its seeds, and `_sd` columns where there are several.
-
-    Times are seconds, memory and size bytes, latency milliseconds for one comment; scores are the test set's unless
-    their name begins with `validation_`. Latency is that of the model's depth (`latency_by_depth`).
-    """
-    rows, latencies = [], latency_by_depth(results)
-    for name, by_seed in results.by_name.items():
-        numbers = pd.DataFrame([_comparison_numbers(result, latencies) for result in by_seed.values()])
-        layers = model_layers(next(iter(by_seed.values())))
-        text = ",".join("+".join(map(str, layer)) if isinstance(layer, list) else str(layer) for layer in layers)
-        row = {"experiment": name, "seeds": len(by_seed), "layers": text}
-        row |= numbers.mean().to_dict()
-        if len(by_seed) > 1:
-            row |= numbers.std(ddof=1).drop("latency_ms").add_suffix("_sd").to_dict()
-        rows.append(row)
-    table = pd.DataFrame(rows)
-    whole = ["parameters", "trainable_parameters", "peak_memory_bytes", "bytes", "bytes_to_ship", "epochs"]
-    return table.astype({column: "Int64" for column in whole if table[column].dropna().mod(1).eq(0).all()})
-
-
-def _comparison_numbers(result: dict, latencies: dict[int, float]) -> dict[str, float | None]:
-    costs = result["costs"]
-    numbers = {
-        "parameters": result.get("parameters"),
-        "trainable_parameters": result.get("trainable_parameters"),
-        "training_loss": result.get("training_loss"),
-        "validation_average_precision": result["validation"]["average_precision"],
-    }
-    numbers |= {metric: result["test"][metric] for metric in METRICS}
-    numbers |= {
-        "training_seconds": costs["training_seconds"],
-        "prerequisite_seconds": costs["prerequisite_seconds"],
-        "peak_memory_bytes": costs.get("peak_memory_bytes"),
-        "latency_ms": latencies.get(len(model_layers(result))),
-        "bytes": costs["bytes"]["total"] if "bytes" in costs else None,
-        "bytes_to_ship": costs["bytes"]["to_ship"] if "bytes" in costs else None,
-        "epochs": len(result["history"]["epochs"]) if "history" in result else None,
-        "best_epoch": result["history"]["best_epoch"] if "history" in result else None,
-        "training_loss_total": result.get("training_loss_total"),
-        "total_seconds": costs["training_seconds"] + costs["prerequisite_seconds"],
-    }
-    numbers |= {f"validation_{metric}": result["validation"][metric] for metric in METRICS}
-    return {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
-
-
-def model_layers(result: dict) -> list:
-    """The teacher layers a model holds, for instance [1, 3, 5, 7, 9, 11]; all of its own where none were chosen."""
-    if result["settings"]["start"] == "baseline":
-        return []
-    count = 6 if result["settings"]["start"] == "minilm" else 12
-    return result["settings"]["layers"] or list(range(1, count + 1))
-
-
-def latency_by_depth(results: Results) -> dict[int, float]:
-    """Milliseconds for one comment by a model's number of layers: the median over all models and seeds as deep.
-
-    They compute the same, whichever layers they were given, and adapters are merged before they are timed: what their
-    measurements differ by is the machine's other work.
-    """
-    measured: dict[int, list[float]] = {}
-    for result in (result for by_seed in results.by_name.values() for result in by_seed.values()):
-        if "latency" in result["costs"]:
-            median = result["costs"]["latency"]["batch_1"]["p50_ms"]
-            measured.setdefault(len(model_layers(result)), []).append(median)
-    return {depth: float(np.median(times)) for depth, times in measured.items()}
-
-
-def deployment_table(results: Results) -> pd.DataFrame:
-    """A row a model and form (PyTorch, ONNX, int8): latency in milliseconds, comments a second, MB.
-
-    Times are medians over the models and seeds as deep, as in `latency_by_depth`; the rest is the first seed's.
-    `change` is the export's test average precision minus PyTorch's, with its 95 % interval in `low` and `high`.
-    Measured on the CPU; empty if it was not measured.
-    """
-    rows, depths, is_first = [], [], []
-    measured = ((name, seed, result) for name, by_seed in results.by_name.items() for seed, result in by_seed.items())
-    for name, seed, result in measured:
-        for form, facts in result["costs"].get("deployment", {}).items():
-            depths.append(len(model_layers(result)))
-            is_first.append(seed == next(iter(results.by_name[name])))
-            row = {"experiment": name, "form": form, "MB": facts["bytes"] / 1e6}
-            for size in ("batch_1", "batch_32"):
-                row |= {f"{size} {key}": facts[size][key] for key in ("p50_ms", "p95_ms")}
-            row["comments a second"] = facts["batch_32"]["comments_a_second"]
-            change = facts.get("average_precision", {})
-            rows.append(
-                row | {"change": change.get("difference"), "low": change.get("low"), "high": change.get("high")}
-            )
-    table = pd.DataFrame(rows)
-    if rows:
-        times = [column for column in table if column.startswith("batch") or column == "comments a second"]
-        table[times] = table.groupby([pd.Series(depths), "form"])[times].transform("median")
-        table = table[is_first].reset_index(drop=True)
-    return table
-
-
-def write_comparison(results: Results, run: Run, directory: Path | None = None) -> pd.DataFrame:
-    """Writes the table to comparison.csv in `directory` (default: runs/<run>/results/) and returns it."""
-    table = comparison_table(results)
-    path = (directory or run.results_dir) / "comparison.csv"
-    write_file(path, lambda temporary: table.to_csv(temporary, index=False))
-    return table
-
-
-def compare_pairs(results: Results, pairs: Iterable[tuple[str, str]]) -> dict[str, dict]:
-    """`compare` of each pair on the test set, by title 'a − b'; a pair without a seed in common is left out."""
-    return {
-        f"{a} − {b}": compare(results.labels(), *results.paired(a, b)) for a, b in pairs if results.common_seeds(a, b)
-    }
-
-
-def planned_comparisons(results: Results) -> dict[str, dict]:
-    """The comparisons that were named beforehand, as far as the run has both models, with Holm's correction."""
-    return with_holm(compare_pairs(results, COMPARISONS.values()))
-
-
-# --- six labels ------------------------------------------------------------------------------------------------------
-
-
-def labels_run(run: Run) -> Run:
-    """The run of all six labels that stands beside a run of `toxic`: same profile and comments, `-labels` to its name.
-
-    It is not made here: `TASK=labels python -m helpers.experiments` makes it.
-    """
-    profile = load_profile(run.profile.name, "labels")
-    name = f"{run.name}{task_suffix(profile)}"
-    return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
-
-
-def beside_run(run: Run, profile_name: str) -> Run:
-    """The run of another profile on the same comments, which its own command makes: one of BESIDE."""
-    name = f"{profile_name}-{run.data_source}"
-    profile = load_profile(profile_name, "toxic")
-    return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
-
-
-def beside_results(run: Run, profile_name: str) -> Results | None:
-    """The results of that run; None where it has not been run."""
-    try:
-        return load_results(beside_run(run, profile_name))
-    except MissingStage:
-        return None
-
-
-def real_verdicts(run: Run) -> dict[str, dict] | None:
-    """The comparisons of PROFILE=base on the same comments, as far as it has been run; None if it has not."""
-    results = beside_results(run, "base")
-    return planned_comparisons(results) if results else None
 
 
 # --- without a notebook ----------------------------------------------------------------------------------------------

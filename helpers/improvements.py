@@ -23,20 +23,10 @@ from helpers.batches import predict, progress_bar
 from helpers.config import Profile, unknown
 from helpers.data import PreparedData
 from helpers.evaluation import compare, score, toxic_probability, with_holm
-from helpers.experiments import (
-    EXPERIMENTS,
-    Experiment,
-    Results,
-    compare_pairs,
-    find_result,
-    load_results,
-    load_teacher,
-    prepare,
-    published_dir,
-    run_experiment,
-)
+from helpers.experiments import EXPERIMENTS, Experiment, load_teacher, prepare, run_experiment
 from helpers.layers import NEIGHBOURS, SPREAD_LAYERS, copy_layers
 from helpers.losses import hard_loss
+from helpers.results import Results, compare_pairs, find_result, load_results, published_dir
 from helpers.runs import (
     Run,
     add_run_arguments,

@@ -1,4 +1,4 @@
-"""LoRA adapters: add, count, save with a name for their base, reload, merge (Hu et al. 2021, arXiv:2106.09685).
+"""LoRA adapters: add, count, save with their base, reload, merge (Hu et al. 2021, arXiv:2106.09685).
 
 The pretrained weights W stay frozen; beside each chosen W a low-rank product is trained: W + (alpha / r) · B·A, with
 A (r, in) drawn at random and B (out, r) zero, so that the model starts equal to its base.
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from transformers import AutoModelForSequenceClassification
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from helpers.models import encoder_layers, lora_targets
-from helpers.runs import file_sha256, has_changed, is_whole, new_directory, read_json, write_json
+from helpers.runs import file_sha256, has_changed, read_json, write_json
 
 
 def add_adapters(
@@ -65,52 +66,48 @@ def lora_parameters(model: torch.nn.Module, rank: int, targets: list[str] | None
     return adapters + sum(p.numel() for p in model.classifier.parameters())
 
 
-def save_adapter(model: PeftModel, directory: Path, base_directory: Path) -> None:
-    """Saves adapters and classifier (safetensors), with the name and the hash of the base that they belong to.
+def save_adapter(model: PeftModel, directory: Path) -> None:
+    """Saves the base, the adapters and the classifier into one folder, in safetensors.
 
-    An adapter fits any BERT of the same shape with no more than a warning, so the base is saved before it, and
-    `load_adapter` compares its hash.
-
-    Raises:
-        FileNotFoundError: the base has not been saved.
+    transformers loads such a folder whole, base and adapters, wherever it lies. An adapter fits any BERT of the same
+    shape with no more than a warning, so base.json keeps the hash of the base that it was trained on.
     """
-    weights = base_directory / "model.safetensors"
-    if not weights.is_file():
-        raise FileNotFoundError(f"save the base first: {base_directory.name}/ holds no model.safetensors")
-    with new_directory(directory) as temporary:
-        model.peft_config["default"].base_model_name_or_path = base_directory.name
-        # The embeddings are never trained here; left to itself, peft would ask the hub whether they were.
-        model.save_pretrained(temporary, save_embedding_layers=False)
-        write_json(temporary / "base.json", {"name": base_directory.name, "sha256": file_sha256(weights)})
+    directory.mkdir(parents=True, exist_ok=True)
+    model.get_base_model().save_pretrained(directory, state_dict=base_weights(model))
+    model.peft_config["default"].base_model_name_or_path = "model.safetensors beside this file"
+    # The embeddings are never trained here; left to itself, peft would ask the hub whether they were.
+    model.save_pretrained(directory, save_embedding_layers=False)
+    write_json(directory / "base.json", {"sha256": file_sha256(directory / "model.safetensors")})
 
 
-def has_its_base(directory: Path) -> bool:
-    """Whether the base that the adapter in this folder was trained on lies beside it, unchanged."""
-    base = read_json(directory / "base.json")
-    return base is not None and is_whole(directory.parent / base["name"] / "model.safetensors", base["sha256"])
+def base_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The tensors of the base as it was before the adapters came, by their plain names."""
+    state = model.get_base_model().state_dict()
+    plain = {name.replace(".base_layer.", ".").replace(".original_module.", "."): name for name in state}
+    return {
+        short: state[name]
+        for short, name in plain.items()
+        if ".lora_" not in short and ".modules_to_save." not in short
+    }
 
 
 def load_adapter(directory: Path) -> PeftModel:
-    """The saved adapter on the base it was trained on, which lies beside it; in eval mode.
+    """The saved adapter on the base it was trained on, from one folder; in eval mode.
 
     Raises:
         FileNotFoundError: no adapter there, or its base is gone.
         ValueError: the base's weights are not the ones the adapter was trained on.
     """
-    base = read_json(directory / "base.json")
+    base, weights = read_json(directory / "base.json"), directory / "model.safetensors"
     if base is None:
         raise FileNotFoundError(f"{directory.name}/ holds no adapter saved by this project (base.json is missing)")
-    base_directory = directory.parent / base["name"]
-    weights = base_directory / "model.safetensors"
     if not weights.is_file():
-        raise FileNotFoundError(f"the adapter {directory.name}/ needs its base {base['name']}/ beside it")
+        raise FileNotFoundError(f"the adapter in {directory.name}/ has lost its base: model.safetensors is missing")
     if has_changed(weights, base["sha256"]):
-        raise ValueError(
-            f"{base['name']}/ has changed since the adapter {directory.name}/ was trained on it; train again"
-        )
-    model = AutoModelForSequenceClassification.from_pretrained(
-        base_directory, dtype=torch.float32, use_safetensors=True
-    )
+        raise ValueError(f"the base in {directory.name}/ has changed since the adapter was trained on it; train again")
+    # Made from its config: from_pretrained would see the adapter beside it and load that too.
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32)
+    model.load_state_dict(load_file(weights), strict=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # as above
         return PeftModel.from_pretrained(model, directory).eval()

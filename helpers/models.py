@@ -7,9 +7,9 @@ import importlib.metadata
 import importlib.util
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,7 +33,6 @@ BERT_BASE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokeni
 BERT_BASE_REVISION = "86b5e0934494bd15c9632b12f734a8a67f723594"  # of bert-base-uncased on the hub
 BERT_BASE_SHA256 = "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3"  # its model.safetensors there
 HUB_ADVICE = "look after your connection and try again, or run PROFILE=quick, which needs no hub"
-PRETRAINED = ("minilm-stacked", "minilm", MPNET, "bert-base-uncased", "tiny-random")
 transformers_logging.disable_progress_bar()  # a bar for every file read or written would drown training's own
 
 CLASS_NAMES = {0: "not toxic", 1: "toxic"}
@@ -60,6 +59,18 @@ class Pretrained:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Source:
+    """A row of PRETRAINED: where the files come from, the hash of the weights, how a classifier is made of them."""
+
+    find: Callable[[], Path]
+    sha256: str
+    origin: str
+    advice: str  # what to do where the weights are not those of the hash
+    build: Callable[[Path, int], torch.nn.Module] = lambda directory, num_labels: _load_whole(directory, num_labels)
+    is_random: bool = False  # of the files only the tokenizer is used
+
+
 @functools.cache  # every fingerprint asks, and hashing takes a moment
 def find_pretrained(name: str) -> Pretrained:
     """The pretrained model of that name, its weights checked by their SHA-256.
@@ -70,23 +81,14 @@ def find_pretrained(name: str) -> Pretrained:
         ValueError: unknown name, or weights that are not the published ones.
         FileNotFoundError: the package is not installed, or the hub cannot be reached.
     """
-    if name not in PRETRAINED:
-        raise ValueError(unknown("pretrained model", name, list(PRETRAINED)))
-    if name == "bert-base-uncased":
-        return _checked(name, bert_base_directory(), BERT_BASE_SHA256, "hub's copy", "remove it from the hub's cache")
-    if name == MPNET:
-        return _checked(
-            name, mpnet_directory(), MPNET_SHA256, "MPNet packages", f"remove runs/pretrained/ and {MPNET_ADVICE}"
-        )
-    return _checked(name, minilm_directory(), MINILM_SHA256, "MiniLM package", f"install it anew: {MINILM_ADVICE}")
-
-
-def _checked(name: str, directory: Path, expected: str, origin: str, advice: str) -> Pretrained:
+    source = _source(name)
+    directory = source.find()
     weights = directory / "model.safetensors"
     found = file_sha256(weights)
-    if found != expected:
+    if found != source.sha256:
         raise ValueError(
-            f"{weights.name} of the {origin} has SHA-256 {found[:12]}…, expected {expected[:12]}…; {advice}"
+            f"{weights.name} of the {source.origin} has SHA-256 {found[:12]}…, expected {source.sha256[:12]}…; "
+            f"{source.advice}"
         )
     return Pretrained(name, directory, found)
 
@@ -96,11 +98,14 @@ def pretrained_sha256(name: str) -> str:
 
     The random model has none: its name and the seed say all.
     """
+    source = _source(name)
+    return name if source.is_random else source.sha256
+
+
+def _source(name: str) -> Source:
     if name not in PRETRAINED:
         raise ValueError(unknown("pretrained model", name, list(PRETRAINED)))
-    if name == "tiny-random":
-        return name
-    return {"bert-base-uncased": BERT_BASE_SHA256, MPNET: MPNET_SHA256}.get(name, MINILM_SHA256)
+    return PRETRAINED[name]
 
 
 def bert_base_directory() -> Path:
@@ -182,21 +187,24 @@ def load_model(pretrained: Pretrained, seed: int, num_labels: int = 2) -> torch.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if pretrained.name == "tiny-random":
-            model = BertForSequenceClassification(_tiny_config(num_labels))
-        elif pretrained.name == "minilm-stacked":
-            model = _stack_minilm(pretrained.directory, num_labels)
-        else:
-            with _quiet_loading():
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    pretrained.directory, num_labels=num_labels, dtype=torch.float32, use_safetensors=True
-                )
+        model = _source(pretrained.name).build(pretrained.directory, num_labels)
     names = {2: CLASS_NAMES, len(LABELS): dict(enumerate(LABELS))}.get(num_labels)
     if names:
         model.config.id2label, model.config.label2id = names, {name: i for i, name in names.items()}
     if num_labels == len(LABELS):
         model.config.problem_type = "multi_label_classification"
     return model.eval()
+
+
+def _load_whole(directory: Path, num_labels: int) -> torch.nn.Module:
+    with _quiet_loading():
+        return AutoModelForSequenceClassification.from_pretrained(
+            directory, num_labels=num_labels, dtype=torch.float32, use_safetensors=True
+        )
+
+
+def _draw_tiny(directory: Path, num_labels: int) -> torch.nn.Module:
+    return BertForSequenceClassification(_tiny_config(num_labels))
 
 
 @contextmanager
@@ -208,6 +216,45 @@ def _quiet_loading() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def model_card(title: str, data: str, rows: dict[str, int], max_length: int, scores: dict) -> str:
+    """README.md of a model's folder, in Markdown: what it learned from, how well it does, what it must not be used for.
+
+    `scores` are those of predicted_scores; without a test score the card says that there is none.
+    """
+    lines = [
+        f"# {title}",
+        "",
+        "Calls a comment `toxic` or `not toxic`. Made by a coursework on cheaper models than a 12-layer BERT.",
+        "",
+        f"- **Data:** {data}; {rows['train']:,} training comments, {rows['validation']:,} to choose the epoch and the "
+        "threshold by. English comments from Wikipedia's talk pages.",
+    ]
+    if "test" in scores:
+        named = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores["test"].items())
+        lines.append(
+            f"- **Scores on {rows['test']:,} test comments,** at the threshold {scores['threshold']:.3f} "
+            f"that validation chose (`threshold` in config.json): {named}. Precision, recall and F1 are those of the "
+            "toxic class."
+        )
+    else:
+        lines.append("- **Scores:** not measured on test.")
+    return "\n".join(
+        [
+            *lines,
+            "- **Limits:** it errs often, above all on comments unlike its training data, and it flags harmless ones "
+            f"that name identities. It reads {max_length} tokens. Do not moderate anybody with it.",
+            "",
+            "```python",
+            "from transformers import pipeline",
+            "",
+            'classify = pipeline("text-classification", "path/to/this/folder", truncation=True)',
+            'classify("Thank you for fixing the dates.", top_k=None)',
+            "```",
+            "",
+        ]
+    )
 
 
 def label_columns(model: torch.nn.Module) -> tuple[str, ...]:
@@ -267,3 +314,13 @@ def lora_targets(model: torch.nn.Module, which: str = "attention") -> list[str]:
     if family not in LORA_TARGETS:
         raise ValueError(unknown("model family with known LoRA targets", family, list(LORA_TARGETS)))
     return list(LORA_TARGETS[family][which])
+
+
+_MINILM = Source(minilm_directory, MINILM_SHA256, "MiniLM package", f"install it anew: {MINILM_ADVICE}")
+PRETRAINED = {
+    "minilm-stacked": replace(_MINILM, build=_stack_minilm),
+    "minilm": _MINILM,
+    MPNET: Source(mpnet_directory, MPNET_SHA256, "MPNet packages", f"remove runs/pretrained/ and {MPNET_ADVICE}"),
+    "bert-base-uncased": Source(bert_base_directory, BERT_BASE_SHA256, "hub's copy", "remove it from the hub's cache"),
+    "tiny-random": replace(_MINILM, build=_draw_tiny, is_random=True),
+}

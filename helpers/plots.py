@@ -28,7 +28,7 @@ from helpers.config import (
 )
 from helpers.data import SPLITS, UNSCORED, PreparedData
 from helpers.evaluation import BINS, calibration_bins
-from helpers.experiments import Results
+from helpers.results import Results
 from helpers.runs import Run, write_file
 
 # One colour a model in every figure; solid hues for the three answers, greys for what they are measured against.

@@ -18,8 +18,9 @@ from helpers.batches import predict
 from helpers.config import LABELS
 from helpers.data import tokenise
 from helpers.evaluation import toxic_probability
-from helpers.experiments import Experiment, MissingStage, find_result, has_model, load_trained, published_dir
+from helpers.experiments import Experiment, MissingStage, has_model, load_trained
 from helpers.models import find_pretrained, load_tokenizer
+from helpers.results import find_result, published_dir
 from helpers.runs import Run, fingerprint, read_json, write_json
 from helpers.sample_comments import PROBE_FORMS, probe_comments
 

@@ -24,10 +24,12 @@ import pandas as pd
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from helpers.experiments import (
+from helpers.experiments import EXPERIMENTS, Experiment, predictions_path, result_path
+from helpers.improvements import grid_run, sections
+from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, without_outputs, write_notebook
+from helpers.report import comments_in_words, shown_run, write_report
+from helpers.results import (
     BESIDE,
-    EXPERIMENTS,
-    Experiment,
     Results,
     beside_run,
     comparison_table,
@@ -35,15 +37,10 @@ from helpers.experiments import (
     is_beside,
     labels_run,
     load_results,
-    predictions_path,
     published_dir,
     published_part,
-    result_path,
     write_comparison,
 )
-from helpers.improvements import grid_run, sections
-from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, without_outputs, write_notebook
-from helpers.report import comments_in_words, shown_run, write_report
 from helpers.runs import (
     ROOT,
     Run,

@@ -29,6 +29,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+import helpers.results
 import helpers.runs
 from helpers import experiments
 from helpers.config import LABELS
@@ -155,7 +156,7 @@ def _open_smoke_run(directory: Path, monkeypatch: pytest.MonkeyPatch) -> helpers
     for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS", "TASK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(helpers.runs, "ROOT", directory)
-    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", directory / "results")
+    monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", directory / "results")
     run = open_run("smoke")
     pretrained = find_pretrained(run.profile.pretrained)
     prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
@@ -190,7 +191,7 @@ def copied_run(finished_run, tmp_path, monkeypatch) -> helpers.runs.Run:
         (os.link if source.endswith(".safetensors") else shutil.copy2)(source, copy)  # weights are only ever replaced
 
     shutil.copytree(finished_run.directory, tmp_path / "run", copy_function=copy_file)
-    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path / "results")
+    monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", tmp_path / "results")
     return replace(finished_run, directory=tmp_path / "run")
 
 

@@ -122,6 +122,14 @@ def test_the_additive_mask_gives_the_logits_of_the_mask_of_ones_and_zeros(teache
     assert not torch.allclose(unmasked, expected, atol=1e-6)
 
 
+def test_in_half_precision_the_additive_mask_still_masks_and_gives_numbers(teacher, batch):
+    """The lowest float32 is minus infinity there."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = teacher(ids, additive_mask(mask)).logits, teacher(ids, mask).logits
+    assert torch.allclose(found.float(), expected.float(), atol=2e-2)
+
+
 # --- predicting ------------------------------------------------------------------------------------------------------
 
 

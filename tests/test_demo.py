@@ -28,9 +28,9 @@ from helpers.demo import (
     word_changes,
 )
 from helpers.evaluation import toxic_probability
-from helpers.experiments import load_results
 from helpers.improvements import HYBRID
 from helpers.models import find_pretrained, load_tokenizer
+from helpers.results import load_results
 from helpers.runs import find_finished_run, read_json, write_json
 
 HOSTILE = ODD_COMMENTS | {"lone surrogates": "a \ud800 b\udfff"}
@@ -85,7 +85,7 @@ def test_a_damaged_model_is_not_shown(copied_run):
 
 
 def test_an_adapter_without_its_base_is_not_shown(copied_run):
-    shutil.rmtree(copied_run.model_dir("lora_base", 1))
+    (copied_run.model_dir("lora", 1) / "model.safetensors").unlink()
     assert "lora" not in load_models(copied_run)
 
 

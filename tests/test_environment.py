@@ -11,10 +11,11 @@ from packaging.version import Version
 
 from helpers.config import LABELS, PROFILES
 from helpers.environment import NEEDED
-from helpers.experiments import EXPERIMENTS, Experiment, comparison_table, experiment_settings, load_results
+from helpers.experiments import EXPERIMENTS, Experiment, experiment_settings
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, colab_link
 from helpers.publishing import REPORT_FIGURES
 from helpers.report import BLOCKS, between_markers, shown_run
+from helpers.results import comparison_table, load_results
 from helpers.runs import ROOT
 
 
@@ -98,7 +99,7 @@ def test_an_unsupported_python_gets_one_clear_line(tmp_path, version):
 def test_the_code_imports_nothing_from_modules_below():
     """helpers/ reads from top to bottom: a module imports only from those before it in DESIGN's order."""
     order = "config runs devices environment sample_comments data models layers losses lora batches targets training "
-    order += "evaluation deploy experiments improvements probes discussion plots mistakes demo report "
+    order += "evaluation deploy experiments results improvements probes discussion plots mistakes demo report "
     order += "pipeline publishing"
     place = {name: number for number, name in enumerate(order.split())}
     for path in (ROOT / "helpers").glob("*.py"):

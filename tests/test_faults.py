@@ -26,11 +26,12 @@ from jupyter_client.manager import start_new_kernel
 import helpers.runs
 from helpers.data import load_data
 from helpers.deploy import measure_deployment, score_file
-from helpers.experiments import load_results, load_trained, write_comparison
+from helpers.experiments import load_trained
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.pipeline import write_notebook
 from helpers.plots import save_figure
 from helpers.publishing import copy_file
+from helpers.results import load_results, write_comparison
 from helpers.runs import Run, read_json
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -52,7 +53,9 @@ helpers.runs.ROOT = Path(sys.argv[1])
 torch.set_num_threads(1)
 import helpers.experiments as experiments
 
-experiments.PUBLISHED_RESULTS = helpers.runs.ROOT / "results"
+import helpers.results
+
+helpers.results.PUBLISHED_RESULTS = helpers.runs.ROOT / "results"
 experiments.measure_deployment = lambda *_: {}
 config.PROFILES["smoke"] = replace(config.PROFILES["smoke"], epochs=4, lora_epochs=4)  # a checkpoint per epoch
 print("ready", flush=True)
@@ -194,11 +197,10 @@ def fail(root: Path, fault: str) -> str:
         "run.json",
         "/comments",
         "/data",
-        "checkpoints/teacher-1/best-1",
-        "checkpoints/odd-1/step-",
+        "checkpoints/teacher-1/epoch-1",
+        "checkpoints/odd-1/epoch-2",
         "models/teacher-1",
         "targets/teacher-1",
-        "models/lora_6_base-1",
         "models/lora_6-1",
         "predictions/teacher-1.parquet",
         "results/odd-1.json",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import helpers.results
 from helpers import experiments, improvements
 from helpers.config import PROFILES
 from helpers.experiments import EXPERIMENTS, experiment_fingerprint, predictions_path
@@ -35,7 +36,7 @@ def grid(finished_run, tmp_path_factory):
     directory = tmp_path_factory.mktemp("grid")
     run = replace(finished_run, directory=directory)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", directory / "published")
+        monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", directory / "published")
         spread = layer_selections(None)[4]
         yield run, run_grid([EXPERIMENTS["odd"], spread], run)
 
@@ -130,7 +131,7 @@ def test_the_winner_is_the_first_of_the_best(grid):
 
 
 def test_the_grid_has_at_most_1500_rows():
-    run = improvements.Run("x", experiments.PUBLISHED_RESULTS, STUDY, "jigsaw", None, (1, 2, 3))
+    run = improvements.Run("x", helpers.results.PUBLISHED_RESULTS, STUDY, "jigsaw", None, (1, 2, 3))
     assert (grid_run(run).profile.train_rows, grid_run(run).seeds) == (1_500, (1,))
     assert grid_run(grid_run(run)) == grid_run(run)
 
@@ -184,15 +185,6 @@ def test_the_hybrid_goes_to_the_test_set_against_both_that_it_is_made_of(won, fi
 
 def test_a_winner_is_held_against_its_sections_default(won):
     assert [default.name for _, _, default in won[:3]] == ["odd", "odd", "lora"]
-
-
-def test_winners_are_trained_where_only_published_results_are(finished_run, tmp_path, monkeypatch):
-    """The grids may come from another machine: here are neither prepared comments nor a teacher."""
-    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", finished_run.results_dir)
-    spread = layer_selections(None)[4]
-    monkeypatch.setattr(improvements, "winners", lambda run: [("layers", spread, EXPERIMENTS["odd"])])
-    results = improvements.run_winners(replace(finished_run, directory=tmp_path / "new"))
-    assert list(results.by_name["spread"]) == list(finished_run.seeds)
 
 
 # --- the front -------------------------------------------------------------------------------------------------------

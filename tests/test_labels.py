@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
+import helpers.results
 import helpers.runs
 from helpers import deploy, experiments, pipeline, publishing
 from helpers.config import LABELS, PROFILES, load_profile
@@ -17,13 +18,12 @@ from helpers.experiments import (
     MissingStage,
     experiment_fingerprint,
     experiment_settings,
-    labels_run,
-    load_results,
     load_trained,
     predictions_path,
     result_path,
     run_experiment,
 )
+from helpers.results import labels_run, load_results
 from helpers.runs import ROOT, read_json, write_json
 
 NAMES = ("teacher", "odd", "even", "lora")
@@ -38,7 +38,7 @@ def project(tmp_path_factory):
         for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(helpers.runs, "ROOT", project)
-        monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", project / "results")
+        monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", project / "results")
         monkeypatch.setenv("TASK", "labels")
         assert experiments.main(["--profile", "smoke"]) == 0
         yield project
@@ -188,7 +188,7 @@ def test_the_run_of_six_labels_is_found_from_that_of_toxic(project, monkeypatch)
 def test_published_results_of_six_labels_lie_apart_from_those_of_toxic(run, monkeypatch, tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "labels").symlink_to(run.results_dir)
-    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path / "results")
+    monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", tmp_path / "results")
     monkeypatch.delenv("TASK")
     elsewhere = labels_run(helpers.runs.open_run("smoke", name="not-trained"))
     assert tuple(six_labels(elsewhere).columns[3:]) == NAMES
@@ -229,7 +229,7 @@ def test_a_run_on_other_comments_than_jigsaws_is_not_published(run):
 
 def test_published_results_of_six_labels_lie_in_a_folder_of_their_own(run, monkeypatch, tmp_path):
     monkeypatch.setattr(publishing, "ROOT", tmp_path)
-    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path / "results")
+    monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", tmp_path / "results")
     for unneeded in ("write_report", "check_real_comments"):
         monkeypatch.setattr(publishing, unneeded, lambda _: None)
     publishing.publish_beside(run)
@@ -238,7 +238,7 @@ def test_published_results_of_six_labels_lie_in_a_folder_of_their_own(run, monke
 
 
 def test_publishing_toxic_leaves_what_six_labels_published(finished_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path)
+    monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", tmp_path)
     for name in ("gone-1.json", "odd-1.json", "predictions/gone-1.parquet", "labels/odd-1.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

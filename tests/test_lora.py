@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,12 +39,11 @@ def logits_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.T
 
 @pytest.fixture
 def saved(teacher, batch, tmp_path) -> tuple[torch.nn.Module, torch.Tensor]:
-    """A trained LoRA model, saved as adapter/ beside its base base/, and the base's logits."""
-    teacher.save_pretrained(tmp_path / "base")
+    """A trained LoRA model, saved with its base as adapter/, and the base's logits."""
     before = logits_of(teacher, batch)
     model = add_adapters(teacher, **SETTINGS)
     train_steps(model, batch)
-    save_adapter(model, tmp_path / "adapter", tmp_path / "base")
+    save_adapter(model, tmp_path / "adapter")
     return model, before
 
 
@@ -183,51 +183,50 @@ def test_the_adapters_file_holds_only_what_was_trained(saved, tmp_path):
     assert sum(x.numel() for x in tensors.values()) == count_parameters(saved[0])[1]
 
 
+def test_the_base_is_saved_as_it_was_before_the_adapters_came(teacher, tmp_path):
+    expected = copy.deepcopy(teacher.state_dict())
+    save_adapter(add_adapters(teacher, **SETTINGS), tmp_path / "adapter")
+    saved = load_file(tmp_path / "adapter" / "model.safetensors")
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in saved.items())
+
+
 def test_the_adapter_names_its_base_without_a_path(saved, tmp_path):
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "base"
+    assert config["base_model_name_or_path"] == "model.safetensors beside this file"
+
+
+def test_an_adapter_is_reloaded_from_wherever_its_folder_lies(saved, batch, tmp_path):
+    folder = (tmp_path / "adapter").rename(tmp_path / "renamed")
+    assert torch.allclose(logits_of(load_adapter(folder), batch), logits_of(saved[0], batch), atol=1e-5)
 
 
 def test_an_adapter_on_a_student_is_reloaded_too(tiny_bert, batch, tmp_path):
     student = copy_layers(tiny_bert, ODD_LAYERS)
-    student.save_pretrained(tmp_path / "base")
     model = add_adapters(student, **SETTINGS)
     train_steps(model, batch)
-    save_adapter(model, tmp_path / "adapter", tmp_path / "base")
+    save_adapter(model, tmp_path / "adapter")
     assert torch.allclose(logits_of(load_adapter(tmp_path / "adapter"), batch), logits_of(model, batch), atol=1e-5)
 
 
-def test_saving_an_adapter_before_its_base_is_refused(tiny_bert, tmp_path):
-    model = add_adapters(tiny_bert, **SETTINGS)
-    with pytest.raises(FileNotFoundError, match="save the base first: base/"):
-        save_adapter(model, tmp_path / "adapter", tmp_path / "base")
-    assert not (tmp_path / "adapter").exists()
-
-
 @pytest.fixture
-def saved_bert(tiny_bert, tmp_path):
-    """An adapter folder beside its base; returns the folder that holds both."""
-    tiny_bert.save_pretrained(tmp_path / "base")
-    save_adapter(add_adapters(tiny_bert, **SETTINGS), tmp_path / "adapter", tmp_path / "base")
-    return tmp_path
+def saved_bert(tiny_bert, tmp_path) -> Path:
+    """A folder with an adapter and its base."""
+    save_adapter(add_adapters(tiny_bert, **SETTINGS), tmp_path / "adapter")
+    return tmp_path / "adapter"
 
 
 def test_an_adapter_whose_base_has_changed_is_refused(saved_bert, tiny_model):
-    tiny_model(seed=5).save_pretrained(saved_bert / "base")
-    with pytest.raises(ValueError, match="base/ has changed since the adapter adapter/ was trained"):
-        load_adapter(saved_bert / "adapter")
+    tiny_model(seed=5).save_pretrained(saved_bert)
+    with pytest.raises(ValueError, match="the base in adapter/ has changed since the adapter was trained"):
+        load_adapter(saved_bert)
 
 
-def test_an_adapter_whose_base_is_gone_is_refused(saved_bert):
-    (saved_bert / "base" / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="needs its base base/ beside it"):
-        load_adapter(saved_bert / "adapter")
-
-
-def test_a_folder_that_names_no_base_is_refused(saved_bert):
-    (saved_bert / "adapter" / "base.json").unlink()
-    with pytest.raises(FileNotFoundError, match="adapter/ holds no adapter saved by this project"):
-        load_adapter(saved_bert / "adapter")
+@pytest.mark.parametrize("part", ["model.safetensors", "base.json"])
+def test_an_adapter_without_its_base_is_refused_and_the_part_is_named(saved_bert, part):
+    (saved_bert / part).unlink()
+    with pytest.raises(FileNotFoundError, match=f"adapter/.*{part} is missing"):
+        load_adapter(saved_bert)
 
 
 def test_a_family_without_known_targets_is_refused(tiny_bert):

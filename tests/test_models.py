@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 
 import huggingface_hub
 import pytest
@@ -53,7 +54,9 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 
 def test_packaged_weights_that_are_not_the_published_ones_are_refused(monkeypatch, not_looked_for_yet):
-    monkeypatch.setattr(models, "MINILM_SHA256", "0" * 64)
+    monkeypatch.setitem(
+        models.PRETRAINED, "minilm-stacked", replace(models.PRETRAINED["minilm-stacked"], sha256="0" * 64)
+    )
     with pytest.raises(
         ValueError, match=r"model.safetensors of the MiniLM package has SHA-256 53aa51172d14…, expected 0000"
     ):
@@ -95,6 +98,12 @@ def test_the_name_of_bert_base_in_fingerprints_needs_no_hub(monkeypatch, not_loo
     assert models.pretrained_sha256("bert-base-uncased") == models.BERT_BASE_SHA256
 
 
+def test_a_model_that_is_added_has_the_hash_of_its_own_row(monkeypatch):
+    """One row is all that a new pretrained model takes; the first version gave it MiniLM's hash without a word."""
+    monkeypatch.setitem(models.PRETRAINED, "mine", replace(models.PRETRAINED["minilm"], sha256="1" * 64))
+    assert models.pretrained_sha256("mine") == "1" * 64
+
+
 @pytest.fixture
 def given(monkeypatch, tmp_path, not_looked_for_yet) -> list[dict]:
     """What the hub is asked for, where it gives files that hold their own names."""
@@ -111,7 +120,10 @@ def given(monkeypatch, tmp_path, not_looked_for_yet) -> list[dict]:
 
 
 def test_bert_base_is_fetched_in_one_revision(given, monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "BERT_BASE_SHA256", hashlib.sha256(b"model.safetensors").hexdigest())
+    found = hashlib.sha256(b"model.safetensors").hexdigest()
+    monkeypatch.setitem(
+        models.PRETRAINED, "bert-base-uncased", replace(models.PRETRAINED["bert-base-uncased"], sha256=found)
+    )
     assert find_pretrained("bert-base-uncased").directory == tmp_path
     assert {each["revision"] for each in given} == {models.BERT_BASE_REVISION}
     assert {"config.json", "model.safetensors", "tokenizer.json"} < {each["name"] for each in given}

@@ -14,8 +14,8 @@ from datasets import Dataset, DatasetDict
 from helpers import plots
 from helpers.config import LABELS, load_profile
 from helpers.data import SPLITS, PreparedData
-from helpers.experiments import comparison_table, load_results
 from helpers.plots import reliability, save_figure, show_table
+from helpers.results import comparison_table, load_results
 from helpers.runs import Run
 
 

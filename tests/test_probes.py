@@ -8,7 +8,6 @@ import torch
 from helpers import probes
 from helpers.experiments import EXPERIMENTS, MissingStage, read_result
 from helpers.probes import probe
-from helpers.runs import write_json
 from helpers.sample_comments import PROBE_FORMS
 
 ASKED = [EXPERIMENTS["odd"], EXPERIMENTS["lora"]]
@@ -25,10 +24,11 @@ def test_a_probe_has_a_row_a_model_and_a_column_a_form(copied_run):
     assert table["model"].tolist() == ["odd", "lora"]
 
 
-def test_a_model_is_held_to_its_own_threshold(copied_run):
+def test_a_model_is_held_to_its_own_threshold(copied_run, monkeypatch):
     result = read_result(copied_run.results_dir, "odd", 1)
     for threshold, share in ((0.0, 1.0), (1.1, 0.0)):
-        write_json(copied_run.results_dir / "odd-1.json", result | {"threshold": threshold})
+        found = result | {"threshold": threshold}
+        monkeypatch.setattr(probes, "find_result", lambda *_, found=found: (found, copied_run.results_dir))
         (copied_run.results_dir / "probe.json").unlink(missing_ok=True)
         assert set(probe(ASKED[:1], copied_run)[list(PROBE_FORMS)].iloc[0]) == {share}
 

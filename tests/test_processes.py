@@ -145,7 +145,7 @@ def test_the_others_wait_while_the_first_process_scores_and_exports(trained):
 def test_the_stages_run_on_two_processes(tmp_path):
     """`-m helpers.experiments` in the smoke profile, the missing teacher included."""
     code = f"import helpers.runs as r, pathlib, sys; r.ROOT = pathlib.Path({str(tmp_path)!r}); "
-    code += "import helpers.experiments as e; e.PUBLISHED_RESULTS = r.ROOT / 'results'; "
+    code += "import helpers.experiments as e, helpers.results as p; p.PUBLISHED_RESULTS = r.ROOT / 'results'; "
     code += (
         "e.measure_deployment = lambda *_: {}; sys.exit(e.main(sys.argv[1:]))"  # an export takes longer than the rest
     )

@@ -15,10 +15,11 @@ import nbformat
 import pandas as pd
 import pytest
 
-from helpers import experiments, publishing, report
-from helpers.experiments import load_results, write_comparison
+import helpers.results
+from helpers import publishing, report
 from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS
 from helpers.publishing import check_finished, check_own, cover, main, publish, publish_beside, submission
+from helpers.results import load_results, write_comparison
 from helpers.runs import ROOT, write_file, write_json
 
 
@@ -128,7 +129,7 @@ def test_an_unfinished_run_is_not_published(run, tmp_path, monkeypatch):
 
 
 def test_a_run_beside_is_published_with_every_seed_or_when_told_so(run, tmp_path, monkeypatch):
-    for module, name in ((publishing, "ROOT"), (experiments, "PUBLISHED_RESULTS")):
+    for module, name in ((publishing, "ROOT"), (helpers.results, "PUBLISHED_RESULTS")):
         monkeypatch.setattr(module, name, tmp_path / "shown")
     for name in ("check_real_comments", "write_report"):
         monkeypatch.setattr(publishing, name, lambda _: None)
@@ -142,7 +143,7 @@ def test_a_run_beside_is_published_with_every_seed_or_when_told_so(run, tmp_path
 
 def test_told_so_anything_with_a_result_of_each_is_published(run, tmp_path, monkeypatch):
     monkeypatch.setattr(publishing, "ROOT", tmp_path / "shown")
-    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", tmp_path / "shown" / "results")
+    monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", tmp_path / "shown" / "results")
     monkeypatch.setattr(publishing, "write_report", lambda root: None)
     for name in (*publishing.REPORT_FIGURES.values(), "verdicts.png"):
         run.figures_dir.mkdir(exist_ok=True)
@@ -188,23 +189,24 @@ def test_a_run_without_figures_leaves_what_was_published(run, tmp_path, monkeypa
 @pytest.mark.parametrize("profile", ["base", "colab", "full"])
 def test_a_run_of_another_pretrained_model_is_published_beside_the_one_that_is_shown(run, profile):
     other = replace(run, profile=replace(run.profile, name=profile))
-    assert experiments.is_beside(other) and not experiments.is_beside(run)
-    assert str(experiments.published_part(other)) == profile
+    assert helpers.results.is_beside(other) and not helpers.results.is_beside(run)
+    assert str(helpers.results.published_part(other)) == profile
 
 
 def test_the_rows_of_bert_base_are_filled_from_what_stands_beside(run, monkeypatch):
     shown = replace(run, data_source="separable")
     assert report.results_block(shown).count("not yet run") == 2
-    monkeypatch.setattr(experiments, "beside_run", lambda run, name: replace(shown, name=name))
+    monkeypatch.setattr(helpers.results, "beside_run", lambda run, name: replace(shown, name=name))
     assert "| odd (bert-base, `colab`: other rows, seeds: 1 of 1) |" in report.results_block(shown)
     assert "bert-base-uncased: not yet run" not in report.about_block(shown)
 
 
-@pytest.mark.parametrize("block", [report.about_block, report.layers_block])
-def test_a_seed_that_some_model_lacks_is_named(run, monkeypatch, block):
+def test_a_seed_that_some_model_lacks_is_named(run, monkeypatch):
     unfinished = replace(run, profile=replace(run.profile, seeds=(1, 2)))
-    monkeypatch.setattr(experiments, "beside_run", lambda run, name: unfinished)
-    assert "Not yet run with seed 2: teacher, odd, even, lora, lora_6, odd_hard, even_hard." in block(unfinished)
+    monkeypatch.setattr(helpers.results, "beside_run", lambda run, name: unfinished)
+    assert "Not yet run with seed 2: teacher, odd, even, lora, lora_6, odd_hard, even_hard." in report.about_block(
+        unfinished
+    )
 
 
 def test_the_report_links_to_a_figure_only_where_it_was_drawn(run):
@@ -239,7 +241,7 @@ def test_ones_own_results_may_be_handed_in(run):
 def test_the_published_results_are_not_ones_own(run, way, tmp_path, monkeypatch):
     published = tmp_path / "results"
     (shutil.move if way == "read from results/" else shutil.copytree)(run.results_dir, published)
-    monkeypatch.setattr(experiments, "PUBLISHED_RESULTS", published)
+    monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", published)
     with pytest.raises(ValueError, match=r"the published ones, not yours: majority \(seed 1\)"):
         check_own(run, load_results(run))
 

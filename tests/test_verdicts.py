@@ -14,9 +14,9 @@ from helpers.evaluation import (
     Difference,
     average_precision_of,
     bootstrap_average_precision,
+    bootstrap_counts,
     difference,
     holm_verdicts,
-    resampled_counts,
 )
 
 DRAWS, ROWS = 400, 200
@@ -134,7 +134,7 @@ def test_one_seed_says_nothing_of_the_next():
 def test_every_bootstrap_draws_the_same_rows_as_scikit_learn_would_weigh_them():
     generator = np.random.default_rng(0)
     labels, scores = generator.integers(0, 2, 50), generator.random(50).round(1)
-    drawn, counts = bootstrap_average_precision(labels, scores), np.concatenate(list(resampled_counts(50)))
+    drawn, counts = bootstrap_average_precision(labels, scores), np.concatenate(list(bootstrap_counts(50)))
     assert drawn.shape == (RESAMPLES,)
     for sample in (0, 700, RESAMPLES - 1):
         assert drawn[sample] == pytest.approx(average_precision_score(labels, scores, sample_weight=counts[sample]))

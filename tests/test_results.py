@@ -1,0 +1,271 @@
+"""Published results are data: read by name, whatever the code, the settings and the comments are now."""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score
+
+import helpers.evaluation
+import helpers.results
+from helpers import experiments
+from helpers.config import PROFILES
+from helpers.data import DATA_SETTINGS
+from helpers.evaluation import METRICS, toxic_probability
+from helpers.experiments import (
+    EXPERIMENTS,
+    Experiment,
+    MissingStage,
+    experiment_fingerprint,
+    fingerprinted,
+    predictions_path,
+    read_result,
+    result_path,
+    training_settings,
+)
+from helpers.models import pretrained_sha256
+from helpers.results import PRIMARY, SECONDARY, comparison_table, load_results, published_results, verdict_table
+from helpers.runs import PUBLISHED_RESULTS, file_sha256, fingerprint, read_json, write_json
+from helpers.training import TrainingSettings
+
+BASE = PUBLISHED_RESULTS / "base"
+FILES = sorted(path for folder in (BASE, BASE / "grid") for path in folder.glob("*-*.json"))
+TRAIN, TEST, TEST_LABELS = "fc3bb797", "6d4ab34c", "96a0a78f"  # the comments of `base`: first digits of their SHA-256
+
+
+@pytest.fixture(scope="module")
+def base() -> helpers.results.Results:
+    return published_results("base")
+
+
+@pytest.fixture
+def forget_scores():
+    """What was read of predictions is read again, before the test and after it."""
+    caches = (experiments.predicted_scores, experiments.read_predictions)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+# --- what is published -----------------------------------------------------------------------------------------------
+
+
+def test_the_published_run_is_whole(base):
+    assert {name: list(seeds) for name, seeds in base.by_name.items()} == {
+        "majority": [1],
+        "tfidf": [1],
+        **{name: [1, 2, 3, 4, 5] for name in ("teacher", "odd", "even", "lora", "lora_6")},
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_scores_computed_from_the_predictions_are_those_that_were_measured(path):
+    name, seed = path.stem.rsplit("-", 1)
+    computed, measured = read_result(path.parent, name, int(seed)), read_json(path)
+    for split in ("validation", "test"):
+        assert computed.get(split, {}) == pytest.approx(measured.get(split, {}), abs=1e-9)
+    assert computed["threshold"] == pytest.approx(measured["threshold"], abs=1e-9)
+
+
+def test_the_published_run_has_no_time_that_means_anything_in_its_table():
+    """Several trainings shared one GPU."""
+    table = pd.read_csv(BASE / "comparison.csv")
+    assert not [column for column in table if "seconds" in column or "latency" in column]
+
+
+def test_the_published_table_is_computed_from_the_published_predictions(base):
+    table, expected = pd.read_csv(BASE / "comparison.csv"), comparison_table(base)
+    assert table["average_precision"].tolist() == pytest.approx(expected["average_precision"].tolist())
+
+
+def test_the_old_names_of_settings_are_kept_in_json():
+    settings = read_json(BASE / "odd-1.json")["settings"]["training"]
+    assert fingerprinted(training_settings(EXPERIMENTS["odd"], 1, PROFILES["base"])) == settings
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent == BASE], ids=lambda path: path.stem)
+def test_the_published_fingerprints_are_reproduced(path):
+    name, seed = path.stem.rsplit("-", 1)
+    made_from = experiment_fingerprint(EXPERIMENTS[name], int(seed), PROFILES["base"], "82d24f2552f24857")
+    assert made_from == read_json(path)["fingerprint"]
+
+
+def test_the_fingerprint_of_the_first_teacher_is_the_one_that_is_known():
+    assert experiment_fingerprint(EXPERIMENTS["teacher"], 1, PROFILES["base"], "82d24f2552f24857") == "5ded5e308a66d996"
+
+
+def test_the_fingerprint_of_the_comments_is_the_one_that_is_known():
+    """Of the settings that draw the rows, the files' hashes in the order of their names, and the tokenizer's."""
+    sample = Path(__file__).resolve().parents[2] / "shared" / "data" / "jigsaw"
+    if not (sample / "test_labels.csv").is_file():
+        pytest.skip("the sample of real comments is not at hand")
+    hashes = [file_sha256(sample / name) for name in ("test.csv", "test_labels.csv", "train.csv")]
+    assert [sha256[:8] for sha256 in hashes] == [TEST, TEST_LABELS, TRAIN]
+    contents = {"files": hashes, "tokenizer": pretrained_sha256("all-mpnet-base-v2")}
+    assert fingerprint(PROFILES["base"].settings(*DATA_SETTINGS) | contents) == "82d24f2552f24857"
+
+
+# --- what a student may change ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WithOneMore(TrainingSettings):
+    """The training settings of a student who added label smoothing."""
+
+    label_smoothing: float = 0.0
+
+
+def test_a_setting_at_its_default_that_is_added_later_leaves_every_fingerprint():
+    old = training_settings(EXPERIMENTS["odd"], 1, PROFILES["base"])
+    assert fingerprinted(WithOneMore(**vars(old))) == fingerprinted(old)
+
+
+def test_a_setting_that_is_added_later_counts_where_it_is_changed():
+    old = training_settings(EXPERIMENTS["odd"], 1, PROFILES["base"])
+    assert fingerprinted(WithOneMore(**vars(old), label_smoothing=0.1)) == fingerprinted(old) | {"label_smoothing": 0.1}
+
+
+def test_a_finished_run_stays_finished_with_one_more_training_setting(finished_run, monkeypatch):
+    original = experiments.training_settings
+    monkeypatch.setattr(experiments, "training_settings", lambda *args: WithOneMore(**vars(original(*args))))
+    monkeypatch.setattr(experiments, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert experiments.run_experiment("odd", 1, finished_run)["experiment"] == "odd"
+
+
+def test_every_result_has_a_metric_that_is_added_later(finished_run, monkeypatch, forget_scores):
+    """As a student would add it: a name in METRICS, a line in ToxicMetrics."""
+    original = helpers.evaluation.ToxicMetrics._compute
+
+    def compute(self, **inputs):
+        scores = original(self, **inputs)
+        return scores | {"error_rate": 1 - scores["accuracy"]}
+
+    monkeypatch.setattr(helpers.evaluation.ToxicMetrics, "_compute", compute)
+    monkeypatch.setattr(helpers.results, "METRICS", (*METRICS, "error_rate"))
+    for results in (published_results("base"), load_results(finished_run)):
+        table = comparison_table(results)
+        assert table["error_rate"].tolist() == pytest.approx((1 - table["accuracy"]).tolist())
+
+
+def test_results_with_another_part_of_the_loss_are_read(copied_run):
+    path = result_path(copied_run.results_dir, "odd", 1)
+    result = read_json(path)
+    result["history"]["steps"]["attention"] = [0.1]
+    result["history"]["epochs"][0]["training"]["attention"] = 0.1
+    write_json(path, result)
+    assert load_results(copied_run).by_name["odd"]
+
+
+def test_a_pretrained_model_that_nobody_knows_does_not_keep_published_results_from_being_read(tmp_path, monkeypatch):
+    shutil.copytree(BASE, tmp_path / "base")
+    path = tmp_path / "base" / "teacher-1.json"
+    write_json(path, read_json(path) | {"inputs": {"data": "other", "pretrained": "unknown"}})
+    monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", tmp_path)
+    assert len(published_results("base").by_name["teacher"]) == 5
+
+
+def test_an_experiment_that_is_not_known_is_read_after_the_known_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", tmp_path)
+    shutil.copytree(BASE, tmp_path / "base")
+    for place in (result_path, predictions_path):
+        shutil.copy(place(tmp_path / "base", "odd", 1), place(tmp_path / "base", "mine", 1))
+    assert list(published_results("base").by_name)[-1] == "mine"
+
+
+def test_one_more_experiment_leaves_the_published_and_the_finished_results(finished_run, monkeypatch):
+    monkeypatch.setitem(experiments.EXPERIMENTS, "mine", Experiment("mine", "Mine", layers=(1, 2), distil=True))
+    assert "mine" not in published_results("base").by_name
+    assert set(load_results(finished_run).by_name) == set(finished_run.profile.experiments)
+
+
+def test_a_cost_that_older_results_lack_is_missing_in_their_rows_alone(copied_run):
+    path = result_path(copied_run.results_dir, "odd", 1)
+    result = read_json(path)
+    del result["costs"]["peak_memory_bytes"]
+    write_json(path, result)
+    table = comparison_table(load_results(copied_run)).set_index("experiment")["peak_memory_bytes"]
+    assert pd.isna(table["odd"]) and not pd.isna(table["even"])
+
+
+def test_what_is_published_does_not_depend_on_the_settings_of_today(monkeypatch):
+    monkeypatch.setitem(PROFILES, "base", replace(PROFILES["base"], epochs=9, train_rows=10, seeds=(7,)))
+    assert len(published_results("base").by_name["odd"]) == 5
+
+
+def test_a_profile_of_which_nothing_is_published_says_so():
+    with pytest.raises(MissingStage, match="nothing of the profile full is published"):
+        published_results("full")
+
+
+def test_a_damaged_published_file_is_named_and_left_out(tmp_path, monkeypatch, capsys):
+    shutil.copytree(BASE, tmp_path / "base")
+    (tmp_path / "base" / "predictions" / "odd-2.parquet").write_bytes(b"cut")
+    monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", tmp_path)
+    assert list(published_results("base").by_name["odd"]) == [1, 3, 4, 5]
+    assert "odd-2.parquet was cut or changed" in capsys.readouterr().out
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def test_the_difference_of_two_models_is_that_of_their_average_precision(base):
+    found = base.difference("odd", "even")
+    labels = base.labels()
+    scores = {name: [average_precision_score(labels, p) for p in base.probabilities(name)] for name in ("odd", "even")}
+    assert found.by_seed == pytest.approx([a - b for a, b in zip(*scores.values(), strict=True)])
+
+
+def test_the_question_of_the_sheet_is_answered(base):
+    """Odd and LoRA are better than even; they cannot be told apart from each other."""
+    verdicts = base.verdicts(PRIMARY)
+    assert {name: found.verdict for name, found in verdicts.items()} == {
+        "odd − even": "better",
+        "lora − odd": "inconclusive",
+        "lora − even": "better",
+    }
+    assert verdicts["odd − even"].difference == pytest.approx(0.026, abs=5e-4)
+    assert verdicts["odd − even"].p_holm == pytest.approx(0.002, abs=5e-4)
+
+
+def test_no_comparison_stands_in_both_families():
+    assert not {frozenset(pair) for pair in PRIMARY} & {frozenset(pair) for pair in SECONDARY}
+
+
+def test_the_table_of_verdicts_has_a_row_per_comparison(base):
+    table = verdict_table(base.verdicts(PRIMARY))
+    columns = ["comparison", "difference", "low", "high", "p_value", "detectable", "p_holm", "verdict"]
+    assert list(table.columns) == columns and len(table) == 3
+
+
+def test_a_student_is_compared_with_its_own_seeds_teacher_alone(copied_run):
+    for name in ("odd", "even"):
+        path = result_path(copied_run.results_dir, name, 1)
+        result = json.loads(path.read_text())
+        assert result["teacher_sha256"] == file_sha256(copied_run.model_dir("teacher", 1) / "model.safetensors")
+        if name == "even":
+            write_json(path, result | {"teacher_sha256": "0" * 64})
+    results = load_results(copied_run)
+    assert results.common_seeds("odd", "teacher") == [1]
+    assert results.common_seeds("even", "teacher") == results.common_seeds("odd", "even") == []
+    assert results.common_seeds("even", "lora") == [1]  # LoRA stems from no teacher
+
+
+def test_predictions_are_read_once_for_any_number_of_verdicts(monkeypatch, forget_scores):
+    read, original = [], pd.read_parquet
+    monkeypatch.setattr(experiments.pd, "read_parquet", lambda path: read.append(path) or original(path))
+    results = published_results("base")
+    results.verdicts(PRIMARY)
+    results.verdicts(SECONDARY)
+    assert len(read) == len(set(read)) == 27
+
+
+def test_probabilities_stand_in_the_order_of_the_row_ids(base):
+    frame = original = pd.read_parquet(BASE / "predictions" / "odd-1.parquet")
+    frame = original[original["split"] == "test"].sort_values("row_id")
+    expected = toxic_probability(frame[["logit_clean", "logit_toxic"]].to_numpy())
+    assert base.probabilities("odd")[0] == pytest.approx(expected)
