@@ -113,17 +113,30 @@ def quantise(source: Path, target: Path) -> None:
 
 
 class OnnxModel:
-    """An ONNX file ready to run on this CPU: call it with ids and mask (B, T), get logits (B, C)."""
+    """An ONNX file ready to run on this CPU: call it with ids and mask (B, T), get logits (B, C).
+
+    An int8 model is run on one comment at a time, without padding. onnxruntime rounds activations with one scale per
+    tensor, hence per batch, so that in a batch a comment's score would depend on its neighbours.
+    """
 
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.is_int8 = self.session.get_modelmeta().producer_name == "onnx.quantize"
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> np.ndarray:
-        inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
-        return self.session.run(["logits"], inputs)[0]
+        if not self.is_int8:
+            return self._run(input_ids, attention_mask)
+        lengths = attention_mask.sum(dim=1).tolist()
+        rows = [(input_ids[row : row + 1, :n], attention_mask[row : row + 1, :n]) for row, n in enumerate(lengths)]
+        return np.concatenate([self._run(*row) for row in rows])
+
+    def _run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> np.ndarray:
+        return self.session.run(
+            ["logits"], dict(zip(INPUTS, (input_ids.numpy(), attention_mask.numpy()), strict=True))
+        )[0]
 
 
 def in_length_order(

@@ -9,6 +9,7 @@ from conftest import ODD_COMMENTS
 
 import helpers.runs
 from helpers import deploy
+from helpers.batches import Collator
 from helpers.data import DataError, load_data
 from helpers.deploy import (
     OnnxModel,
@@ -72,6 +73,29 @@ def test_an_export_minds_the_padding(exported, batch):
     assert onnx(batch["input_ids"], batch["attention_mask"]) == pytest.approx(expected, abs=1e-4)
 
 
+def test_the_int8_form_knows_that_it_is_one(exported):
+    _, onnx, small = exported
+    assert (onnx.is_int8, small.is_int8) == (False, True)
+
+
+@pytest.mark.parametrize("order", ["reversed", "halved", "one by one"])
+def test_the_scores_of_an_int8_model_do_not_depend_on_the_neighbours(exported, tiny_rows, order):
+    """onnxruntime rounds with one scale per call; the same rows in one batch differ by more than this."""
+    _, _, small = exported
+    rows = tiny_rows(40)
+    all_at_once, numbers = onnx_logits(small, rows, 0), list(range(40))
+    parts = {"reversed": [numbers[::-1]], "halved": [numbers[:20], numbers[20:]], "one by one": [[n] for n in numbers]}
+    for part in parts[order]:
+        assert np.array_equal(onnx_logits(small, rows.select(part), 0), all_at_once[part])
+
+
+def test_in_one_call_an_int8_model_would_round_a_comment_by_its_neighbours(exported, tiny_rows):
+    _, _, small = exported
+    batch = Collator(0, labels=())([tiny_rows(40)[n] for n in range(32)])
+    together = small._run(batch["input_ids"], batch["attention_mask"])
+    assert np.abs(together - small(**batch)).max() > 1e-4
+
+
 def test_the_exports_predictions_stand_in_the_datasets_order(exported, tiny_rows):
     model, onnx, _ = exported
     rows = tiny_rows(70)
@@ -93,7 +117,7 @@ def test_weights_keep_seven_bits_where_products_would_overflow(monkeypatch, vnni
 
 
 def test_every_main_model_was_measured_in_three_forms(finished_run):
-    from helpers.experiments import deployment_table, load_results
+    from helpers.results import deployment_table, load_results
 
     table = deployment_table(load_results(finished_run))
     forms = ["pytorch", "onnx", "int8"]
@@ -103,7 +127,7 @@ def test_every_main_model_was_measured_in_three_forms(finished_run):
 
 
 def test_models_of_one_depth_are_said_to_take_one_time(finished_run):
-    from helpers.experiments import deployment_table, load_results
+    from helpers.results import deployment_table, load_results
 
     at = deployment_table(load_results(finished_run)).set_index(["experiment", "form"])["batch_1 p50_ms"]
     assert (
