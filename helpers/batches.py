@@ -52,6 +52,8 @@ class LengthBatches(Sampler):
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, drop_last: bool = False) -> None:
         self.lengths, self.batch_size, self.seed, self.drop_last = lengths, batch_size, seed, drop_last
         self.epoch = 0
+        if not len(self):
+            raise ValueError(f"{len(lengths)} rows make no whole batch of {batch_size}; give a smaller batch_size")
 
     def __len__(self) -> int:
         rows = len(self.lengths)

@@ -80,6 +80,11 @@ def test_the_sampler_has_as_many_batches_as_it_says_without_the_short_one_where_
     assert len(list(batches)) == len(batches) == count
 
 
+def test_rows_that_make_no_whole_batch_are_refused_where_the_short_one_is_dropped():
+    with pytest.raises(ValueError, match="20 rows make no whole batch of 32; give a smaller batch_size"):
+        LengthBatches(lengths_like_comments(20), 32, seed=1, drop_last=True)
+
+
 def test_the_sampler_draws_the_epoch_it_is_told():
     batches = LengthBatches(lengths_like_comments(100), 32, seed=1)
     batches.epoch = 2

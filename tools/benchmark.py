@@ -57,7 +57,7 @@ SETTINGS = TrainingSettings(
 DISTILLING = replace(SETTINGS, epochs=3, temperature=2.0, alpha=0.5, beta=0.1)
 TASKS = ("distil", "finetune", "lora")
 RECIPES = {"a": "usual recipe", "b": "usual recipe, padded to the longest", "c": "this project's loop"}
-ROWS = {"cpu": {"distil": 96, "finetune": 96, "lora": 64}, "gpu": {"distil": 1_600, "finetune": 3_200, "lora": 3_200}}
+ROWS = {"cpu": {"distil": 64, "finetune": 64, "lora": 64}, "gpu": {"distil": 1_600, "finetune": 3_200, "lora": 3_200}}
 
 
 # --- the usual recipe ------------------------------------------------------------------------------------------------
