@@ -450,6 +450,8 @@ def save_model(experiment: Experiment, seed: int, run: Run, model: torch.nn.Modu
         tokenizer.save_pretrained(temporary)
         rows = {split: len(rows) for split, rows in data.splits.items()}
         card = model_card(experiment.title, run.data_label, rows, run.profile.max_length, scores)
+        if experiment.adapter:
+            card += "\nThe adapter lies beside its base. Needs `pip install peft`: without it the base alone answers.\n"
         (temporary / "README.md").write_text(card, encoding="utf-8")
         seal(temporary, experiment_fingerprint(experiment, seed, run.profile, data.fingerprint))
 

@@ -89,6 +89,11 @@ def test_the_card_has_the_scores_of_the_result_and_the_limits(finished_run):
     assert "Do not moderate anybody with it" in card
 
 
+def test_the_card_of_an_adapter_says_that_it_needs_peft(finished_run):
+    cards = {name: (finished_run.model_dir(name, 1) / "README.md").read_text(encoding="utf-8") for name in MODELS}
+    assert [name for name, card in cards.items() if "pip install peft" in card] == ["lora", "lora_6"]
+
+
 def test_the_threshold_goes_with_the_model(finished_run):
     config = json.loads((finished_run.model_dir("lora", 1) / "config.json").read_text(encoding="utf-8"))
     assert config["threshold"] == read_result(finished_run.results_dir, "lora", 1)["threshold"]
