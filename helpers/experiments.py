@@ -344,7 +344,7 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
     logits = {
         split: predict(model, data.splits[split], label=f"{experiment.name}: {split}").numpy() for split in run.scored
     }
-    save_model(experiment, seed, run, model, _write_predictions(experiment, seed, run, data, logits))
+    save_model(experiment, seed, run, data, model, _write_predictions(experiment, seed, run, data, logits))
     facts = _training_facts(experiment, seed, run, data, model, history, before, logits["validation"])
     facts["costs"]["prerequisite_seconds"] = prerequisite_seconds
     if experiment.needs_teacher:  # what its comparisons are held to: a student belongs to its own seed's teacher
@@ -436,12 +436,13 @@ def teacher_targets(
     return targets, read_json(directory / "time.json")["seconds"]
 
 
-def save_model(experiment: Experiment, seed: int, run: Run, model: torch.nn.Module, scores: dict) -> None:
+def save_model(
+    experiment: Experiment, seed: int, run: Run, data: PreparedData, model: torch.nn.Module, scores: dict
+) -> None:
     """Saves all that others need to use the model: weights, base, labels, tokenizer, threshold, and a model card."""
     tokenizer = load_tokenizer(find_pretrained(run.profile.pretrained))
     tokenizer.model_max_length = run.profile.max_length
     model.config.threshold = scores.get("threshold")
-    data = load_data(run)
     with new_directory(run.model_dir(experiment.name, seed)) as temporary:
         if experiment.adapter:
             save_adapter(model, temporary)

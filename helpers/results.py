@@ -175,10 +175,8 @@ def _bootstrapped(path: Path, sha256: str) -> tuple[float, np.ndarray]:
     """Test average precision as observed, and in each bootstrap sample; computed once per file of predictions."""
     test = read_predictions(path, sha256)["test"]
     labels, probabilities = test.labels, toxic_probability(test.logits)
-    once = np.ones((1, len(labels)), dtype=int)
-    return float(average_precision_of(labels, probabilities, once)[0]), bootstrap_average_precision(
-        labels, probabilities
-    )
+    [observed] = average_precision_of(labels, probabilities, np.ones((1, len(labels)), dtype=int))
+    return float(observed), bootstrap_average_precision(labels, probabilities)
 
 
 def teacher_of(result: dict) -> str | None:
