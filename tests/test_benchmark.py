@@ -59,8 +59,8 @@ def test_the_counted_operations_are_those_that_torch_counts(tiny_model):
 
 def test_a_ratio_is_the_median_of_the_rounds_each_against_its_own_round():
     def found(seconds: float) -> dict[str, float]:
-        shared = {"comments": 10, "peak_memory_bytes": 1, "share_of_matrix_products": 0.5}
-        return shared | {"seconds": seconds, "step_seconds": seconds / 10}
+        shared = {"peak_memory_bytes": 1, "share_of_matrix_products": 0.5}
+        return shared | {"comments_per_second": 10 / seconds, "step_seconds": seconds / 10}
 
     measured = {"lora": {"a": [found(4), found(8), found(9)], "c": [found(2), found(2), found(3)]}}
     assert summary("lora", "c", measured)["ratios"] == [2, 4, 3]
