@@ -1,8 +1,7 @@
 """The run profiles: every setting of a run in one frozen dataclass, validated when it is made.
 
 A profile says how much data, which pretrained model and how long to train. The notebooks and the command
-line only ever pick one by name (`PROFILE=study`); `auto` means `colab` where there is a GPU and `quick` where not.
-`TASK=labels` takes the same profile for all six labels of Jigsaw at once, each a yes or no of its own.
+line only ever pick one by name (`PROFILE=base`); `auto` means `colab` where there is a GPU and `quick` where not.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 MAIN_EXPERIMENTS = ("majority", "tfidf", "teacher", "odd", "even", "lora", "lora_6")
@@ -18,8 +17,6 @@ HARD_LABEL_EXPERIMENTS = ("odd_hard", "even_hard")
 CONTROL_EXPERIMENTS = ("minilm", "minilm_lora")
 LAYER_EXPERIMENTS = ("odd_hard", "first_six", "last_six")
 DATA_SOURCES = ("error", "sample", "hub", "separable")  # where a profile's comments come from without Kaggle's files
-TASKS = ("toxic", "labels")  # the one label `toxic`, as two classes; or six independent labels
-LABELS_EXPERIMENTS = ("teacher", "odd", "even", "lora")
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,6 @@ class Profile:
     max_grad_norm: float = 1.0
     micro_batch_size: int | None = None  # comments per forward pass (None: the whole batch), to save memory
     split_seed: int = 1
-    task: str = "toxic"
 
     def __post_init__(self) -> None:
         for name in ("name", "pretrained", "expected_time"):
@@ -97,21 +93,10 @@ class Profile:
         self._check("seeds", whole_seeds, "a tuple of one or more whole numbers from 0")
         self._check("split_seed", _whole(self.split_seed, 0), "a whole number from 0")
         self._check("seeds", len(set(self.seeds)) == len(self.seeds), "seeds that differ")
-        self._check("task", self.task in TASKS, "'toxic' or 'labels'")
 
     def _check(self, field: str, allowed: bool, what: str) -> None:
         if not allowed:
             raise ValueError(f"profile {self.name}: {field}={getattr(self, field)!r} is not allowed; give {what}")
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The columns of the data that the run's models answer."""
-        return LABELS if self.task == "labels" else ("toxic",)
-
-    @property
-    def num_labels(self) -> int:
-        """The number of a model's logits: one a label, but two classes where `toxic` stands alone."""
-        return len(LABELS) if self.task == "labels" else 2
 
     def settings(self, *names: str) -> dict:
         """The named settings as a dict, for a stage's fingerprint."""
@@ -239,18 +224,12 @@ PROFILES = {
 }
 
 
-def load_profile(name: str | None = None, task: str | None = None) -> Profile:
+def load_profile(name: str | None = None) -> Profile:
     """The profile of that name; None reads the environment variable PROFILE, and `auto` looks for a GPU.
 
-    `task` (None reads the variable TASK) is 'toxic' or 'labels'; the latter is a smaller study, of four experiments
-    and the profile's first seed.
-
     Raises:
-        ValueError: no such profile or task; the message lists them and names the nearest.
+        ValueError: no such profile; the message lists them and names the nearest.
     """
-    task = task or os.environ.get("TASK") or "toxic"
-    if task not in TASKS:
-        raise ValueError(unknown("task", task, list(TASKS)))
     name = name or os.environ.get("PROFILE") or "auto"
     if name == "auto":
         import torch  # here, so that naming a profile needs no torch
@@ -258,10 +237,7 @@ def load_profile(name: str | None = None, task: str | None = None) -> Profile:
         name = "colab" if torch.cuda.is_available() else "quick"
     if name not in PROFILES:
         raise ValueError(unknown("profile", name, ["auto", *PROFILES]))
-    profile = PROFILES[name]
-    if task == "toxic":
-        return profile
-    return replace(profile, task=task, experiments=LABELS_EXPERIMENTS, seeds=profile.seeds[:1])
+    return PROFILES[name]
 
 
 def unknown(what: str, name: str, known: list[str]) -> str:

@@ -34,8 +34,6 @@ from helpers.runs import (
     is_sealed,
     new_directory,
     read_json,
-    saved_run,
-    saved_task,
     seal,
     tells_errors,
     trained_runs,
@@ -143,7 +141,7 @@ def in_length_order(
     call: Callable, input_ids: list[list[int]], pad_token_id: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(row numbers, logits) in batches of 32, rows of similar length together, so that little padding is computed."""
-    collate, batch_size = Collator(pad_token_id, labels=()), 32
+    collate, batch_size = Collator(pad_token_id, labels=False), 32
     order = np.argsort([len(ids) for ids in input_ids], kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -300,14 +298,9 @@ def find_model(name: str, seed: int, run: str | None) -> tuple[Path, dict]:
     """(folder of the run, result) of an exported model, in the run asked for or the one that finished last.
 
     Raises:
-        ValueError: the run's models have six logits, and a file is scored for `toxic` alone; or the files are damaged.
+        ValueError: the model's files are damaged.
         FileNotFoundError: no such run, or no run with that model; the message says which models are there.
     """
-    task = saved_task(saved_run(run)) if run else "toxic"
-    if task != "toxic":
-        raise ValueError(
-            f"run {run!r} was made with TASK={task}; give a --run whose models answer the label toxic alone"
-        )
     folders, model = trained_runs(run), f"{name}-{seed}"
     for folder in folders:
         exports = folder / "models" / model / "onnx"

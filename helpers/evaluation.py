@@ -1,7 +1,6 @@
 """Scores on the toxic class, their intervals, paired verdicts between models, calibration, and what a model costs.
 
 Scores are probabilities of `toxic`. The threshold that turns them into a verdict is chosen on validation and kept.
-The last section scores all six labels of Jigsaw at once, as the competition did.
 """
 
 from __future__ import annotations
@@ -23,13 +22,10 @@ from sklearn import metrics
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from helpers.config import LABELS
-
 RESAMPLES = 2_000
 BINS = 10  # of the calibration error and the reliability diagram
 METRICS = ("accuracy", "f1", "precision", "recall", "roc_auc", "average_precision")
 SEEDS_FOR_A_VERDICT = 3
-POSITIVES_FOR_A_THRESHOLD = 30  # on fewer, the largest F1 is found by a handful of comments
 
 
 class ToxicMetrics(evaluate.Metric):
@@ -66,14 +62,8 @@ class ToxicMetrics(evaluate.Metric):
 
 
 def toxic_probability(logits: np.ndarray) -> np.ndarray:
-    """The softmax's second column, in float64: logits (..., rows, 2) → probabilities (..., rows).
-
-    Raises:
-        ValueError: logits of something else than two classes, for instance of six labels.
-    """
+    """The softmax's second column, in float64: logits (..., rows, 2) → probabilities (..., rows)."""
     logits = np.asarray(logits, dtype=np.float64)
-    if logits.shape[-1] != 2:
-        raise ValueError(f"expected two logits a comment, clean and toxic; found {logits.shape[-1]}")
     return expit(logits[..., 1] - logits[..., 0])
 
 
@@ -401,119 +391,6 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, floa
         "mean_probability": float(probabilities.mean()),
         "brier": float(metrics.brier_score_loss(labels, probabilities)),
         "calibration_error": expected_calibration_error(labels, probabilities),
-    }
-
-
-# --- six labels ------------------------------------------------------------------------------------------------------
-
-
-def label_probabilities(logits: np.ndarray) -> np.ndarray:
-    """The sigmoid of each logit, in float64: logits (rows, 6) → probabilities (rows, 6), which need not add up to 1."""
-    return expit(np.asarray(logits, dtype=np.float64))
-
-
-def has_both_classes(labels: np.ndarray) -> np.ndarray:
-    """Which columns of labels (rows, K) hold a 0 and a 1, shape (K,): no ROC curve can be drawn of the others."""
-    labels = np.asarray(labels)
-    return labels.min(axis=0) != labels.max(axis=0)
-
-
-def column_roc_auc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The ROC AUC of each column, labels and scores (rows, K) → (K,); NaN where a column has one class only."""
-    labels, scores = np.asarray(labels), np.asarray(scores)
-    scored = has_both_classes(labels)
-    areas = np.full(labels.shape[1], np.nan)
-    areas[scored] = [metrics.roc_auc_score(labels[:, k], scores[:, k]) for k in np.flatnonzero(scored)]
-    return areas
-
-
-def mean_column_roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Kaggle's metric of the Toxic Comment Classification Challenge: the mean of the columns' ROC AUCs.
-
-    Labels and scores (rows, K); a column of one class, which Kaggle's test set does not have, is left out.
-
-    Raises:
-        ValueError: no column has both classes.
-    """
-    areas = column_roc_auc(labels, scores)
-    if np.isnan(areas).all():
-        raise ValueError("no label has both classes in these rows, so there is no ROC AUC to average")
-    return float(np.nanmean(areas))
-
-
-def label_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, dict]:
-    """A threshold a label, from validation's probabilities and labels (rows, 6): where F1 is largest.
-
-    A label with fewer than POSITIVES_FOR_A_THRESHOLD positives there keeps 0.5. By label: `threshold`, `chosen_on`
-    ('validation', or 'default' for 0.5) and `validation_positives`.
-    """
-    found = {}
-    for k, label in enumerate(LABELS):
-        positives = int(labels[:, k].sum())
-        enough = positives >= POSITIVES_FOR_A_THRESHOLD
-        found[label] = {
-            "threshold": best_threshold(probabilities[:, k], labels[:, k]) if enough else 0.5,
-            "chosen_on": "validation" if enough else "default",
-            "validation_positives": positives,
-        }
-    return found
-
-
-def label_scores(probabilities: np.ndarray, labels: np.ndarray, thresholds: Sequence[float]) -> dict:
-    """The scores of six labels: probabilities and labels (rows, 6), a threshold a label.
-
-    Returns:
-        `mean_column_roc_auc` (Kaggle's metric); `micro_f1`, of all calls on all labels together; `macro_f1`, the mean
-        of the labels' F1; `roc_auc` and `positives` by label; `left_out`: the labels with one class in these rows,
-        which have no ROC AUC (None) and count in neither mean.
-    """
-    scored = has_both_classes(labels)
-    called = probabilities >= np.asarray(thresholds)
-    areas = column_roc_auc(labels, probabilities)
-    f1 = [metrics.f1_score(labels[:, k], called[:, k], zero_division=0) for k in np.flatnonzero(scored)]
-    return {
-        "mean_column_roc_auc": mean_column_roc_auc(labels, probabilities),
-        "micro_f1": float(metrics.f1_score(labels, called, average="micro", zero_division=0)),
-        "macro_f1": float(np.mean(f1)),
-        "roc_auc": {label: None if np.isnan(area) else float(area) for label, area in zip(LABELS, areas, strict=True)},
-        "positives": {label: int(count) for label, count in zip(LABELS, labels.sum(axis=0), strict=True)},
-        "left_out": [label for label, has in zip(LABELS, scored, strict=True) if not has],
-    }
-
-
-def roc_auc_of(labels: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """scikit-learn's ROC AUC for many weightings of the rows at once: counts (R, rows) → (R,).
-
-    The share of pairs of a positive and a negative in which the positive has the larger score, ties as a half. NaN
-    where a weighting has one class only.
-    """
-    order = np.argsort(scores, kind="stable")
-    ends = np.append(np.diff(scores[order]) != 0, True)  # equal scores are one step of the curve
-    below_or_equal = np.cumsum(counts[:, order] * (1 - labels[order]), axis=1)[:, ends]
-    positives = np.diff(np.cumsum(counts[:, order] * labels[order], axis=1)[:, ends], axis=1, prepend=0)
-    negatives = np.diff(below_or_equal, axis=1, prepend=0)
-    ordered = (positives * (below_or_equal - negatives / 2)).sum(axis=1)
-    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
-    return np.where(pairs > 0, ordered / np.maximum(pairs, 1), np.nan)
-
-
-def label_intervals(labels: np.ndarray, probabilities: np.ndarray) -> dict:
-    """95 % percentile bootstrap intervals over test rows, of the mean column-wise ROC AUC and of each label's.
-
-    Labels and probabilities (rows, 6). A label of one class has none. A resample without a positive of a rare label
-    counts neither for that label nor for the mean, which would be another quantity without it.
-    """
-    scored = has_both_classes(labels)
-    resampled = np.concatenate(
-        [
-            np.column_stack([roc_auc_of(labels[:, k], probabilities[:, k], counts) for k in np.flatnonzero(scored)])
-            for counts in resampled_counts(len(labels))
-        ]
-    )
-    by_column = iter(np.nanquantile(resampled, [0.025, 0.975], axis=0).T.tolist())
-    return {
-        "mean_column_roc_auc": np.nanquantile(resampled.mean(axis=1), [0.025, 0.975]).tolist(),
-        "roc_auc": {label: next(by_column) if has else None for label, has in zip(LABELS, scored, strict=True)},
     }
 
 

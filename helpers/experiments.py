@@ -7,10 +7,6 @@ Long runs need no notebook, and on several devices accelerate starts a process o
 
     python -m helpers.experiments odd even lora --seeds 1
     accelerate launch -m helpers.experiments odd even lora --seeds 1
-
-All six labels at once, in a run of their own (teacher, odd, even and lora, first seed):
-
-    TASK=labels python -m helpers.experiments --profile study
 """
 
 from __future__ import annotations
@@ -32,21 +28,11 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from helpers.batches import predict
-from helpers.config import LABELS, MAIN_EXPERIMENTS, Profile, unknown
+from helpers.config import MAIN_EXPERIMENTS, Profile, unknown
 from helpers.data import PreparedData, load_data, majority_logits, prepare_data, tfidf_logits
 from helpers.deploy import latency_batches, measure_deployment, measure_latency, plain_model, torch_call
 from helpers.devices import device_name, this_process
-from helpers.evaluation import (
-    best_threshold,
-    label_intervals,
-    label_probabilities,
-    label_scores,
-    label_thresholds,
-    mean_column_roc_auc,
-    score,
-    teacher_gate,
-    toxic_probability,
-)
+from helpers.evaluation import best_threshold, score, teacher_gate, toxic_probability
 from helpers.layers import (
     EVEN_LAYERS,
     FIRST_SIX,
@@ -134,9 +120,6 @@ EXPERIMENTS = {
 }
 
 
-# What the validation rows choose the best epoch by, and what a result is announced with.
-BEST_BY = {"toxic": average_precision, "labels": mean_column_roc_auc}
-
 # The one model whose threshold is not searched on validation: it never says 'toxic'.
 FIXED_THRESHOLDS = {"majority": 1.0}
 LOGITS = ["logit_clean", "logit_toxic"]
@@ -221,8 +204,6 @@ def experiment_settings(experiment: Experiment, seed: int, profile: Profile) -> 
         settings["redrawn"] = True
     if experiment.matched:
         settings["matched"] = list(experiment.matched)
-    if profile.task != "toxic":  # said only where it differs: results from before there was a choice stay valid
-        settings["task"] = profile.task
     return settings | {"training": fingerprinted(training_settings(experiment, seed, profile))}
 
 
@@ -263,13 +244,11 @@ def run_experiment(name: str | Experiment, seed: int, run: Run, weights: bool = 
     enough: models/ may have been cleared to save space.
 
     Raises:
-        ValueError: no such experiment, or a baseline, which knows `toxic` only, in a run with another task.
+        ValueError: no such experiment.
         FileNotFoundError: the data (of this model's tokeniser), or the teacher of this seed, is not there yet.
         TrainingError: the loss diverged, or the teacher is not worth distilling.
     """
     experiment = name if isinstance(name, Experiment) else find_experiment(name)
-    if experiment.start == "baseline" and run.profile.task != "toxic":
-        raise ValueError(f"{name} is a baseline for the label toxic; TASK={run.profile.task} has none")
     data = load_data(run)
     wanted = run.profile.pretrained
     tokenised_for = data.summary.get("pretrained", wanted)
@@ -314,7 +293,7 @@ def _run_baseline(experiment: Experiment, seed: int, run: Run, data: PreparedDat
     seconds = time.perf_counter() - started
     facts = {"costs": {"training_seconds": seconds, "prerequisite_seconds": 0.0}}
     _write_predictions(experiment, seed, run, data, logits)
-    _write_result(experiment, seed, run, data, made_from, logits, facts)
+    _write_result(experiment, seed, run, data, made_from, facts)
 
 
 def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> None:
@@ -337,7 +316,6 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
         Checkpoints(run.checkpoint_dir(experiment.name, seed), made_from),
         targets,
         label=f"{experiment.name}, seed {seed}",
-        best_by=BEST_BY[run.profile.task],
     )
     if not state.is_main_process:
         return
@@ -349,11 +327,11 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
     facts["costs"]["prerequisite_seconds"] = prerequisite_seconds
     if experiment.needs_teacher:  # what its comparisons are held to: a student belongs to its own seed's teacher
         facts["teacher_sha256"] = file_sha256(run.model_dir("teacher", seed) / "model.safetensors")
-    # the other experiments are variants with the same cost, and so are models with six logits
-    if experiment.name in MAIN_EXPERIMENTS and run.profile.task == "toxic" and "test" in run.scored:
+    # the other experiments are variants with the same cost
+    if experiment.name in MAIN_EXPERIMENTS and "test" in run.scored:
         onnx = run.model_dir(experiment.name, seed) / "onnx"
         facts["costs"]["deployment"] = measure_deployment(model, onnx, data, logits["test"])
-    _write_result(experiment, seed, run, data, made_from, logits, facts)
+    _write_result(experiment, seed, run, data, made_from, facts)
     shutil.rmtree(run.checkpoint_dir(experiment.name, seed), ignore_errors=True)
 
 
@@ -366,7 +344,7 @@ def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.M
     if experiment.start == "teacher":
         model = teacher
     else:
-        model = load_model(find_pretrained(_pretrained_name(experiment, run.profile)), seed, run.profile.num_labels)
+        model = load_model(find_pretrained(_pretrained_name(experiment, run.profile)), seed)
         positions = model.config.max_position_embeddings
         if run.profile.max_length > positions:
             raise ValueError(
@@ -497,8 +475,6 @@ def read_result(directory: Path, name: str, seed: int) -> dict | None:
     path = predictions_path(directory, name, seed)
     if not result or not is_whole(path, result.get("predictions_sha256")):
         return None
-    if "thresholds" in result:  # of six labels
-        return result
     return result | predicted_scores(path, result["predictions_sha256"], FIXED_THRESHOLDS.get(name))
 
 
@@ -539,7 +515,7 @@ def _training_facts(experiment, seed, run, data, model, history, before, after) 
         "trainable_parameters": trainable,
         "training_loss": best["training"]["hard"],  # cross-entropy, which every family has
         "training_loss_total": best["training"]["total"] if experiment.distil else None,
-        "before_training": _before_training(data, before),
+        "before_training": {"average_precision": average_precision(data.labels("validation"), before)},
         "costs": {
             "training_seconds": history.pop("seconds"),
             "peak_memory_bytes": history.pop("peak_memory_bytes"),
@@ -552,21 +528,8 @@ def _training_facts(experiment, seed, run, data, model, history, before, after) 
     }
     if experiment.name == "teacher":
         facts["weights_sha256"] = file_sha256(run.model_dir("teacher", seed) / "model.safetensors")
-        facts["gate"] = teacher_gate(data.labels("validation"), _of_toxic(before), _of_toxic(after))
+        facts["gate"] = teacher_gate(data.labels("validation"), toxic_probability(before), toxic_probability(after))
     return facts
-
-
-def _of_toxic(logits: np.ndarray) -> np.ndarray:
-    """The probabilities (rows,) of the label `toxic`, from two logits a row or from six."""
-    return label_probabilities(logits)[:, 0] if logits.shape[1] == len(LABELS) else toxic_probability(logits)
-
-
-def _before_training(data: PreparedData, logits: np.ndarray) -> dict[str, float]:
-    """The validation score that the best epoch is chosen by, before the first step."""
-    if logits.shape[1] == len(LABELS):
-        return {"mean_column_roc_auc": mean_column_roc_auc(data.all_labels("validation"), logits)}
-    scores = score(toxic_probability(logits), data.labels("validation"), 0.5)
-    return {"average_precision": scores["average_precision"]}
 
 
 def model_bytes(experiment: Experiment, seed: int, run: Run) -> dict[str, int]:
@@ -581,36 +544,21 @@ def model_bytes(experiment: Experiment, seed: int, run: Run) -> dict[str, int]:
     return {"total": total, "to_ship": weights["adapter_model.safetensors"] if alone else total}
 
 
-def _label_scores(data: PreparedData, logits: dict[str, np.ndarray]) -> dict:
-    """What a result says of the six labels, from the logits (rows, 6) of validation and test."""
-    probabilities = {split: label_probabilities(values.astype(np.float32)) for split, values in logits.items()}
-    labels = {split: data.all_labels(split) for split in probabilities}
-    chosen = label_thresholds(probabilities["validation"], labels["validation"])
-    thresholds = [chosen[label]["threshold"] for label in LABELS]
-    scores = {split: label_scores(probabilities[split], labels[split], thresholds) for split in probabilities}
-    bounds = label_intervals(labels["test"], probabilities["test"])
-    return {"thresholds": chosen} | scores | {"intervals": bounds}
-
-
-def _predictions(data: PreparedData, split: str, logits: np.ndarray, profile: Profile) -> pd.DataFrame:
-    """Ids, labels and logits of a split's rows; a logit is named after its label, or its class if there are two."""
-    labels = {label: data.labels(split, label).astype("int8") for label in profile.labels}
-    names = LABELS if profile.task == "labels" else ("clean", "toxic")
-    columns = {f"logit_{name}": logits[:, k].astype("float32") for k, name in enumerate(names)}
-    return pd.DataFrame({"row_id": data.splits[split]["row_id"][:], "split": split} | labels | columns)
+def _predictions(data: PreparedData, split: str, logits: np.ndarray) -> pd.DataFrame:
+    """Ids, labels and logits of a split's rows."""
+    columns = {"row_id": data.splits[split]["row_id"][:], "split": split, "toxic": data.labels(split).astype("int8")}
+    return pd.DataFrame(columns | dict(zip(LOGITS, logits.astype("float32").T, strict=True)))
 
 
 def _write_predictions(experiment, seed, run, data, logits) -> dict:
-    """Writes the logits of the scored splits; returns the scores that follow from them (none yet of six labels)."""
-    frame = pd.concat(_predictions(data, split, values, run.profile) for split, values in logits.items())
+    """Writes the logits of the scored splits; returns the scores that follow from them."""
+    frame = pd.concat(_predictions(data, split, values) for split, values in logits.items())
     path = predictions_path(run.results_dir, experiment.name, seed)
     write_file(path, lambda temporary: frame.to_parquet(temporary, index=False))
-    if run.profile.task == "labels":
-        return {}
     return predicted_scores(path, file_sha256(path), FIXED_THRESHOLDS.get(experiment.name))
 
 
-def _write_result(experiment, seed, run, data, made_from, logits, facts) -> None:
+def _write_result(experiment, seed, run, data, made_from, facts) -> None:
     """Writes the JSON, which makes the experiment finished; its predictions have been written."""
     result = {
         "experiment": experiment.name,
@@ -625,9 +573,8 @@ def _write_result(experiment, seed, run, data, made_from, logits, facts) -> None
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": {split: len(rows) for split, rows in data.splits.items()},
     }
-    result |= facts | (_label_scores(data, logits) if run.profile.task == "labels" else {})
-    result["predictions_sha256"] = file_sha256(predictions_path(run.results_dir, experiment.name, seed))
-    write_json(result_path(run.results_dir, experiment.name, seed), result)
+    sha256 = file_sha256(predictions_path(run.results_dir, experiment.name, seed))
+    write_json(result_path(run.results_dir, experiment.name, seed), result | facts | {"predictions_sha256": sha256})
 
 
 # --- without a notebook ----------------------------------------------------------------------------------------------
@@ -663,8 +610,7 @@ def main(arguments: list[str] | None = None) -> int:
     trained = [(name, seed) for seed in run.seeds for name in names if name not in baselines]
     for name, seed in [*((name, run.profile.seeds[0]) for name in baselines), *trained]:
         result = run_experiment(name, seed, run)
-        metric = BEST_BY[run.profile.task].__name__
-        told = f"test {metric.replace('_', ' ')} {result['test'][metric]:.3f}"
+        told = f"test average precision {result['test']['average_precision']:.3f}"
         state.print(f"{name}, seed {seed}: {told}", flush=True)
     return 0
 

@@ -38,7 +38,7 @@ from helpers.experiments import (
     read_predictions,
     read_result,
 )
-from helpers.runs import PUBLISHED_RESULTS, Run, read_json, task_suffix, write_file
+from helpers.runs import PUBLISHED_RESULTS, Run, read_json, write_file
 
 # The sheet's own question. These three are corrected among themselves by Holm's method.
 PRIMARY = (("odd", "even"), ("lora", "odd"), ("lora", "even"))
@@ -68,17 +68,6 @@ COMPARISONS = {
     "lora − even": ("lora", "even"),
     "odd − odd_hard": ("odd", "odd_hard"),
 }
-
-
-# Published scores of all six labels, from Detoxify's README (github.com/unitaryai/detoxify). Both had the whole of
-# train.csv to learn from: they say where the task's ceiling is, not what a model of a few thousand rows should reach.
-OFFICIAL_TEST = "the full official test set"
-
-
-LABELS_REFERENCES = (
-    {"model": "Kaggle's leaderboard, the first", "mean_column_roc_auc": 0.9886, "measured_on": OFFICIAL_TEST},
-    {"model": "Detoxify 'original', bert-base", "mean_column_roc_auc": 0.9864, "measured_on": OFFICIAL_TEST},
-)
 
 
 @dataclass(frozen=True)
@@ -217,18 +206,15 @@ def _read_all(directory: Path) -> Results:
     return Results(by_name, directories, missing=[])
 
 
-def load_results(run: Run, task: str = "toxic", extra: Sequence[Experiment] = ()) -> Results:
+def load_results(run: Run, extra: Sequence[Experiment] = ()) -> Results:
     """The results of the run's profile: the run's own, or, where it has none at all, the published ones.
 
     `extra` are experiments that the profile does not list.
 
     Raises:
-        ValueError: the run was made with another task than the caller can read, or the profile lists an experiment
-            that nobody knows.
+        ValueError: the profile lists an experiment that nobody knows.
         MissingStage: a main experiment has no result at all; the message says which notebook makes it.
     """
-    if run.profile.task != task:
-        raise ValueError(f"run {run.name!r} was made with TASK={run.profile.task}; this needs one with TASK={task}")
     by_name, directories, missing = {}, {}, []
     for experiment in dict.fromkeys([*map(find_experiment, run.profile.experiments), *extra]):
         name = experiment.name
@@ -242,8 +228,6 @@ def load_results(run: Run, task: str = "toxic", extra: Sequence[Experiment] = ()
     absent = [name for name in run.profile.experiments if name not in by_name]
     if absent:
         first = ", ".join(sorted({EXPERIMENTS[name].notebook for name in absent}))
-        if task != "toxic":
-            first = f"`TASK={task} python -m helpers.experiments`"
         raise MissingStage(
             f"run {run.name!r} has no result of {', '.join(absent)}: run {first} first (same PROFILE and RUN)"
         )
@@ -277,13 +261,12 @@ def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path
 
 def is_beside(run: Run) -> bool:
     """Whether the run is published beside the one that README.md shows, in a folder of its own below results/."""
-    return run.profile.task != "toxic" or run.profile.name in BESIDE
+    return run.profile.name in BESIDE
 
 
 def published_part(run: Run) -> Path:
     """Where results of such a run are published, below results/: what stands beside, and grids, apart."""
-    parts = ["labels"] if run.profile.task == "labels" else []
-    return Path(*parts, *([run.profile.name] if run.profile.name in BESIDE else []), run.part)
+    return Path(*([run.profile.name] if run.profile.name in BESIDE else []), run.part)
 
 
 def published_dir(run: Run) -> Path:
@@ -408,20 +391,10 @@ def planned_comparisons(results: Results) -> dict[str, dict]:
     return with_holm(compare_pairs(results, COMPARISONS.values()))
 
 
-def labels_run(run: Run) -> Run:
-    """The run of all six labels that stands beside a run of `toxic`: same profile and comments, `-labels` to its name.
-
-    It is not made here: `TASK=labels python -m helpers.experiments` makes it.
-    """
-    profile = load_profile(run.profile.name, "labels")
-    name = f"{run.name}{task_suffix(profile)}"
-    return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
-
-
 def beside_run(run: Run, profile_name: str) -> Run:
     """The run of another profile on the same comments, which its own command makes: one of BESIDE."""
     name = f"{profile_name}-{run.data_source}"
-    profile = load_profile(profile_name, "toxic")
+    profile = load_profile(profile_name)
     return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
 
 

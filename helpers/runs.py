@@ -86,15 +86,15 @@ class Run:
 
 
 def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: str | Path | None = None) -> Run:
-    """The run that the arguments, or the variables PROFILE, RUN, JIGSAW_DIR and TASK, ask for; its folder is made.
+    """The run that the arguments, or the variables PROFILE, RUN and JIGSAW_DIR, ask for; its folder is made.
 
-    A run that exists is reopened with the profile, task and comments it was made with. Without a name it is called
-    <profile>-<data source>, for instance quick-sample or study-jigsaw, and study-jigsaw-labels with TASK=labels.
+    A run that exists is reopened with the profile and the comments it was made with. Without a name it is called
+    <profile>-<data source>, for instance quick-sample or base-jigsaw.
     SEEDS ("1" or "1,2") takes the profile's seeds in pieces, for runs of several hours.
 
     Raises:
-        ValueError: unknown profile or task, a name that is no folder's, or the run exists with others of them or on
-            other comments.
+        ValueError: unknown profile, a name that is no folder's, or the run exists with another profile or on other
+            comments.
         FileNotFoundError: no data where it was said to be, or none at all for a profile that needs real comments.
     """
     name = name or os.environ.get("RUN") or None
@@ -104,11 +104,11 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
     saved = saved_run(name) if name else None
     if saved and profile in (None, "auto"):
         profile = saved["profile"]
-    chosen = load_profile(profile, os.environ.get("TASK") or saved_task(saved))
+    chosen = load_profile(profile)
     if saved is None and not name and chosen.data_without_files == "error":
-        saved = saved_run(f"{chosen.name}-jigsaw{task_suffix(chosen)}")  # its comments need not be named every time
+        saved = saved_run(f"{chosen.name}-jigsaw")  # its comments need not be named every time
     source, directory = find_data_source(chosen, jigsaw_dir, saved)
-    name = name or f"{chosen.name}-{source}{task_suffix(chosen)}"
+    name = name or f"{chosen.name}-{source}"
     run = Run(
         name=name,
         directory=ROOT / "runs" / name,
@@ -122,17 +122,11 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
         raise ValueError(
             f"run {run.name!r} was made with PROFILE={saved['profile']}; give another RUN= for {chosen.name}"
         )
-    if saved and saved_task(saved) != chosen.task:
-        raise ValueError(
-            f"run {run.name!r} was made with TASK={saved_task(saved)}; give another RUN= for TASK={chosen.task}"
-        )
     if saved and saved["data_source"] != source:
         raise ValueError(
             f"run {run.name!r} was made on other comments ({saved['data_source']}); give another RUN= for {source}"
         )
     facts = {"profile": chosen.name, "data_source": source, "jigsaw_dir": str(directory) if directory else None}
-    if chosen.task != "toxic":
-        facts["task"] = chosen.task
     if facts != saved:
         write_json(run.directory / "run.json", facts)
     return run
@@ -149,18 +143,13 @@ def saved_run(name: str) -> dict | None:
     if saved is None and path.exists():
         raise ValueError(
             f"runs/{name}/run.json cannot be read, so the run's profile is not known: remove this file, and give the "
-            "PROFILE= (and TASK=, JIGSAW_DIR=) that the run was made with"
+            "PROFILE= (and JIGSAW_DIR=) that the run was made with"
         )
     return saved
 
 
-def saved_task(saved: dict | None) -> str:
-    """The task in a run.json (None: there is none); runs of the label `toxic` do not write it down."""
-    return (saved or {}).get("task", "toxic")
-
-
 def trained_runs(name: str | None = None) -> list[Path]:
-    """The folders of the runs with models that answer `toxic`: finished runs first, then those trained last.
+    """The folders of the runs with models: finished runs first, then those trained last.
 
     With a name only that run's folder, if it is one. A run is finished when its comparison has been written.
     """
@@ -168,8 +157,7 @@ def trained_runs(name: str | None = None) -> list[Path]:
     found = []
     for folder in folders:
         times = [path.stat().st_mtime for path in folder.glob("models/*/fingerprint.json")]
-        saved = read_json(folder / "run.json")
-        if times and saved and saved_task(saved) == "toxic":
+        if times and read_json(folder / "run.json"):
             finished = (folder / "results" / "comparison.csv").is_file()
             found.append((finished, max(times), folder))
     return [folder for *_, folder in sorted(found, reverse=True)]
@@ -180,7 +168,7 @@ def find_finished_run(name: str | None = None) -> Run:
 
     Raises:
         FileNotFoundError: no run has models; the message says how to make one.
-        ValueError: the run was made with another profile than the variable PROFILE asks for, or with another task.
+        ValueError: the run was made with another profile than the variable PROFILE asks for.
     """
     name, asked = name or os.environ.get("RUN") or None, os.environ.get("PROFILE") or "auto"
     for folder in trained_runs(name):
@@ -192,18 +180,11 @@ def find_finished_run(name: str | None = None) -> Run:
         raise ValueError(
             f"run {name!r} was made with PROFILE={saved['profile']}, and PROFILE={asked} is set: unset one"
         )
-    if saved and saved_task(saved) != "toxic":
-        raise ValueError(f"run {name!r} has TASK={saved_task(saved)}; this takes a run of the label toxic")
     where = f"run {name!r} has" if name else "there are"
     raise FileNotFoundError(
         f"{where} no trained models: `make run` trains them on written comments (15 minutes on 2 CPU "
         "cores), `make run JIGSAW_DIR=…` on the real ones; in a notebook, 01 to 03 do"
     )
-
-
-def task_suffix(profile: Profile) -> str:
-    """What a run's name ends with, so that runs of two tasks never share a folder."""
-    return "" if profile.task == "toxic" else f"-{profile.task}"
 
 
 def chosen_seeds(profile: Profile) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ import pytest
 import helpers.environment
 import helpers.runs
 from helpers.config import PROFILES, load_profile
-from helpers.environment import check_notebook_task, use_drive
+from helpers.environment import use_drive
 from helpers.runs import (
     Run,
     RunInUse,
@@ -66,7 +66,6 @@ BAD_SETTINGS = [
     *(("seeds", value, "one or more whole numbers from 0") for value in ((), (1, -1), (1.0,), ("1",), None, 5)),
     *(("split_seed", value, "a whole number from 0") for value in (-1, 1.5, "1", None)),
     ("seeds", (1, 2, 1), "seeds that differ"),
-    ("task", "label", "'toxic' or 'labels'"),
     ("lora_targets", "all", "'attention' or 'all_linear'"),
     *((name, value, "a text") for name in ("name", "pretrained", "expected_time") for value in ("", None)),
     *(("experiments", value, "a tuple of names, each once") for value in ((), "odd", ("odd", "odd"), None)),
@@ -89,7 +88,7 @@ EDGES = [
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch) -> Path:
     """A project folder of its own, without the variables that a shell may have set."""
-    for variable in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS", "TASK"):
+    for variable in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(helpers.runs, "ROOT", tmp_path)
     monkeypatch.setattr(helpers.runs, "PUBLISHED_RESULTS", tmp_path / "results")
@@ -164,27 +163,6 @@ def test_a_profile_named_in_the_call_goes_before_the_environment(monkeypatch):
 def test_auto_depends_on_the_gpu(monkeypatch, gpu, expected):
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     assert load_profile("auto").name == expected
-
-
-def test_without_a_task_the_profile_is_about_the_label_toxic():
-    assert load_profile("study") is PROFILES["study"]
-
-
-def test_an_unknown_task_gives_the_nearest_name(monkeypatch):
-    monkeypatch.setenv("TASK", "lables")
-    with pytest.raises(ValueError, match=r"there is no task 'lables'. Did you mean 'labels'\?"):
-        load_profile("study")
-
-
-def test_six_labels_are_studied_with_four_experiments_and_the_first_seed(monkeypatch):
-    monkeypatch.setenv("TASK", "labels")
-    profile = load_profile("study")
-    assert (profile.experiments, profile.seeds) == (("teacher", "odd", "even", "lora"), (1,))
-
-
-@pytest.mark.parametrize(("task", "logits"), [("toxic", 2), ("labels", 6)])
-def test_toxic_alone_is_two_classes_and_six_labels_have_a_logit_each(task, logits):
-    assert load_profile("study", task).num_labels == logits
 
 
 # --- fingerprints ----------------------------------------------------------------------------------------------------
@@ -458,37 +436,10 @@ def test_a_refused_profile_leaves_the_run_as_it_was(root):
     assert json.loads((root / "runs" / "mine" / "run.json").read_text())["profile"] == "smoke"
 
 
-def test_runs_of_two_tasks_have_two_names(monkeypatch):
-    monkeypatch.setenv("TASK", "labels")
-    assert open_run("smoke").name == "smoke-separable-labels"
-
-
-def test_a_run_reopened_by_its_name_keeps_its_task(monkeypatch):
-    monkeypatch.setenv("TASK", "labels")
-    open_run("smoke", name="mine")
-    monkeypatch.delenv("TASK")
-    assert open_run(name="mine").profile.task == "labels"
-
-
-@pytest.mark.parametrize(("made", "asked"), [("toxic", "labels"), ("labels", "toxic")])
-def test_a_run_refuses_another_task(monkeypatch, made, asked):
-    monkeypatch.setenv("TASK", made)
-    open_run("smoke", name="mine")
-    monkeypatch.setenv("TASK", asked)
-    with pytest.raises(ValueError, match=f"run 'mine' was made with TASK={made}; give another RUN= for TASK={asked}"):
-        open_run("smoke", name="mine")
-
-
-def test_a_run_of_toxic_writes_down_what_it_did_before_there_were_tasks(root):
+def test_a_run_writes_down_what_it_was_made_with(root):
     open_run("smoke", name="mine")
     written = read_json(root / "runs" / "mine" / "run.json")
     assert written == {"profile": "smoke", "data_source": "separable", "jigsaw_dir": None}
-
-
-def test_the_notebooks_refuse_a_run_of_six_labels(monkeypatch):
-    monkeypatch.setenv("TASK", "labels")
-    with pytest.raises(ValueError, match="TASK=labels, and the notebooks are about the label toxic"):
-        check_notebook_task(open_run("smoke"))
 
 
 def test_an_unknown_profile_leaves_no_folder(root):

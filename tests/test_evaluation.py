@@ -17,22 +17,15 @@ from helpers.evaluation import (
     best_threshold,
     calibration,
     calibration_bins,
-    column_roc_auc,
     compare,
     describe,
     expected_calibration_error,
     f1_of,
     holm,
     intervals,
-    label_intervals,
-    label_probabilities,
-    label_scores,
-    label_thresholds,
     latency,
     mcnemar_p,
-    mean_column_roc_auc,
     resampled_counts,
-    roc_auc_of,
     score,
     teacher_gate,
     toxic_probability,
@@ -504,119 +497,6 @@ def test_where_half_is_toxic_the_gate_can_still_be_passed():
     gate = teacher_gate(labels, make_scores(labels, 0.0), make_scores(labels, 2.0))
     assert gate["needed"] == pytest.approx((1 + labels.mean()) / 2)
     assert gate["passed"] is True
-
-
-# --- six labels ------------------------------------------------------------------------------------------------------
-
-HALVES = [0.5] * 6
-
-
-@pytest.fixture
-def six_labels() -> tuple[np.ndarray, np.ndarray]:
-    """Labels and probabilities (200, 6) of a model that knows something; nobody is `threat`ened (column 3)."""
-    generator = np.random.default_rng(0)
-    labels = (generator.random((200, 6)) < [0.3, 0.05, 0.2, 0, 0.2, 0.1]).astype(int)
-    return labels, np.clip(0.3 * labels + generator.random((200, 6)) * 0.7, 0, 1)
-
-
-def test_two_logits_are_expected_where_the_probability_of_toxic_is_asked_for():
-    with pytest.raises(ValueError, match="expected two logits a comment, clean and toxic; found 6"):
-        toxic_probability(np.zeros((3, 6)))
-
-
-def test_the_probabilities_of_six_labels_are_sigmoids():
-    assert label_probabilities(np.array([[0.0, np.log(3.0)]])) == pytest.approx(np.array([[0.5, 0.75]]))
-
-
-def test_kaggles_metric_is_the_mean_of_the_columns_roc_aucs(six_labels):
-    labels, probabilities = (np.delete(values, 3, axis=1) for values in six_labels)
-    expected = metrics.roc_auc_score(labels, probabilities, average="macro")
-    assert mean_column_roc_auc(labels, probabilities) == pytest.approx(expected)
-
-
-def test_a_label_with_one_class_is_left_out_of_the_mean(six_labels):
-    without = [np.delete(values, 3, axis=1) for values in six_labels]
-    assert mean_column_roc_auc(*six_labels) == pytest.approx(mean_column_roc_auc(*without))
-
-
-def test_a_label_with_one_class_is_named(six_labels):
-    labels, probabilities = six_labels
-    assert label_scores(probabilities, labels, HALVES)["left_out"] == ["threat"]
-
-
-def test_a_label_with_one_class_has_no_roc_auc_of_its_own(six_labels):
-    labels, probabilities = six_labels
-    areas = label_scores(probabilities, labels, HALVES)["roc_auc"]
-    assert [label for label, area in areas.items() if area is None] == ["threat"]
-
-
-def test_a_label_with_one_class_has_no_interval(six_labels):
-    bounds = label_intervals(*six_labels)["roc_auc"]
-    assert [label for label, interval in bounds.items() if interval is None] == ["threat"]
-
-
-def test_labels_that_all_have_one_class_are_an_error():
-    with pytest.raises(ValueError, match="no label has both classes"):
-        mean_column_roc_auc(np.zeros((4, 6)), np.zeros((4, 6)))
-
-
-def test_positives_are_counted_by_label(six_labels):
-    labels, probabilities = six_labels
-    found = label_scores(probabilities, labels, HALVES)["positives"]
-    assert list(found.values()) == labels.sum(axis=0).tolist()
-
-
-def test_micro_f1_is_scikit_learns(six_labels):
-    labels, probabilities = six_labels
-    expected = metrics.f1_score(labels, probabilities >= 0.5, average="micro")
-    assert label_scores(probabilities, labels, HALVES)["micro_f1"] == pytest.approx(expected)
-
-
-def test_macro_f1_is_scikit_learns_over_the_labels_with_both_classes(six_labels):
-    labels, probabilities = six_labels
-    expected = metrics.f1_score(labels, probabilities >= 0.5, average="macro", labels=[0, 1, 2, 4, 5])
-    assert label_scores(probabilities, labels, HALVES)["macro_f1"] == pytest.approx(expected)
-
-
-def test_each_label_is_called_by_its_own_threshold(six_labels):
-    labels, probabilities = six_labels
-    thresholds = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
-    expected = metrics.f1_score(labels, probabilities >= thresholds, average="micro")
-    assert label_scores(probabilities, labels, thresholds)["micro_f1"] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("positives", "chosen_on"), [(29, "default"), (30, "validation")])
-def test_a_threshold_is_chosen_from_30_positives_on(positives, chosen_on):
-    labels = np.zeros((100, 6), dtype=int)
-    labels[:positives] = 1
-    found = label_thresholds(np.where(labels == 1, 0.2, 0.1), labels)["insult"]
-    threshold = 0.2 if chosen_on == "validation" else 0.5
-    assert found == {"threshold": threshold, "chosen_on": chosen_on, "validation_positives": positives}
-
-
-@pytest.mark.parametrize("digits", [1, 6], ids=["ties", "no ties"])
-def test_roc_auc_of_weightings_equals_scikit_learns_with_sample_weights(six_labels, digits):
-    labels, scores = six_labels[0][:, 0], six_labels[1][:, 0].round(digits)
-    counts = next(resampled_counts(200, resamples=5))
-    expected = [metrics.roc_auc_score(labels, scores, sample_weight=weights) for weights in counts]
-    assert roc_auc_of(labels, scores, counts) == pytest.approx(expected)
-
-
-def test_a_resample_of_one_class_has_no_roc_auc():
-    assert np.isnan(roc_auc_of(np.array([0, 1]), np.array([0.1, 0.2]), np.array([[2, 0]]))).all()
-
-
-def test_the_intervals_of_the_labels_contain_their_roc_aucs(six_labels):
-    labels, probabilities = six_labels
-    areas, bounds = column_roc_auc(labels, probabilities), label_intervals(labels, probabilities)["roc_auc"]
-    pairs = [(area, bound) for area, bound in zip(areas, bounds.values(), strict=True) if bound]
-    assert len(pairs) == 5 and all(low < area < high for area, (low, high) in pairs)
-
-
-def test_the_interval_of_the_mean_contains_it_and_is_narrower_than_a_rare_labels(six_labels):
-    bounds = label_intervals(*six_labels)
-    (low, high), (rare_low, rare_high) = bounds["mean_column_roc_auc"], bounds["roc_auc"]["severe_toxic"]
-    assert low < mean_column_roc_auc(*six_labels) < high and high - low < rare_high - rare_low
 
 
 # --- costs -----------------------------------------------------------------------------------------------------------

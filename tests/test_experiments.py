@@ -134,7 +134,6 @@ CHANGES = {
     "weight_decay": (0.1, TRAINED_AT_ALL),
     "warmup_ratio": (0.3, TRAINED_AT_ALL),
     "max_grad_norm": (0.5, TRAINED_AT_ALL),
-    "task": ("labels", TRAINED_AT_ALL),
     "seeds": ((1, 2, 3), set()),
     "name": ("other", set()),
     "expected_time": ("a year", set()),

@@ -18,8 +18,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
 from helpers import environment, models
-from helpers.config import LABELS
-from helpers.models import encoder_layers, find_pretrained, hub_reachable, label_columns, load_model, load_tokenizer
+from helpers.models import encoder_layers, find_pretrained, hub_reachable, load_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -247,18 +246,6 @@ def test_a_loaded_model_is_a_float32_classifier_in_eval_mode(stacked):
 
 def test_the_classes_have_names(stacked):
     assert stacked.config.id2label == {0: "not toxic", 1: "toxic"}
-
-
-def test_six_labels_give_six_logits():
-    assert load_model(find_pretrained("tiny-random"), seed=1, num_labels=6).classifier.out_features == 6
-
-
-def test_six_logits_are_jigsaws_labels_each_a_problem_of_its_own():
-    assert label_columns(load_model(find_pretrained("tiny-random"), seed=1, num_labels=6)) == LABELS
-
-
-def test_two_logits_are_the_classes_of_the_label_toxic(stacked):
-    assert label_columns(stacked) == ("toxic",)
 
 
 def test_the_same_seed_draws_the_same_classifier():
