@@ -39,7 +39,6 @@ from helpers.layers import (
     LAST_SIX,
     ODD_LAYERS,
     copy_layers,
-    draw_layers,
     merge_layers,
 )
 from helpers.lora import add_adapters, count_parameters, load_adapter, save_adapter
@@ -75,9 +74,7 @@ class Experiment:
     title: str
     start: str = "pretrained"  # or 'teacher': the run's fine-tuned teacher; 'minilm': the control; 'baseline'
     layers: tuple | None = None  # layers to keep, counted from 1, or groups of layers to average; None: all
-    redrawn: bool = False  # the layers' weights are drawn at random: what is the copy worth?
     distil: bool = False
-    matched: tuple[int, ...] | None = None  # teacher layers whose [CLS] state is matched; None: the last one
     adapter: bool = False
     changes: tuple[tuple[str, object], ...] = ()  # the profile's settings that this experiment changes
     notebook: str = "02_layer_distillation"
@@ -200,10 +197,6 @@ def experiment_settings(experiment: Experiment, seed: int, profile: Profile) -> 
         settings["adapter"] = changed.settings("lora_rank", "lora_alpha", "lora_dropout")
         if changed.lora_targets != "attention":
             settings["adapter"]["lora_targets"] = changed.lora_targets
-    if experiment.redrawn:
-        settings["redrawn"] = True
-    if experiment.matched:
-        settings["matched"] = list(experiment.matched)
     return settings | {"training": fingerprinted(training_settings(experiment, seed, profile))}
 
 
@@ -304,7 +297,7 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
     targets = None
     if experiment.distil:
         with state.main_process_first():
-            targets, seconds = teacher_targets(seed, run, data, experiment.matched)
+            targets, seconds = teacher_targets(seed, run, data)
         prerequisite_seconds += seconds
     before = None
     if state.is_main_process:
@@ -354,8 +347,6 @@ def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.M
     if experiment.layers:
         merging = isinstance(experiment.layers[0], tuple)
         model = merge_layers(model, experiment.layers) if merging else copy_layers(model, experiment.layers)
-    if experiment.redrawn:
-        model = draw_layers(model, seed)
     if experiment.adapter:
         profile = experiment.profile(run.profile)
         model = add_adapters(
@@ -386,12 +377,8 @@ def load_teacher(seed: int, run: Run) -> tuple[torch.nn.Module, dict]:
     return load_trained("teacher", seed, run).requires_grad_(False), result
 
 
-def teacher_targets(
-    seed: int, run: Run, data: PreparedData, layers: tuple[int, ...] | None = None
-) -> tuple[TeacherTargets, float]:
-    """The teacher's outputs on the training rows, and the seconds their making took; computed once a run and seed.
-
-    `layers` are the teacher layers whose [CLS] states are kept; None: the last one.
+def teacher_targets(seed: int, run: Run, data: PreparedData) -> tuple[TeacherTargets, float]:
+    """The teacher's outputs on the training rows, and the seconds their making took; computed once per run and seed.
 
     Raises:
         TrainingError: the teacher did not pass the gate, so its outputs are not worth imitating.
@@ -404,12 +391,12 @@ def teacher_targets(
             f"training {gate['before']:.3f}, needed {gate['needed']:.3f} and a clear gain): it has not learned, so "
             "distilling it is refused. Train it longer, on more rows or at another rate"
         )
-    directory = run.targets_dir(seed, layers)
-    made_from = fingerprint({"teacher": result["fingerprint"], "layers": layers})
+    directory = run.targets_dir(seed)
+    made_from = fingerprint({"teacher": result["fingerprint"]})
     targets = load_targets(directory, made_from)
     if targets is None:
         with only_writer(run):
-            save_targets(teacher, data.splits["train"], directory, made_from, layers)
+            save_targets(teacher, data.splits["train"], directory, made_from)
         targets = load_targets(directory, made_from)
     return targets, read_json(directory / "time.json")["seconds"]
 

@@ -46,7 +46,6 @@ TEACHER_RATES = (2.5e-5, 5e-5, 1e-4)
 STUDENT_RATES, LORA_RATES = (0.5, 1, 2), (3, 10, 30)  # times the teacher's rate
 TEMPERATURES, SOFT_WEIGHTS = (1.0, 2.0, 4.0, 8.0), (0.25, 0.5, 1.0)
 HYBRID = replace(EXPERIMENTS["lora_6"], name="hybrid", title="LoRA on the odd layers, distilled", distil=True)
-OUTPUTS_OF_PAIRS = (2, 4, 6, 8, 10, 12)  # student layer k does the work of teacher layers 2k − 1 and 2k
 
 
 def grid_run(run: Run) -> Run:
@@ -152,17 +151,6 @@ def hybrids(profile: Profile) -> list[Experiment]:
     ]
 
 
-def copy_controls() -> list[Experiment]:
-    """What the copy is worth, and what a cosine at every layer adds; all distilled from the same teacher."""
-    odd = EXPERIMENTS["odd"]
-    return [
-        odd,
-        replace(odd, name="odd_pretrained", title="Odd layers of the pretrained BERT", start="pretrained"),
-        replace(odd, name="odd_random", title="Random layers", redrawn=True),
-        replace(odd, name="odd_matched", title="Cosine at all six layers", matched=OUTPUTS_OF_PAIRS),
-    ]
-
-
 def sections(run: Run) -> dict[str, list[Experiment]]:
     """The grids by section, in the order of notebook 05. A section begins with its default; rates rise.
 
@@ -176,7 +164,6 @@ def sections(run: Run) -> dict[str, list[Experiment]]:
         "soft targets": soft_target_settings(grid.profile),
         "regularised LoRA": lora_settings(grid.profile),
         "hybrid": hybrids(grid.profile),
-        "copy": copy_controls(),
     }
 
 
@@ -329,8 +316,8 @@ def winners(run: Run) -> list[tuple[str, Experiment, Experiment]]:
     """
     found = []
     for name, tried in sections(run).items():
-        if name.startswith("rates") or name == "copy":
-            continue  # the profile's rates are set by hand after the search; the copy's controls propose nothing
+        if name.startswith("rates"):
+            continue  # the profile's rates are set by hand after the search
         if name == "hybrid":
             found += [(name, HYBRID, other) for other in tried if other != HYBRID]
             continue

@@ -53,8 +53,6 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 def cosine_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
     """1 − cos of the angle between two [CLS] states, (B, H) each, batch mean: 0 where they agree.
 
-    With states of several layers, (B, L, H), the mean over them too.
-
     Taken on hidden states. On two logits a cosine says almost nothing: only their difference counts.
     """
     teacher_states = teacher_states.detach().float()
@@ -72,7 +70,7 @@ def distillation_loss(
     alpha: float,
     beta: float,
 ) -> DistillationLoss:
-    """(1 − α) · hard + α · soft + β · cosine: logits (B, C), labels (B,), states (B, H) or, of L layers, (B, L, H)."""
+    """(1 − α) · hard + α · soft + β · cosine: logits (B, C), labels (B,), states (B, H)."""
     hard = hard_loss(student_logits, labels)
     soft = soft_loss(student_logits, teacher_logits, temperature)
     cosine = cosine_loss(student_states, teacher_states)

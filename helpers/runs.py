@@ -72,9 +72,8 @@ class Run:
     def model_dir(self, experiment: str, seed: int) -> Path:
         return self.directory / "models" / f"{experiment}-{seed}"
 
-    def targets_dir(self, seed: int, layers: tuple[int, ...] | None = None) -> Path:
-        states = "-layers-" + "-".join(map(str, layers)) if layers else ""
-        return self.directory / "targets" / f"teacher-{seed}{states}"
+    def targets_dir(self, seed: int) -> Path:
+        return self.directory / "targets" / f"teacher-{seed}"
 
     def checkpoint_dir(self, experiment: str, seed: int) -> Path:
         return self.directory / "checkpoints" / f"{experiment}-{seed}"

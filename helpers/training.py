@@ -1,6 +1,6 @@
 """The training loop: one function to read from top to bottom, and the small ones that it calls.
 
-Shapes: B comments in a batch, T tokens, C classes, L layers. accelerate places the model on a CPU, on one GPU or on
+Shapes: B comments in a batch, T tokens, C classes. accelerate places the model on a CPU, on one GPU or on
 several, and takes care of mixed precision; the rest is a plain PyTorch loop.
 """
 
@@ -151,10 +151,7 @@ def forward_and_backward(
 def batch_loss(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], settings: TrainingSettings
 ) -> dict[str, torch.Tensor]:
-    """The loss of a batch by part: `total` is minimised. Without a teacher in the batch, total = hard.
-
-    Where the teacher's states are those of L layers, they stand against the student's last L layers, in order.
-    """
+    """The loss of a batch by part: `total` is minimised. Without a teacher in the batch, total = hard."""
     labels, distilled = batch["labels"], "teacher_logits" in batch
     mask = additive_mask(batch["attention_mask"])
     output = model(input_ids=batch["input_ids"], attention_mask=mask, output_hidden_states=distilled)
@@ -165,7 +162,7 @@ def batch_loss(
         output.logits,
         batch["teacher_logits"],
         labels,
-        cls_states(output, range(-batch["teacher_states"].shape[1], 0)),
+        cls_states(output),
         batch["teacher_states"],
         temperature=settings.temperature,
         alpha=settings.alpha,

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 import helpers.results
 from helpers import experiments, improvements
@@ -44,7 +43,7 @@ def grid(finished_run, tmp_path_factory):
 # --- the grids as data -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["soft targets", "regularised LoRA", "layers", "copy"])
+@pytest.mark.parametrize("name", ["soft targets", "regularised LoRA", "layers"])
 def test_a_section_begins_with_its_default(finished_run, name):
     default = sections(finished_run)[name][0]
     main = EXPERIMENTS["lora" if "LoRA" in name else "odd"]
@@ -174,7 +173,7 @@ def won(finished_run, monkeypatch):
     return improvements.winners(finished_run)
 
 
-def test_rates_and_controls_of_the_copy_never_go_to_the_test_set(won):
+def test_rates_never_go_to_the_test_set(won):
     assert [section for section, *_ in won] == ["layers", "soft targets", "regularised LoRA", "hybrid", "hybrid"]
 
 
@@ -197,20 +196,3 @@ def test_the_pareto_front_keeps_what_nothing_beats():
 
 def test_two_equal_models_are_both_on_the_front():
     assert pareto_front(np.array([1, 1]), np.array([0.5, 0.5])).tolist() == [True, True]
-
-
-# --- starts ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "same_layers", "same_head"), [("odd_pretrained", False, False), ("odd_random", False, True)]
-)
-def test_a_control_of_the_copy_starts_elsewhere(finished_run, name, same_layers, same_head):
-    odd, other = (
-        experiments.start_model(e, 1, finished_run)[0].state_dict()
-        for e in (EXPERIMENTS["odd"], next(e for e in improvements.copy_controls() if e.name == name))
-    )
-    equal = {key: torch.equal(odd[key], other[key]) for key in odd}
-    layers = [key for key in odd if "encoder.layer" in key and key.endswith("query.weight")]
-    assert all(equal[key] == same_layers for key in layers)
-    assert equal["classifier.weight"] == same_head
