@@ -99,7 +99,7 @@ class Difference:
     by_seed: tuple[float, ...]
     standard_error: float
     degrees_of_freedom: float
-    p_value: float  # two-sided
+    p_value: float | None  # two-sided; None where seeds played no part
     detectable: float  # the minimum detectable effect: found in 80 % of such studies
     p_holm: float | None = None  # within its family, from holm_verdicts
     verdict: str | None = None  # 'better', 'worse' or 'inconclusive'; None with fewer than three seeds
@@ -147,6 +147,29 @@ def difference(by_seed: Sequence[float], resampled: np.ndarray) -> Difference:
         degrees_of_freedom=degrees,
         p_value=float(2 * t.sf(abs(mean) / error, degrees)) if error > 0 else float(mean == 0),
         detectable=float(t.ppf(0.975, degrees) + t.ppf(0.8, degrees)) * error,
+    )
+
+
+def row_difference(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Difference:
+    """One training of model a minus one of model b in average precision: labels and probabilities (rows,).
+
+    The interval, D ± 1.96 standard deviations of the paired bootstrap, is that of the rows alone. It says nothing of
+    the next seed, so there is neither a p-value nor a verdict.
+    """
+    once = np.ones((1, len(labels)), dtype=int)
+    observed = float((average_precision_of(labels, a, once) - average_precision_of(labels, b, once))[0])
+    resampled = bootstrap_average_precision(labels, a) - bootstrap_average_precision(labels, b)
+    error = float(np.std(resampled, ddof=1))
+    margin = float(norm.ppf(0.975)) * error
+    return Difference(
+        difference=observed,
+        low=observed - margin,
+        high=observed + margin,
+        by_seed=(observed,),
+        standard_error=error,
+        degrees_of_freedom=math.inf,
+        p_value=None,
+        detectable=float(norm.ppf(0.975) + norm.ppf(0.8)) * error,
     )
 
 

@@ -88,6 +88,10 @@ class Experiment:
         return self.start == "teacher" or self.distil
 
 
+def _student(name: str, title: str, layers: tuple[int, ...]) -> Experiment:
+    return Experiment(name, title, start="teacher", layers=layers, distil=True, notebook="05_improvements")
+
+
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
@@ -111,8 +115,22 @@ EXPERIMENTS = {
         Experiment(
             "minilm_lora", "MiniLM's own 6 layers, LoRA", start="minilm", adapter=True, notebook="03_lora_fine_tuning"
         ),
-        Experiment("first_six", "First six layers, distilled", start="teacher", layers=FIRST_SIX, distil=True),
-        Experiment("last_six", "Last six layers, distilled", start="teacher", layers=LAST_SIX, distil=True),
+        # Is it the half, or the second training? And which of the layers 1 and 12 makes odd and even differ?
+        _student("twelve", "All twelve layers, distilled", tuple(range(1, 13))),
+        _student("odd_without_1", "Odd layers without layer 1, distilled", (2, 3, 5, 7, 9, 11)),
+        _student("even_with_1", "Even layers with layer 1, distilled", (1, 4, 6, 8, 10, 12)),
+        _student("odd_with_12", "Odd layers with layer 12, distilled", (1, 3, 5, 7, 9, 12)),
+        _student("first_six", "First six layers, distilled", FIRST_SIX),
+        _student("last_six", "Last six layers, distilled", LAST_SIX),
+        Experiment(
+            "hybrid",
+            "LoRA on the odd layers, distilled",
+            start="teacher",
+            layers=ODD_LAYERS,
+            distil=True,
+            adapter=True,
+            notebook="05_improvements",
+        ),
     )
 }
 

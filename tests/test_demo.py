@@ -28,7 +28,6 @@ from helpers.demo import (
     word_changes,
 )
 from helpers.evaluation import toxic_probability
-from helpers.improvements import HYBRID
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.results import load_results
 from helpers.runs import find_finished_run
@@ -74,7 +73,7 @@ def test_a_models_probabilities_are_those_of_the_runs_predictions(models, finish
 def test_the_hybrid_is_shown_where_it_has_been_trained(copied_run, monkeypatch):
     from helpers import experiments
 
-    experiments.run_experiment(HYBRID, 1, copied_run)
+    experiments.run_experiment("hybrid", 1, copied_run)
     assert list(load_models(copied_run)) == [experiment.name for experiment in SHOWN]
 
 

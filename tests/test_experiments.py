@@ -44,8 +44,19 @@ from helpers.training import TrainingError, predict
 
 SMOKE = load_profile("smoke")
 TRAINED = [name for name in SMOKE.experiments if EXPERIMENTS[name].start != "baseline"]
-DISTILLED = {"odd", "even", "first_six", "last_six"}
-FROM_THE_TEACHER = DISTILLED | {"lora_6", "odd_hard", "even_hard"}
+SELECTIONS = {
+    "odd": ODD_LAYERS,
+    "even": EVEN_LAYERS,
+    "twelve": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12),
+    "odd_without_1": (2, 3, 5, 7, 9, 11),
+    "even_with_1": (1, 4, 6, 8, 10, 12),
+    "odd_with_12": (1, 3, 5, 7, 9, 12),
+    "first_six": (1, 2, 3, 4, 5, 6),
+    "last_six": (7, 8, 9, 10, 11, 12),
+}
+STUDENTS = set(SELECTIONS) | {"odd_hard", "even_hard"}
+FROM_THE_TEACHER = STUDENTS | {"lora_6", "hybrid"}
+DISTILLED = set(SELECTIONS) | {"hybrid"}
 
 
 class Retrained(Exception):
@@ -88,15 +99,8 @@ def test_an_unknown_experiment_is_answered_with_the_nearest():
 
 def test_the_students_keep_the_layers_they_are_named_after():
     kept = {name: EXPERIMENTS[name].layers for name in FROM_THE_TEACHER}
-    assert kept == {
-        "odd": ODD_LAYERS,
-        "even": EVEN_LAYERS,
-        "lora_6": ODD_LAYERS,
-        "odd_hard": ODD_LAYERS,
-        "even_hard": EVEN_LAYERS,
-        "first_six": (1, 2, 3, 4, 5, 6),
-        "last_six": (7, 8, 9, 10, 11, 12),
-    }
+    others = {"lora_6": ODD_LAYERS, "hybrid": ODD_LAYERS, "odd_hard": ODD_LAYERS, "even_hard": EVEN_LAYERS}
+    assert kept == SELECTIONS | others
 
 
 def test_of_the_main_experiments_only_odd_and_even_are_distilled():
@@ -110,17 +114,17 @@ def test_the_comparisons_named_beforehand_are_these_four():
 # --- fingerprints ----------------------------------------------------------------------------------------------------
 
 
-LORA = {"lora", "lora_6", "minilm_lora"}
+LORA = {"lora", "lora_6", "hybrid", "minilm_lora"}
 TRAINED_AT_ALL = set(EXPERIMENTS) - {"majority", "tfidf"}
 IN_FULL = TRAINED_AT_ALL - LORA
 # What is made again when a setting changes. A changed teacher changes its students and what stands on its copy.
 CHANGES = {
     # On the same data; a model with another tokeniser changes the data, and so everything (tests/test_data.py).
     "pretrained": ("minilm-stacked", TRAINED_AT_ALL - {"minilm", "minilm_lora"}),
-    "epochs": (9, IN_FULL | {"lora_6"}),
-    "batch_size": (4, IN_FULL | {"lora_6"}),
+    "epochs": (9, IN_FULL | {"lora_6", "hybrid"}),
+    "batch_size": (4, IN_FULL | {"lora_6", "hybrid"}),
     "teacher_learning_rate": (1e-4, FROM_THE_TEACHER | {"teacher", "minilm"}),
-    "student_learning_rate": (1e-4, FROM_THE_TEACHER - {"lora_6"}),
+    "student_learning_rate": (1e-4, STUDENTS),
     "lora_learning_rate": (1e-4, LORA),
     "lora_epochs": (9, LORA),
     "lora_batch_size": (4, LORA),
