@@ -72,7 +72,7 @@ class Experiment:
 
     name: str
     title: str
-    start: str = "pretrained"  # or 'teacher': the run's fine-tuned teacher; 'minilm': the control; 'baseline'
+    start: str = "pretrained"  # or 'teacher': the run's fine-tuned teacher; 'baseline'
     layers: tuple | None = None  # layers to keep, counted from 1, or groups of layers to average; None: all
     distil: bool = False
     adapter: bool = False
@@ -111,10 +111,6 @@ EXPERIMENTS = {
         ),
         Experiment("odd_hard", "Odd student, labels only", start="teacher", layers=ODD_LAYERS),
         Experiment("even_hard", "Even student, labels only", start="teacher", layers=EVEN_LAYERS),
-        Experiment("minilm", "MiniLM's own 6 layers, in full", start="minilm", notebook="03_lora_fine_tuning"),
-        Experiment(
-            "minilm_lora", "MiniLM's own 6 layers, LoRA", start="minilm", adapter=True, notebook="03_lora_fine_tuning"
-        ),
         # Is it the half, or the second training? And which of the layers 1 and 12 makes odd and even differ?
         _student("twelve", "All twelve layers, distilled", tuple(range(1, 13))),
         _student("odd_without_1", "Odd layers without layer 1, distilled", (2, 3, 5, 7, 9, 11)),
@@ -160,12 +156,12 @@ def experiment_seeds(experiment: Experiment, seeds: tuple[int, ...]) -> tuple[in
 
 
 def training_settings(experiment: Experiment, seed: int, profile: Profile) -> TrainingSettings:
-    """The experiment's training settings: each family has its own rate, batch size and number of epochs."""
+    """The experiment's training settings: each family has its own rate, and nothing else of its own."""
     family = "lora" if experiment.adapter else "student" if experiment.layers else "teacher"
     profile = experiment.profile(profile)
     return TrainingSettings(
-        epochs=profile.lora_epochs if experiment.adapter else profile.epochs,
-        batch_size=profile.lora_batch_size if experiment.adapter else profile.batch_size,
+        epochs=profile.epochs,
+        batch_size=profile.batch_size,
         learning_rate=getattr(profile, f"{family}_learning_rate"),
         weight_decay=profile.weight_decay,
         warmup_ratio=profile.warmup_ratio,
@@ -223,8 +219,8 @@ def experiment_inputs(experiment: Experiment, seed: int, profile: Profile, data_
     inputs = {"data": data_fingerprint}
     if experiment.needs_teacher:
         inputs["teacher"] = experiment_fingerprint(EXPERIMENTS["teacher"], seed, profile, data_fingerprint)
-    if experiment.start not in ("teacher", "baseline"):
-        inputs["pretrained"] = pretrained_sha256(_pretrained_name(experiment, profile))
+    if experiment.start == "pretrained":
+        inputs["pretrained"] = pretrained_sha256(profile.pretrained)
     return inputs
 
 
@@ -232,10 +228,6 @@ def experiment_fingerprint(experiment: Experiment, seed: int, profile: Profile, 
     """Changes when a setting or an input of the experiment does; versions, device and time play no part."""
     settings = experiment_settings(experiment, seed, profile)
     return fingerprint({"settings": settings, "inputs": experiment_inputs(experiment, seed, profile, data_fingerprint)})
-
-
-def _pretrained_name(experiment: Experiment, profile: Profile) -> str:
-    return profile.pretrained if experiment.start == "pretrained" else experiment.start
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -355,12 +347,12 @@ def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.M
     if experiment.start == "teacher":
         model = teacher
     else:
-        model = load_model(find_pretrained(_pretrained_name(experiment, run.profile)), seed)
+        model = load_model(find_pretrained(run.profile.pretrained), seed)
         positions = model.config.max_position_embeddings
         if run.profile.max_length > positions:
             raise ValueError(
                 f"profile {run.profile.name}: max_length={run.profile.max_length} is not allowed; give at most "
-                f"{positions}, the positions that {_pretrained_name(experiment, run.profile)} has"
+                f"{positions}, the positions that {run.profile.pretrained} has"
             )
     if experiment.layers:
         merging = isinstance(experiment.layers[0], tuple)

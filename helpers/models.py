@@ -304,11 +304,12 @@ def lora_targets(model: torch.nn.Module, which: str = "attention") -> list[str]:
     return list(LORA_TARGETS[family][which])
 
 
-_MINILM = Source(minilm_directory, MINILM_SHA256, "MiniLM package", f"install it anew: {MINILM_ADVICE}")
+_STACKED = Source(
+    minilm_directory, MINILM_SHA256, "MiniLM package", f"install it anew: {MINILM_ADVICE}", build=_stack_minilm
+)
 PRETRAINED = {
-    "minilm-stacked": replace(_MINILM, build=_stack_minilm),
-    "minilm": _MINILM,
+    "minilm-stacked": _STACKED,
     MPNET: Source(mpnet_directory, MPNET_SHA256, "MPNet packages", f"remove runs/pretrained/ and {MPNET_ADVICE}"),
     "bert-base-uncased": Source(bert_base_directory, BERT_BASE_SHA256, "hub's copy", "remove it from the hub's cache"),
-    "tiny-random": replace(_MINILM, build=_draw_tiny, is_random=True),
+    "tiny-random": replace(_STACKED, build=_draw_tiny, is_random=True),
 }

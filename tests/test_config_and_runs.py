@@ -36,8 +36,8 @@ from helpers.runs import (
 
 WHOLE = "a whole number from 1"
 BAD_SETTINGS = [
-    *((name, value, WHOLE) for name in ("epochs", "lora_epochs", "batch_size") for value in (0, -1, 2.0, "3", True)),
-    *((name, value, WHOLE) for name in ("lora_batch_size", "lora_rank", "lora_alpha") for value in (0, None)),
+    *((name, value, WHOLE) for name in ("epochs", "batch_size") for value in (0, -1, 2.0, "3", True)),
+    *((name, value, WHOLE) for name in ("lora_rank", "lora_alpha") for value in (0, None)),
     *(
         (name, value, "None (all of them) or a whole")
         for name in ("train_rows", "test_rows", "micro_batch_size")
@@ -136,7 +136,7 @@ def test_a_profile_is_found_by_its_name(name):
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("qiuck", "quick"), ("stduy", "study"), ("colabs", "colab"), ("Full", "full")]
+    ("typed", "meant"), [("qiuck", "quick"), ("bsae", "base"), ("colabs", "colab"), ("Full", "full")]
 )
 def test_an_unknown_profile_gives_the_nearest_name(typed, meant):
     with pytest.raises(ValueError, match=f"there is no profile {typed!r}. Did you mean {meant!r}?"):
@@ -302,17 +302,17 @@ def test_a_filling_that_fails_leaves_no_temporary_directory(failed_filling):
 
 def test_jigsaw_dir_names_the_folder(comments, monkeypatch):
     monkeypatch.setenv("JIGSAW_DIR", str(comments))
-    assert find_data_source(PROFILES["study"]) == ("jigsaw", comments)
+    assert find_data_source(PROFILES["base"]) == ("jigsaw", comments)
 
 
 def test_jigsaw_dir_may_be_relative_to_the_project(comments, monkeypatch):
     monkeypatch.setenv("JIGSAW_DIR", "downloads/jigsaw")
-    assert find_data_source(PROFILES["study"]) == ("jigsaw", comments)
+    assert find_data_source(PROFILES["base"]) == ("jigsaw", comments)
 
 
 def test_jigsaw_dir_goes_before_the_projects_own_folder(root, comments):
     (root / "data" / "jigsaw").mkdir(parents=True)
-    assert find_data_source(PROFILES["study"], comments) == ("jigsaw", comments)
+    assert find_data_source(PROFILES["base"], comments) == ("jigsaw", comments)
 
 
 def test_the_projects_own_folder_is_found(root):
@@ -333,16 +333,16 @@ def test_a_wrong_jigsaw_dir_is_never_passed_over_for_other_data(root, monkeypatc
         open_run("quick")
 
 
-def test_study_without_comments_says_what_to_do(root):
+def test_base_without_comments_says_what_to_do(root):
     with pytest.raises(FileNotFoundError) as error:
-        open_run("study")
-    said = ("PROFILE=study", "train.csv, test.csv", "kaggle.com", "data/jigsaw/", "JIGSAW_DIR", "PROFILE=quick")
+        open_run("base")
+    said = ("PROFILE=base", "train.csv, test.csv", "kaggle.com", "data/jigsaw/", "JIGSAW_DIR", "PROFILE=quick")
     assert [part for part in said if part not in str(error.value)] == []
 
 
 def test_a_run_that_finds_no_comments_leaves_no_folder(root):
     with pytest.raises(FileNotFoundError):
-        open_run("study", name="mine")
+        open_run("base", name="mine")
     assert not (root / "runs").exists()
 
 
@@ -382,7 +382,7 @@ def test_a_run_reopened_by_its_name_keeps_its_profile(asked):
 
 
 def test_a_run_reopened_by_its_name_keeps_its_comments(comments):
-    open_run("study", name="mine", jigsaw_dir=comments)
+    open_run("base", name="mine", jigsaw_dir=comments)
     assert open_run(name="mine").jigsaw_dir == comments
 
 
@@ -398,9 +398,9 @@ def test_a_run_refuses_other_comments(comments):
         open_run(name="mine", jigsaw_dir=comments)
 
 
-def test_a_study_finds_its_comments_again_without_being_told(comments):
-    open_run("study", jigsaw_dir=comments)
-    assert open_run("study").jigsaw_dir == comments
+def test_base_finds_its_comments_again_without_being_told(comments):
+    open_run("base", jigsaw_dir=comments)
+    assert open_run("base").jigsaw_dir == comments
 
 
 def test_the_published_results_of_any_profile_are_read_as_what_they_are(root):
@@ -449,20 +449,20 @@ def test_an_unknown_profile_leaves_no_folder(root):
 
 
 def test_a_run_takes_the_seeds_of_its_profile(comments):
-    assert open_run("study", jigsaw_dir=comments).seeds == PROFILES["study"].seeds
+    assert open_run("base", jigsaw_dir=comments).seeds == PROFILES["base"].seeds
 
 
 @pytest.mark.parametrize(("asked", "seeds"), [("2", (2,)), ("3,1", (1, 3)), ("1 2", (1, 2))])
 def test_seeds_can_be_taken_in_pieces(comments, monkeypatch, asked, seeds):
     monkeypatch.setenv("SEEDS", asked)
-    assert open_run("study", jigsaw_dir=comments).seeds == seeds
+    assert open_run("base", jigsaw_dir=comments).seeds == seeds
 
 
 @pytest.mark.parametrize("asked", ["9", "1,9", "one"])
 def test_seeds_that_the_profile_does_not_have_are_refused(comments, monkeypatch, asked):
     monkeypatch.setenv("SEEDS", asked)
-    with pytest.raises(ValueError, match=f"SEEDS={asked}: PROFILE=study has the seeds 1, 2, 3"):
-        open_run("study", jigsaw_dir=comments)
+    with pytest.raises(ValueError, match=f"SEEDS={asked}: PROFILE=base has the seeds 1, 2, 3, 4, 5"):
+        open_run("base", jigsaw_dir=comments)
 
 
 @pytest.mark.parametrize(
@@ -487,14 +487,14 @@ def test_a_path_outside_the_project_is_shown_by_its_name_alone(root):
 
 
 def test_the_published_results_of_a_profile_can_be_opened_without_comments(root):
-    write_json(root / "results" / "run.json", {"profile": "study", "data_source": "jigsaw"})
-    assert open_run("study").data_source == "jigsaw"
+    write_json(root / "results" / "run.json", {"profile": "base", "data_source": "jigsaw"})
+    assert open_run("base").data_source == "jigsaw"
 
 
 def test_published_results_of_another_profile_do_not_stand_in_for_comments(root):
     write_json(root / "results" / "run.json", {"profile": "full", "data_source": "hub"})
-    with pytest.raises(FileNotFoundError, match="PROFILE=study needs the real comments"):
-        open_run("study")
+    with pytest.raises(FileNotFoundError, match="PROFILE=base needs the real comments"):
+        open_run("base")
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".hidden", "with space"])
