@@ -20,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Run:
     profile: Profile
     data_source: str
     jigsaw_dir: Path | None
-    seeds: tuple[int, ...]  # the profile's, or those of them that SEEDS asks for
+    seeds: tuple[int, ...]  # those to train now: the profile's, or what SEEDS asks for
     scored: tuple[str, ...] = ("validation", "test")  # a grid of settings is never scored on test
     part: str = ""  # "grid" for the run's grids: where their results lie below results/
 
@@ -89,7 +89,7 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
 
     A run that exists is reopened with the profile and the comments it was made with. Without a name it is called
     <profile>-<data source>, for instance quick-sample or base-jigsaw.
-    SEEDS ("1" or "1,2") takes the profile's seeds in pieces, for runs of several hours.
+    SEEDS takes the profile's seeds in pieces ("1", "2"), for runs of several hours, or adds some to it ("1,2,3").
 
     Raises:
         ValueError: unknown profile, a name that is no folder's, or the run exists with another profile or on other
@@ -104,6 +104,8 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
     if saved and profile in (None, "auto"):
         profile = saved["profile"]
     chosen = load_profile(profile)
+    seeds = chosen_seeds(chosen)
+    chosen = replace(chosen, seeds=tuple(dict.fromkeys((*chosen.seeds, *seeds))))
     if saved is None and not name and chosen.data_without_files == "error":
         saved = saved_run(f"{chosen.name}-jigsaw")  # its comments need not be named every time
     source, directory = find_data_source(chosen, jigsaw_dir, saved)
@@ -114,7 +116,7 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
         profile=chosen,
         data_source=source,
         jigsaw_dir=directory,
-        seeds=chosen_seeds(chosen),
+        seeds=seeds,
     )
     saved = saved_run(run.name)
     if saved and saved["profile"] != chosen.name:
@@ -187,20 +189,15 @@ def find_finished_run(name: str | None = None) -> Run:
 
 
 def chosen_seeds(profile: Profile) -> tuple[int, ...]:
-    """The profile's seeds, or those of them that the variable SEEDS names.
+    """The profile's seeds, or those that the variable SEEDS names, for instance "1" or "1,2,3".
 
     Raises:
-        ValueError: SEEDS names something else.
+        ValueError: SEEDS names something else than whole numbers.
     """
     asked = os.environ.get("SEEDS", "").replace(",", " ").split()
-    if not asked:
-        return profile.seeds
-    seeds = tuple(seed for seed in profile.seeds if str(seed) in asked)
-    if len(seeds) != len(set(asked)):
-        raise ValueError(
-            f"SEEDS={','.join(asked)}: PROFILE={profile.name} has the seeds {', '.join(map(str, profile.seeds))}"
-        )
-    return seeds
+    if not all(seed.isdecimal() for seed in asked):
+        raise ValueError(f"SEEDS={','.join(asked)}: give whole numbers from 0, for instance SEEDS=1,2,3")
+    return tuple(sorted({int(seed) for seed in asked})) or profile.seeds
 
 
 def find_data_source(
@@ -446,7 +443,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: colab with a GPU, else quick)")
     parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
     parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
-    parser.add_argument("--seeds", help="the profile's seeds to run now, for instance 1 or 1,2 (default: all)")
+    parser.add_argument("--seeds", help="the seeds to run now, for instance 1 or 1,2,3 (default: the profile's)")
 
 
 def use_run_arguments(options: argparse.Namespace) -> None:

@@ -458,11 +458,17 @@ def test_seeds_can_be_taken_in_pieces(comments, monkeypatch, asked, seeds):
     assert open_run("base", jigsaw_dir=comments).seeds == seeds
 
 
-@pytest.mark.parametrize("asked", ["9", "1,9", "one"])
-def test_seeds_that_the_profile_does_not_have_are_refused(comments, monkeypatch, asked):
+def test_seeds_that_the_profile_does_not_have_are_added_after_its_own(monkeypatch):
+    monkeypatch.setenv("SEEDS", "0,1,2")
+    run = open_run("quick")
+    assert (run.seeds, run.profile.seeds) == ((0, 1, 2), (1, 0, 2))
+
+
+@pytest.mark.parametrize("asked", ["one", "1,-2", "1.5"])
+def test_seeds_that_are_no_whole_numbers_are_refused(monkeypatch, asked):
     monkeypatch.setenv("SEEDS", asked)
-    with pytest.raises(ValueError, match=f"SEEDS={asked}: PROFILE=base has the seeds 1, 2, 3, 4, 5"):
-        open_run("base", jigsaw_dir=comments)
+    with pytest.raises(ValueError, match=f"SEEDS={asked}: give whole numbers from 0"):
+        open_run("quick")
 
 
 @pytest.mark.parametrize(

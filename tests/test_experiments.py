@@ -704,7 +704,7 @@ def test_seeds_may_be_run_apart_and_end_in_one_comparison(smoke_run, monkeypatch
     ("arguments", "message"),
     [
         (["odds", "--profile", "smoke"], "Did you mean 'odd'?"),
-        (["odd", "--profile", "smoke", "--seeds", "7"], "SEEDS=7"),
+        (["odd", "--profile", "smoke", "--seeds", "seven"], "SEEDS=seven"),
         (["odd", "--profile", "smok"], "Did you mean 'smoke'?"),
     ],
 )
