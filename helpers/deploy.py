@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from helpers.batches import Collator, progress_bar
 from helpers.config import load_profile
 from helpers.data import DataError, PreparedData, tokenise
-from helpers.evaluation import compare, latency, toxic_probability
+from helpers.evaluation import latency, row_difference, toxic_probability
 from helpers.lora import merge_adapters
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.runs import (
@@ -178,7 +179,7 @@ def measure_deployment(model: torch.nn.Module, directory: Path, data: PreparedDa
     for name, file in FORMATS.items():
         exported = OnnxModel(directory / file)
         found = onnx_logits(exported, data.splits["test"], plain.config.pad_token_id)
-        change = compare(labels, toxic_probability(found)[None], probabilities[None])
+        change = asdict(row_difference(labels, toxic_probability(found), probabilities))
         facts[name] = measure_latency(exported, batches) | {
             "bytes": (directory / file).stat().st_size,
             "largest_difference": float(np.abs(found - logits).max()),

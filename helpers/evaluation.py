@@ -5,7 +5,6 @@ Scores are probabilities of `toxic`. The threshold that turns them into a verdic
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from statsmodels.stats.multitest import multipletests
 RESAMPLES = 2_000
 BINS = 10  # of the calibration error and the reliability diagram
 METRICS = ("accuracy", "f1", "precision", "recall", "roc_auc", "average_precision")
+INTERVALS = ("accuracy", "f1", "precision", "recall", "average_precision")  # the scores that get an interval
 SEEDS_FOR_A_VERDICT = 3
 
 
@@ -122,6 +122,18 @@ def bootstrap_average_precision(labels: np.ndarray, probabilities: np.ndarray) -
     return np.concatenate([average_precision_of(labels, probabilities, counts) for counts in pieces])
 
 
+def standard_error(by_seed: Sequence[float], resampled: np.ndarray) -> tuple[float, float]:
+    """The standard error of a mean over n seeds, √(V_rows + s²/n), and its degrees of freedom by Satterthwaite.
+
+    `by_seed` (n,) are the observed values, `resampled` (R,) bootstrap draws of their mean. One seed has no s²: what is
+    left is the error of the rows, with infinitely many degrees of freedom.
+    """
+    n = len(by_seed)
+    of_seeds = float(np.var(by_seed, ddof=1)) / n if n > 1 else 0.0
+    variance = float(np.var(resampled, ddof=1)) + of_seeds
+    return math.sqrt(variance), (n - 1) * (variance / of_seeds) ** 2 if of_seeds > 0 else math.inf
+
+
 def difference(by_seed: Sequence[float], resampled: np.ndarray) -> Difference:
     """The difference D over n seeds: `by_seed` (n,) are the observed ones, `resampled` (R,) bootstrap draws of D.
 
@@ -130,13 +142,10 @@ def difference(by_seed: Sequence[float], resampled: np.ndarray) -> Difference:
     D ± t·√(V_rows + s²/n), with Satterthwaite's degrees of freedom, infinitely many for V_rows. The minimum detectable
     effect is (t₀.₉₇₅ + t₀.₈)·√(V_rows + s²/n). With one seed its spread is unknown, and so are all of these: NaN.
     """
-    mean, n = float(np.mean(by_seed)), len(by_seed)
-    if n == 1:
+    mean = float(np.mean(by_seed))
+    if len(by_seed) == 1:
         return Difference(mean, *[math.nan] * 2, tuple(map(float, by_seed)), *[math.nan] * 4)
-    of_seeds = float(np.var(by_seed, ddof=1)) / n
-    variance = float(np.var(resampled, ddof=1)) + of_seeds
-    degrees = (n - 1) * (variance / of_seeds) ** 2 if of_seeds > 0 else math.inf
-    error = math.sqrt(variance)
+    error, degrees = standard_error(by_seed, resampled)
     margin = float(t.ppf(0.975, degrees)) * error
     return Difference(
         difference=mean,
@@ -159,7 +168,7 @@ def row_difference(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Differen
     once = np.ones((1, len(labels)), dtype=int)
     observed = float((average_precision_of(labels, a, once) - average_precision_of(labels, b, once))[0])
     resampled = bootstrap_average_precision(labels, a) - bootstrap_average_precision(labels, b)
-    error = float(np.std(resampled, ddof=1))
+    error, degrees = standard_error([observed], resampled)
     margin = float(norm.ppf(0.975)) * error
     return Difference(
         difference=observed,
@@ -167,10 +176,17 @@ def row_difference(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Differen
         high=observed + margin,
         by_seed=(observed,),
         standard_error=error,
-        degrees_of_freedom=math.inf,
+        degrees_of_freedom=degrees,
         p_value=None,
         detectable=float(norm.ppf(0.975) + norm.ppf(0.8)) * error,
     )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for having made several comparisons (Holm 1979)."""
+    if not len(p_values):  # statsmodels before 0.15 divides by their number
+        return []
+    return multipletests(p_values, method="holm")[1].tolist()
 
 
 def holm_verdicts(family: dict[str, Difference]) -> dict[str, Difference]:
@@ -190,14 +206,7 @@ def holm_verdicts(family: dict[str, Difference]) -> dict[str, Difference]:
     return verdicts
 
 
-# --- intervals and verdicts ------------------------------------------------------------------------------------------
-
-
-def resampled_counts(rows: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """How often each row stands in each bootstrap sample, the same ones in every call; in pieces of (200, rows)."""
-    generator, piece = np.random.default_rng(0), 200
-    for start in range(0, resamples, piece):
-        yield generator.multinomial(rows, np.full(rows, 1 / rows), size=min(piece, resamples - start))
+# --- intervals --------------------------------------------------------------------------------------------------------
 
 
 def average_precision_of(labels: np.ndarray, probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -210,125 +219,46 @@ def average_precision_of(labels: np.ndarray, probabilities: np.ndarray, counts: 
     return (recall_steps * found / np.maximum(called, 1)).sum(axis=1)
 
 
-def f1_of(labels: np.ndarray, probabilities: np.ndarray, threshold: float, counts: np.ndarray) -> np.ndarray:
-    """F1 of the toxic class for many weightings of the rows at once: counts (R, rows) → (R,)."""
+def scores_of(labels: np.ndarray, probabilities: np.ndarray, threshold: float, counts: np.ndarray) -> np.ndarray:
+    """The scores of INTERVALS, in its order, for many weightings of the rows at once: counts (R, rows) → (5, R)."""
     called = probabilities >= threshold
-    hits = counts @ (called & (labels == 1))
-    return 2 * hits / np.maximum(counts @ called.astype(int) + counts @ labels, 1)
+    found, called_toxic, toxic = counts @ (called & (labels == 1)), counts @ called, counts @ labels
+    rows = counts.sum(axis=1)
+    return np.stack(
+        [
+            (rows - called_toxic - toxic + 2 * found) / rows,
+            2 * found / np.maximum(called_toxic + toxic, 1),
+            found / np.maximum(called_toxic, 1),
+            found / np.maximum(toxic, 1),
+            average_precision_of(labels, probabilities, counts),
+        ]
+    )
 
 
 def intervals(
-    labels: np.ndarray, probabilities: np.ndarray, threshold: float | Sequence[float]
-) -> dict[str, list[float]]:
-    """95 % percentile bootstrap intervals over test rows, of F1 at a fixed threshold and of average precision.
+    labels: np.ndarray, probabilities: np.ndarray, thresholds: Sequence[float]
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of one model's mean over n seeds, for each score of INTERVALS: probabilities (n, rows).
 
-    Of one model, with probabilities (rows,), or of the mean over its seeds, with (seeds, rows) and a threshold a seed.
+    They count both sources of chance, as the verdicts do: the mean ± t·√(V_rows + s²/n), see `difference`. With one
+    seed they are those of the rows alone, and too narrow for a statement about the next seed.
     """
-    by_seed = list(zip(np.atleast_2d(probabilities), np.atleast_1d(threshold), strict=True))
-    f1, average_precision = [], []
-    for counts in resampled_counts(len(labels)):
-        f1.append(np.mean([f1_of(labels, scores, at, counts) for scores, at in by_seed], axis=0))
-        found = [average_precision_of(labels, scores, counts) for scores, _ in by_seed]
-        average_precision.append(np.mean(found, axis=0))
-    return {
-        name: np.quantile(np.concatenate(values), [0.025, 0.975]).tolist()
-        for name, values in (("f1", f1), ("average_precision", average_precision))
-    }
-
-
-# The first version's rule, behind the texts about `study`; it goes with them.
-def compare(labels: np.ndarray, a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES) -> dict:
-    """Is model a better than model b? Paired over test rows and seeds: a and b are probabilities (seeds, rows).
-
-    The statistic is the mean over seeds of the difference in average precision. Rows are resampled jointly for both
-    models and all seeds. 'better' or 'worse' only if the 95 % interval excludes 0 and every seed has that sign;
-    otherwise 'inconclusive', with the smallest difference whose interval excludes 0 at 80 % power:
-    (z₀.₉₇₅ + z₀.₈₀) × standard error. The rule of signs can only ask for more.
-
-    Returns:
-        difference, low, high (the interval alone excludes 0 where low > 0 or high < 0), by_seed, p_value (two-sided,
-        bootstrap), standard_error, detectable, verdict.
-    """
-    measure = functools.partial(average_precision_of, labels)
+    by_seed = list(zip(probabilities, thresholds, strict=True))
     once = np.ones((1, len(labels)), dtype=int)
-    by_seed = [float(measure(x, once)[0] - measure(y, once)[0]) for x, y in zip(a, b, strict=True)]
-    resampled = np.concatenate(
-        [
-            np.mean([measure(x, counts) - measure(y, counts) for x, y in zip(a, b, strict=True)], axis=0)
-            for counts in resampled_counts(len(labels), resamples)
-        ]
-    ).round(12)  # sums in another order differ in the last digits; that must not count as a difference
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    standard_error = float(resampled.std(ddof=1))
-    smaller_tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
-    verdict = "inconclusive"
-    if low > 0 and min(by_seed) > 0:
-        verdict = "better"
-    if high < 0 and max(by_seed) < 0:
-        verdict = "worse"
-    return {
-        "difference": float(np.mean(by_seed)),
-        "low": float(low),
-        "high": float(high),
-        "by_seed": by_seed,
-        "p_value": float(min(1.0, 2 * (smaller_tail + 1) / (len(resampled) + 1))),
-        "standard_error": standard_error,
-        "detectable": detectable(standard_error),
-        "verdict": verdict,
-    }
-
-
-def detectable(standard_error: float, comparisons: int = 1) -> float:
-    """The difference that is found at 80 % power where so many comparisons share the 5 %: the first of them by Holm.
-
-    Over draws of test rows, for the models as they are trained: that all seeds agree in sign can only ask for more.
-    """
-    return float((norm.ppf(1 - 0.025 / comparisons) + norm.ppf(0.8)) * standard_error)
-
-
-def describe(name: str, comparison: dict) -> str:
-    """A comparison as one sentence, with every number it rests on; planned is what carries Holm's correction."""
-    text = (
-        f"**{name}**: {comparison['difference']:+.3f} average precision, 95 % interval {comparison['low']:+.3f} to "
-        f"{comparison['high']:+.3f}"
-    )
-    if "p_holm" in comparison:
-        text += f", p = {comparison['p_holm']:.3f} after Holm's correction"
-    else:
-        text += ", not planned"
-    seeds = len(comparison["by_seed"])
-    by_seed = ", ".join(f"{difference:+.3f}" for difference in comparison["by_seed"])
-    text += f", {seeds} seeds ({by_seed})" if seeds > 1 else ", 1 seed"
-    text += f": **{comparison['verdict']}**"
-    if seeds == 1 and comparison["verdict"] != "inconclusive":
-        text += " (these two trained models; one seed does not speak for the next)"
-    if comparison["verdict"] == "inconclusive":
-        text += (
-            f" (to be found on eight of ten such test sets, the true difference between these trained models "
-            f"would have to be {comparison['detectable']:.3f})"
-        )
-    return text
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for having made several comparisons (Holm 1979)."""
-    if not len(p_values):  # statsmodels before 0.15 divides by their number
-        return []
-    return multipletests(p_values, method="holm")[1].tolist()
-
-
-def with_holm(comparisons: dict[str, dict]) -> dict[str, dict]:
-    """The comparisons with `p_holm`; a verdict that does not survive the correction becomes 'inconclusive'.
-
-    What would be `detectable` grows with the number of comparisons too.
-    """
-    corrected = holm([comparison["p_value"] for comparison in comparisons.values()])
+    observed = np.stack([scores_of(labels, *of_seed, once)[:, 0] for of_seed in by_seed], axis=1)  # (5, n)
+    drawn = [
+        np.mean([scores_of(labels, *of_seed, counts) for of_seed in by_seed], axis=0)
+        for counts in bootstrap_counts(len(labels))
+    ]
     found = {}
-    for (name, comparison), p in zip(comparisons.items(), corrected, strict=True):
-        size = detectable(comparison["standard_error"], len(comparisons))
-        verdict = comparison["verdict"] if p < 0.05 else "inconclusive"
-        found[name] = comparison | {"p_holm": p, "detectable": size, "verdict": verdict}
+    for name, values, resampled in zip(INTERVALS, observed, np.concatenate(drawn, axis=1), strict=True):
+        error, degrees = standard_error(values, resampled)
+        margin = float(t.ppf(0.975, degrees)) * error
+        found[name] = (max(0.0, float(values.mean()) - margin), min(1.0, float(values.mean()) + margin))
     return found
+
+
+# --- two models on the same rows, and the teacher's gate --------------------------------------------------------------
 
 
 def mcnemar_p(labels: np.ndarray, called_a: np.ndarray, called_b: np.ndarray) -> float:
@@ -361,19 +291,19 @@ def teacher_gate(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> d
     """May this teacher be distilled? Probabilities (rows,) on validation, before and after its fine-tuning.
 
     Its average precision must be at least twice the prevalence (where more than a third is toxic: half way from
-    the prevalence to 1, since twice would be too much to ask) and above its own before training, by the paired
-    bootstrap. An untrained teacher is the commonest fault of this exercise: its soft targets are noise.
+    the prevalence to 1, since twice would be too much to ask) and above its own before training, by the interval of
+    `row_difference`. An untrained teacher is the commonest fault of this exercise: its soft targets are noise.
     """
     prevalence = float(labels.mean())
     needed = min(2 * prevalence, (1 + prevalence) / 2)
     reached = float(metrics.average_precision_score(labels, after))
-    gain = compare(labels, after[None], before[None])
+    gain = row_difference(labels, after, before)
     return {
-        "passed": bool(reached >= needed and gain["low"] > 0),
+        "passed": reached >= needed and gain.low > 0,
         "average_precision": reached,
         "needed": needed,
         "before": float(metrics.average_precision_score(labels, before)),
-        "gain_low": gain["low"],
+        "gain_low": gain.low,
     }
 
 

@@ -20,12 +20,10 @@ from helpers.evaluation import (
     Difference,
     average_precision_of,
     bootstrap_average_precision,
-    compare,
     difference,
     holm_verdicts,
     intervals,
     toxic_probability,
-    with_holm,
 )
 from helpers.experiments import (
     EXPERIMENTS,
@@ -61,15 +59,6 @@ SECONDARY = (
 BESIDE = ("base", "colab", "full")
 
 
-# Named before any result was seen: only these are corrected by Holm's method and called planned.
-COMPARISONS = {
-    "odd − even": ("odd", "even"),
-    "lora − odd": ("lora", "odd"),
-    "lora − even": ("lora", "even"),
-    "odd − odd_hard": ("odd", "odd_hard"),
-}
-
-
 @dataclass(frozen=True)
 class Results:
     """The finished experiments of a run: their JSONs by (name, seed), and where their predictions lie."""
@@ -93,13 +82,6 @@ class Results:
         """Probabilities of `toxic`, shape (seeds, rows); rows in the order of their ids, alike for every model."""
         return np.stack([toxic_probability(self.logits(name, seed, split)) for seed in self.by_name[name]])
 
-    def paired(self, a: str, b: str) -> tuple[np.ndarray, np.ndarray]:
-        """The test probabilities of two models on the seeds that both have, each (seeds, rows)."""
-        seeds = self.common_seeds(a, b)
-        return tuple(
-            np.stack([toxic_probability(self.logits(name, seed, "test")) for seed in seeds]) for name in (a, b)
-        )
-
     def common_seeds(self, *names: str) -> list[int]:
         """The seeds that all of these models have, each with one and the same teacher where several stem from one."""
         first, *others = (self.by_name.get(name, {}) for name in names)
@@ -117,8 +99,8 @@ class Results:
             raise ValueError(f"there is no seed with which all of {', '.join(names)} have been trained")
         return common[0]
 
-    def intervals(self, name: str) -> dict[str, list[float]]:
-        """95 % intervals over test rows of F1 and average precision, of the model's mean over its seeds."""
+    def intervals(self, name: str) -> dict[str, tuple[float, float]]:
+        """95 % intervals of the model's test scores, means over its seeds (helpers.evaluation.intervals)."""
         thresholds = [result["threshold"] for result in self.by_name[name].values()]
         return intervals(self.labels(), self.probabilities(name), thresholds)
 
@@ -377,18 +359,6 @@ def write_comparison(results: Results, run: Run, directory: Path | None = None) 
     path = (directory or run.results_dir) / "comparison.csv"
     write_file(path, lambda temporary: table.to_csv(temporary, index=False))
     return table
-
-
-def compare_pairs(results: Results, pairs: Iterable[tuple[str, str]]) -> dict[str, dict]:
-    """`compare` of each pair on the test set, by title 'a − b'; a pair without a seed in common is left out."""
-    return {
-        f"{a} − {b}": compare(results.labels(), *results.paired(a, b)) for a, b in pairs if results.common_seeds(a, b)
-    }
-
-
-def planned_comparisons(results: Results) -> dict[str, dict]:
-    """The comparisons that were named beforehand, as far as the run has both models, with Holm's correction."""
-    return with_holm(compare_pairs(results, COMPARISONS.values()))
 
 
 def beside_run(run: Run, profile_name: str) -> Run:

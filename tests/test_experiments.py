@@ -31,14 +31,7 @@ from helpers.experiments import (
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS
 from helpers.lora import count_parameters
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.results import (
-    COMPARISONS,
-    comparison_table,
-    find_result,
-    load_results,
-    planned_comparisons,
-    write_comparison,
-)
+from helpers.results import comparison_table, find_result, load_results, write_comparison
 from helpers.runs import file_sha256, read_json, write_json
 from helpers.training import TrainingError, predict
 
@@ -105,10 +98,6 @@ def test_the_students_keep_the_layers_they_are_named_after():
 
 def test_of_the_main_experiments_only_odd_and_even_are_distilled():
     assert {name for name in MAIN_EXPERIMENTS if EXPERIMENTS[name].distil} == {"odd", "even"}
-
-
-def test_the_comparisons_named_beforehand_are_these_four():
-    assert set(COMPARISONS.values()) == {("odd", "even"), ("lora", "odd"), ("lora", "even"), ("odd", "odd_hard")}
 
 
 # --- fingerprints ----------------------------------------------------------------------------------------------------
@@ -654,21 +643,13 @@ def test_the_written_comparison_is_the_table(copied_run):
     assert written["average_precision"].tolist() == pytest.approx(table["average_precision"].tolist())
 
 
-def test_the_comparisons_named_beforehand_carry_holms_correction(finished_run):
-    found = planned_comparisons(load_results(finished_run))
-    assert list(found) == list(COMPARISONS)[:4]  # first and last six are for another profile
-    assert all(comparison["p_holm"] >= comparison["p_value"] for comparison in found.values())
-
-
 def test_only_seeds_that_both_models_have_are_compared(run_with_two_seeds):
-    odd, even = load_results(run_with_two_seeds).paired("odd", "even")
-    assert odd.shape == even.shape == (1, 32)
+    assert load_results(run_with_two_seeds).common_seeds("odd", "even") == [1]
 
 
-def test_a_comparison_with_a_model_that_the_run_does_not_have_is_left_out(copied_run):
-    fewer = replace(copied_run.profile, experiments=tuple(n for n in SMOKE.experiments if n != "odd_hard"))
-    found = planned_comparisons(load_results(replace(copied_run, profile=fewer)))
-    assert list(found) == ["odd − even", "lora − odd", "lora − even"]
+def test_a_comparison_with_a_model_that_the_run_does_not_have_is_left_out(finished_run):
+    found = load_results(finished_run).verdicts([("odd", "even"), ("odd", "last_six")])
+    assert list(found) == ["odd − even"]
 
 
 # --- without a notebook ----------------------------------------------------------------------------------------------
