@@ -88,8 +88,8 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
     """The run that the arguments, or the variables PROFILE, RUN and JIGSAW_DIR, ask for; its folder is made.
 
     A run that exists is reopened with the profile and the comments it was made with. Without a name it is called
-    <profile>-<data source>, for instance quick-sample or base-jigsaw.
-    SEEDS takes the profile's seeds in pieces ("1", "2"), for runs of several hours, or adds some to it ("1,2,3").
+    <profile>-<data source>, for instance quick-sample or base-jigsaw. SEEDS takes the profile's seeds in pieces ("1",
+    then "2"), for runs of several hours, or adds some ("1,2,3").
 
     Raises:
         ValueError: unknown profile, a name that is no folder's, or the run exists with another profile or on other
@@ -110,27 +110,27 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
         saved = saved_run(f"{chosen.name}-jigsaw")  # its comments need not be named every time
     source, directory = find_data_source(chosen, jigsaw_dir, saved)
     name = name or f"{chosen.name}-{source}"
-    run = Run(
-        name=name,
-        directory=ROOT / "runs" / name,
-        profile=chosen,
-        data_source=source,
-        jigsaw_dir=directory,
-        seeds=seeds,
-    )
-    saved = saved_run(run.name)
-    if saved and saved["profile"] != chosen.name:
-        raise ValueError(
-            f"run {run.name!r} was made with PROFILE={saved['profile']}; give another RUN= for {chosen.name}"
-        )
-    if saved and saved["data_source"] != source:
-        raise ValueError(
-            f"run {run.name!r} was made on other comments ({saved['data_source']}); give another RUN= for {source}"
-        )
+    run = Run(name, ROOT / "runs" / name, chosen, source, directory, seeds)
     facts = {"profile": chosen.name, "data_source": source, "jigsaw_dir": str(directory) if directory else None}
+    saved = saved_run(name)
+    if saved:
+        _check_reopened(name, saved, facts)
     if facts != saved:
         write_json(run.directory / "run.json", facts)
     return run
+
+
+def _check_reopened(name: str, saved: dict, facts: dict) -> None:
+    """Refuses to reopen a run with another profile or on other comments than it was made with."""
+    if saved["profile"] != facts["profile"]:
+        raise ValueError(
+            f"run {name!r} was made with PROFILE={saved['profile']}; give another RUN= for {facts['profile']}"
+        )
+    if saved["data_source"] != facts["data_source"]:
+        raise ValueError(
+            f"run {name!r} was made on other comments ({saved['data_source']}); give another RUN= for "
+            f"{facts['data_source']}"
+        )
 
 
 def saved_run(name: str) -> dict | None:
