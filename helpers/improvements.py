@@ -266,7 +266,7 @@ def greedy_removal(run: Run) -> list[dict]:
     """Removes layers from the grid's teacher one by one, always the one whose loss costs least, until one is left.
 
     Nothing is trained: the validation cross-entropy of the remaining layers decides (after Sajjad et al. 2023,
-    arXiv:2004.03844, who compare such rankings with simply keeping the lower layers). Goes on where it was stopped.
+    arXiv:2004.03844, who compare such rankings with simply keeping the lower layers). It resumes where it stopped.
 
     Returns:
         A step each from 12 layers down to 1: `layers` (kept), `cross_entropy`, `average_precision`, and `without`: the
