@@ -65,10 +65,10 @@ class LengthBatches(Sampler):
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes tensors of a list of rows, padded to the longest: ids and mask (B, T), labels (B,), (B, K) or none."""
+    """Makes tensors of a list of rows, padded to the longest: ids and mask (B, T) and, if wanted, labels (B,)."""
 
     pad_token_id: int
-    labels: tuple[str, ...] = ("toxic",)
+    labels: bool = True
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
@@ -81,7 +81,7 @@ class Collator:
             batch["input_ids"] = F.pad(batch["input_ids"], (0, more), value=self.pad_token_id)
             batch["attention_mask"] = F.pad(batch["attention_mask"], (0, more))
         if self.labels:
-            batch["labels"] = torch.tensor([[row[label] for label in self.labels] for row in rows]).squeeze(1)
+            batch["labels"] = torch.tensor([row["toxic"] for row in rows])
         return batch
 
 
@@ -100,7 +100,7 @@ def outputs_by_length(
 ) -> Iterator[tuple[np.ndarray, object]]:
     """(row numbers, the model's output) by batches of like length, in eval mode; the model's mode is restored."""
     was_training, device = model.training, next(model.parameters()).device
-    collate, size = Collator(model.config.pad_token_id, labels=()), 256 if device.type == "cuda" else 64
+    collate, size = Collator(model.config.pad_token_id, labels=False), 256 if device.type == "cuda" else 64
     order = np.argsort(token_lengths(rows), kind="stable")
     model.eval()
     for start in progress_bar(range(0, len(order), size), desc=label, disable=label is None, leave=False):

@@ -1,8 +1,7 @@
 """The run profiles: every setting of a run in one frozen dataclass, validated when it is made.
 
 A profile says how much data, which pretrained model and how long to train. The notebooks and the command
-line only ever pick one by name (`PROFILE=study`); `auto` means `colab` where there is a GPU and `quick` where not.
-`TASK=labels` takes the same profile for all six labels of Jigsaw at once, each a yes or no of its own.
+line only ever pick one by name (`PROFILE=base`); `auto` means `colab` where there is a GPU and `quick` where not.
 """
 
 from __future__ import annotations
@@ -10,16 +9,12 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 MAIN_EXPERIMENTS = ("majority", "tfidf", "teacher", "odd", "even", "lora", "lora_6")
 HARD_LABEL_EXPERIMENTS = ("odd_hard", "even_hard")
-CONTROL_EXPERIMENTS = ("minilm", "minilm_lora")
-LAYER_EXPERIMENTS = ("odd_hard", "first_six", "last_six")
 DATA_SOURCES = ("error", "sample", "hub", "separable")  # where a profile's comments come from without Kaggle's files
-TASKS = ("toxic", "labels")  # the one label `toxic`, as two classes; or six independent labels
-LABELS_EXPERIMENTS = ("teacher", "odd", "even", "lora")
 
 
 @dataclass(frozen=True)
@@ -37,9 +32,7 @@ class Profile:
     test_rows: int | None
     max_length: int
     epochs: int
-    lora_epochs: int
     batch_size: int
-    lora_batch_size: int
     seeds: tuple[int, ...]
     experiments: tuple[str, ...]
     expected_time: str
@@ -59,7 +52,6 @@ class Profile:
     max_grad_norm: float = 1.0
     micro_batch_size: int | None = None  # comments per forward pass (None: the whole batch), to save memory
     split_seed: int = 1
-    task: str = "toxic"
 
     def __post_init__(self) -> None:
         for name in ("name", "pretrained", "expected_time"):
@@ -74,7 +66,7 @@ class Profile:
         rows = self.validation_rows
         share = isinstance(rows, float) and 0 < rows < 1
         self._check("validation_rows", share or _whole(rows, 1), "a whole number from 1, or a share between 0 and 1")
-        for name in ("epochs", "lora_epochs", "batch_size", "lora_batch_size", "lora_rank", "lora_alpha"):
+        for name in ("epochs", "batch_size", "lora_rank", "lora_alpha"):
             self._check(name, _whole(getattr(self, name), 1), "a whole number from 1")
         self._check("max_length", _whole(self.max_length, 4) and self.max_length <= 512, "a whole number from 4 to 512")
         for name in (
@@ -97,21 +89,10 @@ class Profile:
         self._check("seeds", whole_seeds, "a tuple of one or more whole numbers from 0")
         self._check("split_seed", _whole(self.split_seed, 0), "a whole number from 0")
         self._check("seeds", len(set(self.seeds)) == len(self.seeds), "seeds that differ")
-        self._check("task", self.task in TASKS, "'toxic' or 'labels'")
 
     def _check(self, field: str, allowed: bool, what: str) -> None:
         if not allowed:
             raise ValueError(f"profile {self.name}: {field}={getattr(self, field)!r} is not allowed; give {what}")
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The columns of the data that the run's models answer."""
-        return LABELS if self.task == "labels" else ("toxic",)
-
-    @property
-    def num_labels(self) -> int:
-        """The number of a model's logits: one a label, but two classes where `toxic` stands alone."""
-        return len(LABELS) if self.task == "labels" else 2
 
     def settings(self, *names: str) -> dict:
         """The named settings as a dict, for a stage's fingerprint."""
@@ -138,31 +119,12 @@ PROFILES = {
             test_rows=600,
             max_length=64,
             epochs=4,
-            lora_epochs=3,
             batch_size=32,
-            lora_batch_size=16,
             seeds=(1,),
             experiments=MAIN_EXPERIMENTS,
             expected_time="15 minutes on 2 CPU cores",
             data_without_files="sample",
             teacher_learning_rate=1e-4,  # in so few steps 5e-5 leaves the teacher hardly above TF-IDF
-        ),
-        Profile(
-            name="study",
-            pretrained="minilm-stacked",
-            train_rows=3_000,
-            validation_rows=1_000,
-            test_rows=None,
-            max_length=64,
-            epochs=3,
-            lora_epochs=6,
-            batch_size=32,
-            lora_batch_size=16,
-            seeds=(1, 2, 3),
-            experiments=MAIN_EXPERIMENTS + HARD_LABEL_EXPERIMENTS + CONTROL_EXPERIMENTS,
-            expected_time="about an hour a seed on 2 CPU cores",
-            student_learning_rate=5e-5,  # this one and LoRA's: the best of three on validation (notebook 5)
-            lora_learning_rate=5e-4,
         ),
         Profile(
             name="base",
@@ -172,9 +134,7 @@ PROFILES = {
             test_rows=None,
             max_length=128,
             epochs=3,
-            lora_epochs=3,
             batch_size=32,
-            lora_batch_size=32,
             seeds=(1, 2, 3, 4, 5),
             experiments=MAIN_EXPERIMENTS,
             expected_time="about 5 minutes a seed on an H100 GPU, 7 hours a seed on 2 CPU cores (estimates)",
@@ -185,17 +145,15 @@ PROFILES = {
         Profile(
             name="colab",
             pretrained="bert-base-uncased",
-            train_rows=20_000,
+            train_rows=8_000,
             validation_rows=2_000,
             test_rows=10_000,
             max_length=128,
             epochs=3,
-            lora_epochs=3,
             batch_size=32,
-            lora_batch_size=32,
-            seeds=(1,),
+            seeds=(1, 2, 3),
             experiments=MAIN_EXPERIMENTS + HARD_LABEL_EXPERIMENTS,
-            expected_time="45 minutes on a T4 GPU (an estimate)",
+            expected_time="about 20 minutes a seed on a T4 GPU (an estimate)",
             data_without_files="hub",
             teacher_learning_rate=3e-5,
         ),
@@ -207,9 +165,7 @@ PROFILES = {
             test_rows=None,
             max_length=128,
             epochs=3,
-            lora_epochs=3,
             batch_size=32,
-            lora_batch_size=32,
             seeds=(1, 2, 3),
             experiments=MAIN_EXPERIMENTS + HARD_LABEL_EXPERIMENTS,
             expected_time="half a day on a T4 GPU (an estimate)",
@@ -224,9 +180,7 @@ PROFILES = {
             test_rows=32,
             max_length=16,
             epochs=1,
-            lora_epochs=1,
             batch_size=8,
-            lora_batch_size=8,
             seeds=(1,),
             experiments=MAIN_EXPERIMENTS + HARD_LABEL_EXPERIMENTS,
             expected_time="seconds",
@@ -239,18 +193,12 @@ PROFILES = {
 }
 
 
-def load_profile(name: str | None = None, task: str | None = None) -> Profile:
+def load_profile(name: str | None = None) -> Profile:
     """The profile of that name; None reads the environment variable PROFILE, and `auto` looks for a GPU.
 
-    `task` (None reads the variable TASK) is 'toxic' or 'labels'; the latter is a smaller study, of four experiments
-    and the profile's first seed.
-
     Raises:
-        ValueError: no such profile or task; the message lists them and names the nearest.
+        ValueError: no such profile; the message lists them and names the nearest.
     """
-    task = task or os.environ.get("TASK") or "toxic"
-    if task not in TASKS:
-        raise ValueError(unknown("task", task, list(TASKS)))
     name = name or os.environ.get("PROFILE") or "auto"
     if name == "auto":
         import torch  # here, so that naming a profile needs no torch
@@ -258,10 +206,7 @@ def load_profile(name: str | None = None, task: str | None = None) -> Profile:
         name = "colab" if torch.cuda.is_available() else "quick"
     if name not in PROFILES:
         raise ValueError(unknown("profile", name, ["auto", *PROFILES]))
-    profile = PROFILES[name]
-    if task == "toxic":
-        return profile
-    return replace(profile, task=task, experiments=LABELS_EXPERIMENTS, seeds=profile.seeds[:1])
+    return PROFILES[name]
 
 
 def unknown(what: str, name: str, known: list[str]) -> str:

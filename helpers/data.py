@@ -299,10 +299,8 @@ def normalise(text: str) -> str:
 def split_rows(train: pd.DataFrame, test: pd.DataFrame, profile: Profile) -> tuple[dict[str, pd.DataFrame], dict]:
     """The three splits at the sizes that the profile asks for, and how many rows were dropped for standing twice.
 
-    A text that is in test is dropped from train.csv's rows, and one that is in validation from the training rows. A
-    row must be scored for every label that the profile's models answer.
+    A text that is in test is dropped from train.csv's rows, and one that is in validation from the training rows.
     """
-    train, test = (rows[(rows[list(profile.labels)] != UNSCORED).all(axis=1)] for rows in (train, test))
     train = train.assign(normalised=train["comment_text"].map(normalise))
     test = test.assign(normalised=test["comment_text"].map(normalise))
     counts = {

@@ -22,11 +22,10 @@ import torch
 from helpers.data import DataError, without_surrogates
 from helpers.deploy import comment_probabilities, plain_model, score_file, torch_call
 from helpers.experiments import EXPERIMENTS, Experiment, has_model, load_trained, read_result
-from helpers.improvements import HYBRID
 from helpers.models import CLASS_NAMES, find_pretrained, load_tokenizer
 from helpers.runs import Run, find_finished_run, tells_errors
 
-SHOWN = (*(EXPERIMENTS[name] for name in ("teacher", "odd", "even", "lora", "lora_6")), HYBRID)
+SHOWN = [EXPERIMENTS[name] for name in ("teacher", "odd", "even", "lora", "lora_6", "hybrid")]
 EXAMPLES = (  # written for this page
     "Thank you for fixing the dates in the infobox, it reads much better now.",
     "You are a complete idiot and nobody wants you here.",

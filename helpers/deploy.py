@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,13 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from helpers.batches import Collator, progress_bar
 from helpers.config import load_profile
 from helpers.data import DataError, PreparedData, tokenise
-from helpers.evaluation import compare, latency, toxic_probability
+from helpers.evaluation import latency, row_difference, toxic_probability
 from helpers.lora import merge_adapters
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.runs import (
     is_sealed,
     new_directory,
     read_json,
-    saved_run,
-    saved_task,
     seal,
     tells_errors,
     trained_runs,
@@ -143,7 +142,7 @@ def in_length_order(
     call: Callable, input_ids: list[list[int]], pad_token_id: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(row numbers, logits) in batches of 32, rows of similar length together, so that little padding is computed."""
-    collate, batch_size = Collator(pad_token_id, labels=()), 32
+    collate, batch_size = Collator(pad_token_id, labels=False), 32
     order = np.argsort([len(ids) for ids in input_ids], kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -180,7 +179,7 @@ def measure_deployment(model: torch.nn.Module, directory: Path, data: PreparedDa
     for name, file in FORMATS.items():
         exported = OnnxModel(directory / file)
         found = onnx_logits(exported, data.splits["test"], plain.config.pad_token_id)
-        change = compare(labels, toxic_probability(found)[None], probabilities[None])
+        change = asdict(row_difference(labels, toxic_probability(found), probabilities))
         facts[name] = measure_latency(exported, batches) | {
             "bytes": (directory / file).stat().st_size,
             "largest_difference": float(np.abs(found - logits).max()),
@@ -300,14 +299,9 @@ def find_model(name: str, seed: int, run: str | None) -> tuple[Path, dict]:
     """(folder of the run, result) of an exported model, in the run asked for or the one that finished last.
 
     Raises:
-        ValueError: the run's models have six logits, and a file is scored for `toxic` alone; or the files are damaged.
+        ValueError: the model's files are damaged.
         FileNotFoundError: no such run, or no run with that model; the message says which models are there.
     """
-    task = saved_task(saved_run(run)) if run else "toxic"
-    if task != "toxic":
-        raise ValueError(
-            f"run {run!r} was made with TASK={task}; give a --run whose models answer the label toxic alone"
-        )
     folders, model = trained_runs(run), f"{name}-{seed}"
     for folder in folders:
         exports = folder / "models" / model / "onnx"

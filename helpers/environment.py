@@ -106,19 +106,6 @@ def install_missing() -> list[str]:
     return missing
 
 
-def check_notebook_task(run: Run) -> None:
-    """Refuses a run that the notebooks cannot follow: they compare models of two logits, clean and toxic.
-
-    Raises:
-        ValueError: the run was made with another task; the message says what trains its models.
-    """
-    if run.profile.task != "toxic":
-        raise ValueError(
-            f"run {run.name!r} has TASK={run.profile.task}, and the notebooks are about the label toxic: unset TASK "
-            f"(and RUN); TASK={run.profile.task} python -m helpers.experiments trains these models"
-        )
-
-
 def use_drive() -> None:
     """On Colab: mounts Google Drive and lets runs/ lie there, so that a session that dropped goes on in the next.
 
@@ -151,7 +138,6 @@ def start_notebook(keep_on_drive: bool = False) -> Run:
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's hint; the bars here are plain text
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks transformers by an older name
     run = open_run()
-    check_notebook_task(run)
     if added:
         print("installed:", ", ".join(added))
     print(", ".join(f"{name} {version}" for name, version in versions().items()))

@@ -1,12 +1,10 @@
 """Scores on the toxic class, their intervals, paired verdicts between models, calibration, and what a model costs.
 
 Scores are probabilities of `toxic`. The threshold that turns them into a verdict is chosen on validation and kept.
-The last section scores all six labels of Jigsaw at once, as the competition did.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +21,11 @@ from sklearn import metrics
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from helpers.config import LABELS
-
 RESAMPLES = 2_000
 BINS = 10  # of the calibration error and the reliability diagram
 METRICS = ("accuracy", "f1", "precision", "recall", "roc_auc", "average_precision")
+INTERVALS = ("accuracy", "f1", "precision", "recall", "average_precision")  # the scores that get an interval
 SEEDS_FOR_A_VERDICT = 3
-POSITIVES_FOR_A_THRESHOLD = 30  # on fewer, the largest F1 is found by a handful of comments
 
 
 class ToxicMetrics(evaluate.Metric):
@@ -66,14 +62,8 @@ class ToxicMetrics(evaluate.Metric):
 
 
 def toxic_probability(logits: np.ndarray) -> np.ndarray:
-    """The softmax's second column, in float64: logits (..., rows, 2) → probabilities (..., rows).
-
-    Raises:
-        ValueError: logits of something else than two classes, for instance of six labels.
-    """
+    """The softmax's second column, in float64: logits (..., rows, 2) → probabilities (..., rows)."""
     logits = np.asarray(logits, dtype=np.float64)
-    if logits.shape[-1] != 2:
-        raise ValueError(f"expected two logits a comment, clean and toxic; found {logits.shape[-1]}")
     return expit(logits[..., 1] - logits[..., 0])
 
 
@@ -109,7 +99,7 @@ class Difference:
     by_seed: tuple[float, ...]
     standard_error: float
     degrees_of_freedom: float
-    p_value: float  # two-sided
+    p_value: float | None  # two-sided; None where seeds played no part
     detectable: float  # the minimum detectable effect: found in 80 % of such studies
     p_holm: float | None = None  # within its family, from holm_verdicts
     verdict: str | None = None  # 'better', 'worse' or 'inconclusive'; None with fewer than three seeds
@@ -132,6 +122,18 @@ def bootstrap_average_precision(labels: np.ndarray, probabilities: np.ndarray) -
     return np.concatenate([average_precision_of(labels, probabilities, counts) for counts in pieces])
 
 
+def standard_error(by_seed: Sequence[float], resampled: np.ndarray) -> tuple[float, float]:
+    """The standard error of a mean over n seeds, √(V_rows + s²/n), and its degrees of freedom by Satterthwaite.
+
+    `by_seed` (n,) are the observed values, `resampled` (R,) bootstrap draws of their mean. One seed has no s²: what is
+    left is the error of the rows, with infinitely many degrees of freedom.
+    """
+    n = len(by_seed)
+    of_seeds = float(np.var(by_seed, ddof=1)) / n if n > 1 else 0.0
+    variance = float(np.var(resampled, ddof=1)) + of_seeds
+    return math.sqrt(variance), (n - 1) * (variance / of_seeds) ** 2 if of_seeds > 0 else math.inf
+
+
 def difference(by_seed: Sequence[float], resampled: np.ndarray) -> Difference:
     """The difference D over n seeds: `by_seed` (n,) are the observed ones, `resampled` (R,) bootstrap draws of D.
 
@@ -140,13 +142,10 @@ def difference(by_seed: Sequence[float], resampled: np.ndarray) -> Difference:
     D ± t·√(V_rows + s²/n), with Satterthwaite's degrees of freedom, infinitely many for V_rows. The minimum detectable
     effect is (t₀.₉₇₅ + t₀.₈)·√(V_rows + s²/n). With one seed its spread is unknown, and so are all of these: NaN.
     """
-    mean, n = float(np.mean(by_seed)), len(by_seed)
-    if n == 1:
+    mean = float(np.mean(by_seed))
+    if len(by_seed) == 1:
         return Difference(mean, *[math.nan] * 2, tuple(map(float, by_seed)), *[math.nan] * 4)
-    of_seeds = float(np.var(by_seed, ddof=1)) / n
-    variance = float(np.var(resampled, ddof=1)) + of_seeds
-    degrees = (n - 1) * (variance / of_seeds) ** 2 if of_seeds > 0 else math.inf
-    error = math.sqrt(variance)
+    error, degrees = standard_error(by_seed, resampled)
     margin = float(t.ppf(0.975, degrees)) * error
     return Difference(
         difference=mean,
@@ -158,6 +157,36 @@ def difference(by_seed: Sequence[float], resampled: np.ndarray) -> Difference:
         p_value=float(2 * t.sf(abs(mean) / error, degrees)) if error > 0 else float(mean == 0),
         detectable=float(t.ppf(0.975, degrees) + t.ppf(0.8, degrees)) * error,
     )
+
+
+def row_difference(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> Difference:
+    """One training of model a minus one of model b in average precision: labels and probabilities (rows,).
+
+    The interval, D ± 1.96 standard deviations of the paired bootstrap, is that of the rows alone. It says nothing of
+    the next seed, so there is neither a p-value nor a verdict.
+    """
+    once = np.ones((1, len(labels)), dtype=int)
+    observed = float((average_precision_of(labels, a, once) - average_precision_of(labels, b, once))[0])
+    resampled = bootstrap_average_precision(labels, a) - bootstrap_average_precision(labels, b)
+    error, degrees = standard_error([observed], resampled)
+    margin = float(norm.ppf(0.975)) * error
+    return Difference(
+        difference=observed,
+        low=observed - margin,
+        high=observed + margin,
+        by_seed=(observed,),
+        standard_error=error,
+        degrees_of_freedom=degrees,
+        p_value=None,
+        detectable=float(norm.ppf(0.975) + norm.ppf(0.8)) * error,
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for having made several comparisons (Holm 1979)."""
+    if not len(p_values):  # statsmodels before 0.15 divides by their number
+        return []
+    return multipletests(p_values, method="holm")[1].tolist()
 
 
 def holm_verdicts(family: dict[str, Difference]) -> dict[str, Difference]:
@@ -177,14 +206,7 @@ def holm_verdicts(family: dict[str, Difference]) -> dict[str, Difference]:
     return verdicts
 
 
-# --- intervals and verdicts ------------------------------------------------------------------------------------------
-
-
-def resampled_counts(rows: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """How often each row stands in each bootstrap sample, the same ones in every call; in pieces of (200, rows)."""
-    generator, piece = np.random.default_rng(0), 200
-    for start in range(0, resamples, piece):
-        yield generator.multinomial(rows, np.full(rows, 1 / rows), size=min(piece, resamples - start))
+# --- intervals --------------------------------------------------------------------------------------------------------
 
 
 def average_precision_of(labels: np.ndarray, probabilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -197,125 +219,46 @@ def average_precision_of(labels: np.ndarray, probabilities: np.ndarray, counts: 
     return (recall_steps * found / np.maximum(called, 1)).sum(axis=1)
 
 
-def f1_of(labels: np.ndarray, probabilities: np.ndarray, threshold: float, counts: np.ndarray) -> np.ndarray:
-    """F1 of the toxic class for many weightings of the rows at once: counts (R, rows) → (R,)."""
+def scores_of(labels: np.ndarray, probabilities: np.ndarray, threshold: float, counts: np.ndarray) -> np.ndarray:
+    """The scores of INTERVALS, in its order, for many weightings of the rows at once: counts (R, rows) → (5, R)."""
     called = probabilities >= threshold
-    hits = counts @ (called & (labels == 1))
-    return 2 * hits / np.maximum(counts @ called.astype(int) + counts @ labels, 1)
+    found, called_toxic, toxic = counts @ (called & (labels == 1)), counts @ called, counts @ labels
+    rows = counts.sum(axis=1)
+    return np.stack(
+        [
+            (rows - called_toxic - toxic + 2 * found) / rows,
+            2 * found / np.maximum(called_toxic + toxic, 1),
+            found / np.maximum(called_toxic, 1),
+            found / np.maximum(toxic, 1),
+            average_precision_of(labels, probabilities, counts),
+        ]
+    )
 
 
 def intervals(
-    labels: np.ndarray, probabilities: np.ndarray, threshold: float | Sequence[float]
-) -> dict[str, list[float]]:
-    """95 % percentile bootstrap intervals over test rows, of F1 at a fixed threshold and of average precision.
+    labels: np.ndarray, probabilities: np.ndarray, thresholds: Sequence[float]
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of one model's mean over n seeds, for each score of INTERVALS: probabilities (n, rows).
 
-    Of one model, with probabilities (rows,), or of the mean over its seeds, with (seeds, rows) and a threshold a seed.
+    They count both sources of chance, as the verdicts do: the mean ± t·√(V_rows + s²/n), see `difference`. With one
+    seed they are those of the rows alone, and too narrow for a statement about the next seed.
     """
-    by_seed = list(zip(np.atleast_2d(probabilities), np.atleast_1d(threshold), strict=True))
-    f1, average_precision = [], []
-    for counts in resampled_counts(len(labels)):
-        f1.append(np.mean([f1_of(labels, scores, at, counts) for scores, at in by_seed], axis=0))
-        found = [average_precision_of(labels, scores, counts) for scores, _ in by_seed]
-        average_precision.append(np.mean(found, axis=0))
-    return {
-        name: np.quantile(np.concatenate(values), [0.025, 0.975]).tolist()
-        for name, values in (("f1", f1), ("average_precision", average_precision))
-    }
-
-
-# The first version's rule, behind the texts about `study`; it goes with them.
-def compare(labels: np.ndarray, a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES) -> dict:
-    """Is model a better than model b? Paired over test rows and seeds: a and b are probabilities (seeds, rows).
-
-    The statistic is the mean over seeds of the difference in average precision. Rows are resampled jointly for both
-    models and all seeds. 'better' or 'worse' only if the 95 % interval excludes 0 and every seed has that sign;
-    otherwise 'inconclusive', with the smallest difference whose interval excludes 0 at 80 % power:
-    (z₀.₉₇₅ + z₀.₈₀) × standard error. The rule of signs can only ask for more.
-
-    Returns:
-        difference, low, high (the interval alone excludes 0 where low > 0 or high < 0), by_seed, p_value (two-sided,
-        bootstrap), standard_error, detectable, verdict.
-    """
-    measure = functools.partial(average_precision_of, labels)
+    by_seed = list(zip(probabilities, thresholds, strict=True))
     once = np.ones((1, len(labels)), dtype=int)
-    by_seed = [float(measure(x, once)[0] - measure(y, once)[0]) for x, y in zip(a, b, strict=True)]
-    resampled = np.concatenate(
-        [
-            np.mean([measure(x, counts) - measure(y, counts) for x, y in zip(a, b, strict=True)], axis=0)
-            for counts in resampled_counts(len(labels), resamples)
-        ]
-    ).round(12)  # sums in another order differ in the last digits; that must not count as a difference
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    standard_error = float(resampled.std(ddof=1))
-    smaller_tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
-    verdict = "inconclusive"
-    if low > 0 and min(by_seed) > 0:
-        verdict = "better"
-    if high < 0 and max(by_seed) < 0:
-        verdict = "worse"
-    return {
-        "difference": float(np.mean(by_seed)),
-        "low": float(low),
-        "high": float(high),
-        "by_seed": by_seed,
-        "p_value": float(min(1.0, 2 * (smaller_tail + 1) / (len(resampled) + 1))),
-        "standard_error": standard_error,
-        "detectable": detectable(standard_error),
-        "verdict": verdict,
-    }
-
-
-def detectable(standard_error: float, comparisons: int = 1) -> float:
-    """The difference that is found at 80 % power where so many comparisons share the 5 %: the first of them by Holm.
-
-    Over draws of test rows, for the models as they are trained: that all seeds agree in sign can only ask for more.
-    """
-    return float((norm.ppf(1 - 0.025 / comparisons) + norm.ppf(0.8)) * standard_error)
-
-
-def describe(name: str, comparison: dict) -> str:
-    """A comparison as one sentence, with every number it rests on; planned is what carries Holm's correction."""
-    text = (
-        f"**{name}**: {comparison['difference']:+.3f} average precision, 95 % interval {comparison['low']:+.3f} to "
-        f"{comparison['high']:+.3f}"
-    )
-    if "p_holm" in comparison:
-        text += f", p = {comparison['p_holm']:.3f} after Holm's correction"
-    else:
-        text += ", not planned"
-    seeds = len(comparison["by_seed"])
-    by_seed = ", ".join(f"{difference:+.3f}" for difference in comparison["by_seed"])
-    text += f", {seeds} seeds ({by_seed})" if seeds > 1 else ", 1 seed"
-    text += f": **{comparison['verdict']}**"
-    if seeds == 1 and comparison["verdict"] != "inconclusive":
-        text += " (these two trained models; one seed does not speak for the next)"
-    if comparison["verdict"] == "inconclusive":
-        text += (
-            f" (to be found on eight of ten such test sets, the true difference between these trained models "
-            f"would have to be {comparison['detectable']:.3f})"
-        )
-    return text
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for having made several comparisons (Holm 1979)."""
-    if not len(p_values):  # statsmodels before 0.15 divides by their number
-        return []
-    return multipletests(p_values, method="holm")[1].tolist()
-
-
-def with_holm(comparisons: dict[str, dict]) -> dict[str, dict]:
-    """The comparisons with `p_holm`; a verdict that does not survive the correction becomes 'inconclusive'.
-
-    What would be `detectable` grows with the number of comparisons too.
-    """
-    corrected = holm([comparison["p_value"] for comparison in comparisons.values()])
+    observed = np.stack([scores_of(labels, *of_seed, once)[:, 0] for of_seed in by_seed], axis=1)  # (5, n)
+    drawn = [
+        np.mean([scores_of(labels, *of_seed, counts) for of_seed in by_seed], axis=0)
+        for counts in bootstrap_counts(len(labels))
+    ]
     found = {}
-    for (name, comparison), p in zip(comparisons.items(), corrected, strict=True):
-        size = detectable(comparison["standard_error"], len(comparisons))
-        verdict = comparison["verdict"] if p < 0.05 else "inconclusive"
-        found[name] = comparison | {"p_holm": p, "detectable": size, "verdict": verdict}
+    for name, values, resampled in zip(INTERVALS, observed, np.concatenate(drawn, axis=1), strict=True):
+        error, degrees = standard_error(values, resampled)
+        margin = float(t.ppf(0.975, degrees)) * error
+        found[name] = (max(0.0, float(values.mean()) - margin), min(1.0, float(values.mean()) + margin))
     return found
+
+
+# --- two models on the same rows, and the teacher's gate --------------------------------------------------------------
 
 
 def mcnemar_p(labels: np.ndarray, called_a: np.ndarray, called_b: np.ndarray) -> float:
@@ -348,19 +291,19 @@ def teacher_gate(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> d
     """May this teacher be distilled? Probabilities (rows,) on validation, before and after its fine-tuning.
 
     Its average precision must be at least twice the prevalence (where more than a third is toxic: half way from
-    the prevalence to 1, since twice would be too much to ask) and above its own before training, by the paired
-    bootstrap. An untrained teacher is the commonest fault of this exercise: its soft targets are noise.
+    the prevalence to 1, since twice would be too much to ask) and above its own before training, by the interval of
+    `row_difference`. An untrained teacher is the commonest fault of this exercise: its soft targets are noise.
     """
     prevalence = float(labels.mean())
     needed = min(2 * prevalence, (1 + prevalence) / 2)
     reached = float(metrics.average_precision_score(labels, after))
-    gain = compare(labels, after[None], before[None])
+    gain = row_difference(labels, after, before)
     return {
-        "passed": bool(reached >= needed and gain["low"] > 0),
+        "passed": reached >= needed and gain.low > 0,
         "average_precision": reached,
         "needed": needed,
         "before": float(metrics.average_precision_score(labels, before)),
-        "gain_low": gain["low"],
+        "gain_low": gain.low,
     }
 
 
@@ -401,119 +344,6 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, floa
         "mean_probability": float(probabilities.mean()),
         "brier": float(metrics.brier_score_loss(labels, probabilities)),
         "calibration_error": expected_calibration_error(labels, probabilities),
-    }
-
-
-# --- six labels ------------------------------------------------------------------------------------------------------
-
-
-def label_probabilities(logits: np.ndarray) -> np.ndarray:
-    """The sigmoid of each logit, in float64: logits (rows, 6) → probabilities (rows, 6), which need not add up to 1."""
-    return expit(np.asarray(logits, dtype=np.float64))
-
-
-def has_both_classes(labels: np.ndarray) -> np.ndarray:
-    """Which columns of labels (rows, K) hold a 0 and a 1, shape (K,): no ROC curve can be drawn of the others."""
-    labels = np.asarray(labels)
-    return labels.min(axis=0) != labels.max(axis=0)
-
-
-def column_roc_auc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The ROC AUC of each column, labels and scores (rows, K) → (K,); NaN where a column has one class only."""
-    labels, scores = np.asarray(labels), np.asarray(scores)
-    scored = has_both_classes(labels)
-    areas = np.full(labels.shape[1], np.nan)
-    areas[scored] = [metrics.roc_auc_score(labels[:, k], scores[:, k]) for k in np.flatnonzero(scored)]
-    return areas
-
-
-def mean_column_roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Kaggle's metric of the Toxic Comment Classification Challenge: the mean of the columns' ROC AUCs.
-
-    Labels and scores (rows, K); a column of one class, which Kaggle's test set does not have, is left out.
-
-    Raises:
-        ValueError: no column has both classes.
-    """
-    areas = column_roc_auc(labels, scores)
-    if np.isnan(areas).all():
-        raise ValueError("no label has both classes in these rows, so there is no ROC AUC to average")
-    return float(np.nanmean(areas))
-
-
-def label_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, dict]:
-    """A threshold a label, from validation's probabilities and labels (rows, 6): where F1 is largest.
-
-    A label with fewer than POSITIVES_FOR_A_THRESHOLD positives there keeps 0.5. By label: `threshold`, `chosen_on`
-    ('validation', or 'default' for 0.5) and `validation_positives`.
-    """
-    found = {}
-    for k, label in enumerate(LABELS):
-        positives = int(labels[:, k].sum())
-        enough = positives >= POSITIVES_FOR_A_THRESHOLD
-        found[label] = {
-            "threshold": best_threshold(probabilities[:, k], labels[:, k]) if enough else 0.5,
-            "chosen_on": "validation" if enough else "default",
-            "validation_positives": positives,
-        }
-    return found
-
-
-def label_scores(probabilities: np.ndarray, labels: np.ndarray, thresholds: Sequence[float]) -> dict:
-    """The scores of six labels: probabilities and labels (rows, 6), a threshold a label.
-
-    Returns:
-        `mean_column_roc_auc` (Kaggle's metric); `micro_f1`, of all calls on all labels together; `macro_f1`, the mean
-        of the labels' F1; `roc_auc` and `positives` by label; `left_out`: the labels with one class in these rows,
-        which have no ROC AUC (None) and count in neither mean.
-    """
-    scored = has_both_classes(labels)
-    called = probabilities >= np.asarray(thresholds)
-    areas = column_roc_auc(labels, probabilities)
-    f1 = [metrics.f1_score(labels[:, k], called[:, k], zero_division=0) for k in np.flatnonzero(scored)]
-    return {
-        "mean_column_roc_auc": mean_column_roc_auc(labels, probabilities),
-        "micro_f1": float(metrics.f1_score(labels, called, average="micro", zero_division=0)),
-        "macro_f1": float(np.mean(f1)),
-        "roc_auc": {label: None if np.isnan(area) else float(area) for label, area in zip(LABELS, areas, strict=True)},
-        "positives": {label: int(count) for label, count in zip(LABELS, labels.sum(axis=0), strict=True)},
-        "left_out": [label for label, has in zip(LABELS, scored, strict=True) if not has],
-    }
-
-
-def roc_auc_of(labels: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """scikit-learn's ROC AUC for many weightings of the rows at once: counts (R, rows) → (R,).
-
-    The share of pairs of a positive and a negative in which the positive has the larger score, ties as a half. NaN
-    where a weighting has one class only.
-    """
-    order = np.argsort(scores, kind="stable")
-    ends = np.append(np.diff(scores[order]) != 0, True)  # equal scores are one step of the curve
-    below_or_equal = np.cumsum(counts[:, order] * (1 - labels[order]), axis=1)[:, ends]
-    positives = np.diff(np.cumsum(counts[:, order] * labels[order], axis=1)[:, ends], axis=1, prepend=0)
-    negatives = np.diff(below_or_equal, axis=1, prepend=0)
-    ordered = (positives * (below_or_equal - negatives / 2)).sum(axis=1)
-    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
-    return np.where(pairs > 0, ordered / np.maximum(pairs, 1), np.nan)
-
-
-def label_intervals(labels: np.ndarray, probabilities: np.ndarray) -> dict:
-    """95 % percentile bootstrap intervals over test rows, of the mean column-wise ROC AUC and of each label's.
-
-    Labels and probabilities (rows, 6). A label of one class has none. A resample without a positive of a rare label
-    counts neither for that label nor for the mean, which would be another quantity without it.
-    """
-    scored = has_both_classes(labels)
-    resampled = np.concatenate(
-        [
-            np.column_stack([roc_auc_of(labels[:, k], probabilities[:, k], counts) for k in np.flatnonzero(scored)])
-            for counts in resampled_counts(len(labels))
-        ]
-    )
-    by_column = iter(np.nanquantile(resampled, [0.025, 0.975], axis=0).T.tolist())
-    return {
-        "mean_column_roc_auc": np.nanquantile(resampled.mean(axis=1), [0.025, 0.975]).tolist(),
-        "roc_auc": {label: next(by_column) if has else None for label, has in zip(LABELS, scored, strict=True)},
     }
 
 

@@ -7,10 +7,6 @@ Long runs need no notebook, and on several devices accelerate starts a process o
 
     python -m helpers.experiments odd even lora --seeds 1
     accelerate launch -m helpers.experiments odd even lora --seeds 1
-
-All six labels at once, in a run of their own (teacher, odd, even and lora, first seed):
-
-    TASK=labels python -m helpers.experiments --profile study
 """
 
 from __future__ import annotations
@@ -32,28 +28,17 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from helpers.batches import predict
-from helpers.config import LABELS, MAIN_EXPERIMENTS, Profile, unknown
+from helpers.config import MAIN_EXPERIMENTS, Profile, unknown
 from helpers.data import PreparedData, load_data, majority_logits, prepare_data, tfidf_logits
 from helpers.deploy import latency_batches, measure_deployment, measure_latency, plain_model, torch_call
 from helpers.devices import device_name, this_process
-from helpers.evaluation import (
-    best_threshold,
-    label_intervals,
-    label_probabilities,
-    label_scores,
-    label_thresholds,
-    mean_column_roc_auc,
-    score,
-    teacher_gate,
-    toxic_probability,
-)
+from helpers.evaluation import best_threshold, score, teacher_gate, toxic_probability
 from helpers.layers import (
     EVEN_LAYERS,
     FIRST_SIX,
     LAST_SIX,
     ODD_LAYERS,
     copy_layers,
-    draw_layers,
     merge_layers,
 )
 from helpers.lora import add_adapters, count_parameters, load_adapter, save_adapter
@@ -87,11 +72,9 @@ class Experiment:
 
     name: str
     title: str
-    start: str = "pretrained"  # or 'teacher': the run's fine-tuned teacher; 'minilm': the control; 'baseline'
+    start: str = "pretrained"  # or 'teacher': the run's fine-tuned teacher; 'baseline'
     layers: tuple | None = None  # layers to keep, counted from 1, or groups of layers to average; None: all
-    redrawn: bool = False  # the layers' weights are drawn at random: what is the copy worth?
     distil: bool = False
-    matched: tuple[int, ...] | None = None  # teacher layers whose [CLS] state is matched; None: the last one
     adapter: bool = False
     changes: tuple[tuple[str, object], ...] = ()  # the profile's settings that this experiment changes
     notebook: str = "02_layer_distillation"
@@ -103,6 +86,10 @@ class Experiment:
     @property
     def needs_teacher(self) -> bool:
         return self.start == "teacher" or self.distil
+
+
+def _student(name: str, title: str, layers: tuple[int, ...]) -> Experiment:
+    return Experiment(name, title, start="teacher", layers=layers, distil=True, notebook="05_improvements")
 
 
 EXPERIMENTS = {
@@ -124,18 +111,25 @@ EXPERIMENTS = {
         ),
         Experiment("odd_hard", "Odd student, labels only", start="teacher", layers=ODD_LAYERS),
         Experiment("even_hard", "Even student, labels only", start="teacher", layers=EVEN_LAYERS),
-        Experiment("minilm", "MiniLM's own 6 layers, in full", start="minilm", notebook="03_lora_fine_tuning"),
+        # Is it the half, or the second training? And which of the layers 1 and 12 makes odd and even differ?
+        _student("twelve", "All twelve layers, distilled", tuple(range(1, 13))),
+        _student("odd_without_1", "Odd layers without layer 1, distilled", (2, 3, 5, 7, 9, 11)),
+        _student("even_with_1", "Even layers with layer 1, distilled", (1, 4, 6, 8, 10, 12)),
+        _student("odd_with_12", "Odd layers with layer 12, distilled", (1, 3, 5, 7, 9, 12)),
+        _student("first_six", "First six layers, distilled", FIRST_SIX),
+        _student("last_six", "Last six layers, distilled", LAST_SIX),
         Experiment(
-            "minilm_lora", "MiniLM's own 6 layers, LoRA", start="minilm", adapter=True, notebook="03_lora_fine_tuning"
+            "hybrid",
+            "LoRA on the odd layers, distilled",
+            start="teacher",
+            layers=ODD_LAYERS,
+            distil=True,
+            adapter=True,
+            notebook="05_improvements",
         ),
-        Experiment("first_six", "First six layers, distilled", start="teacher", layers=FIRST_SIX, distil=True),
-        Experiment("last_six", "Last six layers, distilled", start="teacher", layers=LAST_SIX, distil=True),
     )
 }
 
-
-# What the validation rows choose the best epoch by, and what a result is announced with.
-BEST_BY = {"toxic": average_precision, "labels": mean_column_roc_auc}
 
 # The one model whose threshold is not searched on validation: it never says 'toxic'.
 FIXED_THRESHOLDS = {"majority": 1.0}
@@ -162,12 +156,12 @@ def experiment_seeds(experiment: Experiment, seeds: tuple[int, ...]) -> tuple[in
 
 
 def training_settings(experiment: Experiment, seed: int, profile: Profile) -> TrainingSettings:
-    """The experiment's training settings: each family has its own rate, batch size and number of epochs."""
+    """The experiment's training settings: each family has its own rate, and nothing else of its own."""
     family = "lora" if experiment.adapter else "student" if experiment.layers else "teacher"
     profile = experiment.profile(profile)
     return TrainingSettings(
-        epochs=profile.lora_epochs if experiment.adapter else profile.epochs,
-        batch_size=profile.lora_batch_size if experiment.adapter else profile.batch_size,
+        epochs=profile.epochs,
+        batch_size=profile.batch_size,
         learning_rate=getattr(profile, f"{family}_learning_rate"),
         weight_decay=profile.weight_decay,
         warmup_ratio=profile.warmup_ratio,
@@ -217,12 +211,6 @@ def experiment_settings(experiment: Experiment, seed: int, profile: Profile) -> 
         settings["adapter"] = changed.settings("lora_rank", "lora_alpha", "lora_dropout")
         if changed.lora_targets != "attention":
             settings["adapter"]["lora_targets"] = changed.lora_targets
-    if experiment.redrawn:
-        settings["redrawn"] = True
-    if experiment.matched:
-        settings["matched"] = list(experiment.matched)
-    if profile.task != "toxic":  # said only where it differs: results from before there was a choice stay valid
-        settings["task"] = profile.task
     return settings | {"training": fingerprinted(training_settings(experiment, seed, profile))}
 
 
@@ -231,8 +219,8 @@ def experiment_inputs(experiment: Experiment, seed: int, profile: Profile, data_
     inputs = {"data": data_fingerprint}
     if experiment.needs_teacher:
         inputs["teacher"] = experiment_fingerprint(EXPERIMENTS["teacher"], seed, profile, data_fingerprint)
-    if experiment.start not in ("teacher", "baseline"):
-        inputs["pretrained"] = pretrained_sha256(_pretrained_name(experiment, profile))
+    if experiment.start == "pretrained":
+        inputs["pretrained"] = pretrained_sha256(profile.pretrained)
     return inputs
 
 
@@ -240,10 +228,6 @@ def experiment_fingerprint(experiment: Experiment, seed: int, profile: Profile, 
     """Changes when a setting or an input of the experiment does; versions, device and time play no part."""
     settings = experiment_settings(experiment, seed, profile)
     return fingerprint({"settings": settings, "inputs": experiment_inputs(experiment, seed, profile, data_fingerprint)})
-
-
-def _pretrained_name(experiment: Experiment, profile: Profile) -> str:
-    return profile.pretrained if experiment.start == "pretrained" else experiment.start
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -263,13 +247,11 @@ def run_experiment(name: str | Experiment, seed: int, run: Run, weights: bool = 
     enough: models/ may have been cleared to save space.
 
     Raises:
-        ValueError: no such experiment, or a baseline, which knows `toxic` only, in a run with another task.
+        ValueError: no such experiment.
         FileNotFoundError: the data (of this model's tokeniser), or the teacher of this seed, is not there yet.
         TrainingError: the loss diverged, or the teacher is not worth distilling.
     """
     experiment = name if isinstance(name, Experiment) else find_experiment(name)
-    if experiment.start == "baseline" and run.profile.task != "toxic":
-        raise ValueError(f"{name} is a baseline for the label toxic; TASK={run.profile.task} has none")
     data = load_data(run)
     wanted = run.profile.pretrained
     tokenised_for = data.summary.get("pretrained", wanted)
@@ -314,7 +296,7 @@ def _run_baseline(experiment: Experiment, seed: int, run: Run, data: PreparedDat
     seconds = time.perf_counter() - started
     facts = {"costs": {"training_seconds": seconds, "prerequisite_seconds": 0.0}}
     _write_predictions(experiment, seed, run, data, logits)
-    _write_result(experiment, seed, run, data, made_from, logits, facts)
+    _write_result(experiment, seed, run, data, made_from, facts)
 
 
 def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> None:
@@ -325,7 +307,7 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
     targets = None
     if experiment.distil:
         with state.main_process_first():
-            targets, seconds = teacher_targets(seed, run, data, experiment.matched)
+            targets, seconds = teacher_targets(seed, run, data)
         prerequisite_seconds += seconds
     before = None
     if state.is_main_process:
@@ -337,7 +319,6 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
         Checkpoints(run.checkpoint_dir(experiment.name, seed), made_from),
         targets,
         label=f"{experiment.name}, seed {seed}",
-        best_by=BEST_BY[run.profile.task],
     )
     if not state.is_main_process:
         return
@@ -349,11 +330,11 @@ def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedDat
     facts["costs"]["prerequisite_seconds"] = prerequisite_seconds
     if experiment.needs_teacher:  # what its comparisons are held to: a student belongs to its own seed's teacher
         facts["teacher_sha256"] = file_sha256(run.model_dir("teacher", seed) / "model.safetensors")
-    # the other experiments are variants with the same cost, and so are models with six logits
-    if experiment.name in MAIN_EXPERIMENTS and run.profile.task == "toxic" and "test" in run.scored:
+    # the other experiments are variants with the same cost
+    if experiment.name in MAIN_EXPERIMENTS and "test" in run.scored:
         onnx = run.model_dir(experiment.name, seed) / "onnx"
         facts["costs"]["deployment"] = measure_deployment(model, onnx, data, logits["test"])
-    _write_result(experiment, seed, run, data, made_from, logits, facts)
+    _write_result(experiment, seed, run, data, made_from, facts)
     shutil.rmtree(run.checkpoint_dir(experiment.name, seed), ignore_errors=True)
 
 
@@ -366,18 +347,16 @@ def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.M
     if experiment.start == "teacher":
         model = teacher
     else:
-        model = load_model(find_pretrained(_pretrained_name(experiment, run.profile)), seed, run.profile.num_labels)
+        model = load_model(find_pretrained(run.profile.pretrained), seed)
         positions = model.config.max_position_embeddings
         if run.profile.max_length > positions:
             raise ValueError(
                 f"profile {run.profile.name}: max_length={run.profile.max_length} is not allowed; give at most "
-                f"{positions}, the positions that {_pretrained_name(experiment, run.profile)} has"
+                f"{positions}, the positions that {run.profile.pretrained} has"
             )
     if experiment.layers:
         merging = isinstance(experiment.layers[0], tuple)
         model = merge_layers(model, experiment.layers) if merging else copy_layers(model, experiment.layers)
-    if experiment.redrawn:
-        model = draw_layers(model, seed)
     if experiment.adapter:
         profile = experiment.profile(run.profile)
         model = add_adapters(
@@ -408,12 +387,8 @@ def load_teacher(seed: int, run: Run) -> tuple[torch.nn.Module, dict]:
     return load_trained("teacher", seed, run).requires_grad_(False), result
 
 
-def teacher_targets(
-    seed: int, run: Run, data: PreparedData, layers: tuple[int, ...] | None = None
-) -> tuple[TeacherTargets, float]:
-    """The teacher's outputs on the training rows, and the seconds their making took; computed once a run and seed.
-
-    `layers` are the teacher layers whose [CLS] states are kept; None: the last one.
+def teacher_targets(seed: int, run: Run, data: PreparedData) -> tuple[TeacherTargets, float]:
+    """The teacher's outputs on the training rows, and the seconds their making took; computed once per run and seed.
 
     Raises:
         TrainingError: the teacher did not pass the gate, so its outputs are not worth imitating.
@@ -426,12 +401,12 @@ def teacher_targets(
             f"training {gate['before']:.3f}, needed {gate['needed']:.3f} and a clear gain): it has not learned, so "
             "distilling it is refused. Train it longer, on more rows or at another rate"
         )
-    directory = run.targets_dir(seed, layers)
-    made_from = fingerprint({"teacher": result["fingerprint"], "layers": layers})
+    directory = run.targets_dir(seed)
+    made_from = fingerprint({"teacher": result["fingerprint"]})
     targets = load_targets(directory, made_from)
     if targets is None:
         with only_writer(run):
-            save_targets(teacher, data.splits["train"], directory, made_from, layers)
+            save_targets(teacher, data.splits["train"], directory, made_from)
         targets = load_targets(directory, made_from)
     return targets, read_json(directory / "time.json")["seconds"]
 
@@ -497,8 +472,6 @@ def read_result(directory: Path, name: str, seed: int) -> dict | None:
     path = predictions_path(directory, name, seed)
     if not result or not is_whole(path, result.get("predictions_sha256")):
         return None
-    if "thresholds" in result:  # of six labels
-        return result
     return result | predicted_scores(path, result["predictions_sha256"], FIXED_THRESHOLDS.get(name))
 
 
@@ -539,7 +512,7 @@ def _training_facts(experiment, seed, run, data, model, history, before, after) 
         "trainable_parameters": trainable,
         "training_loss": best["training"]["hard"],  # cross-entropy, which every family has
         "training_loss_total": best["training"]["total"] if experiment.distil else None,
-        "before_training": _before_training(data, before),
+        "before_training": {"average_precision": average_precision(data.labels("validation"), before)},
         "costs": {
             "training_seconds": history.pop("seconds"),
             "peak_memory_bytes": history.pop("peak_memory_bytes"),
@@ -552,21 +525,8 @@ def _training_facts(experiment, seed, run, data, model, history, before, after) 
     }
     if experiment.name == "teacher":
         facts["weights_sha256"] = file_sha256(run.model_dir("teacher", seed) / "model.safetensors")
-        facts["gate"] = teacher_gate(data.labels("validation"), _of_toxic(before), _of_toxic(after))
+        facts["gate"] = teacher_gate(data.labels("validation"), toxic_probability(before), toxic_probability(after))
     return facts
-
-
-def _of_toxic(logits: np.ndarray) -> np.ndarray:
-    """The probabilities (rows,) of the label `toxic`, from two logits a row or from six."""
-    return label_probabilities(logits)[:, 0] if logits.shape[1] == len(LABELS) else toxic_probability(logits)
-
-
-def _before_training(data: PreparedData, logits: np.ndarray) -> dict[str, float]:
-    """The validation score that the best epoch is chosen by, before the first step."""
-    if logits.shape[1] == len(LABELS):
-        return {"mean_column_roc_auc": mean_column_roc_auc(data.all_labels("validation"), logits)}
-    scores = score(toxic_probability(logits), data.labels("validation"), 0.5)
-    return {"average_precision": scores["average_precision"]}
 
 
 def model_bytes(experiment: Experiment, seed: int, run: Run) -> dict[str, int]:
@@ -581,36 +541,21 @@ def model_bytes(experiment: Experiment, seed: int, run: Run) -> dict[str, int]:
     return {"total": total, "to_ship": weights["adapter_model.safetensors"] if alone else total}
 
 
-def _label_scores(data: PreparedData, logits: dict[str, np.ndarray]) -> dict:
-    """What a result says of the six labels, from the logits (rows, 6) of validation and test."""
-    probabilities = {split: label_probabilities(values.astype(np.float32)) for split, values in logits.items()}
-    labels = {split: data.all_labels(split) for split in probabilities}
-    chosen = label_thresholds(probabilities["validation"], labels["validation"])
-    thresholds = [chosen[label]["threshold"] for label in LABELS]
-    scores = {split: label_scores(probabilities[split], labels[split], thresholds) for split in probabilities}
-    bounds = label_intervals(labels["test"], probabilities["test"])
-    return {"thresholds": chosen} | scores | {"intervals": bounds}
-
-
-def _predictions(data: PreparedData, split: str, logits: np.ndarray, profile: Profile) -> pd.DataFrame:
-    """Ids, labels and logits of a split's rows; a logit is named after its label, or its class if there are two."""
-    labels = {label: data.labels(split, label).astype("int8") for label in profile.labels}
-    names = LABELS if profile.task == "labels" else ("clean", "toxic")
-    columns = {f"logit_{name}": logits[:, k].astype("float32") for k, name in enumerate(names)}
-    return pd.DataFrame({"row_id": data.splits[split]["row_id"][:], "split": split} | labels | columns)
+def _predictions(data: PreparedData, split: str, logits: np.ndarray) -> pd.DataFrame:
+    """Ids, labels and logits of a split's rows."""
+    columns = {"row_id": data.splits[split]["row_id"][:], "split": split, "toxic": data.labels(split).astype("int8")}
+    return pd.DataFrame(columns | dict(zip(LOGITS, logits.astype("float32").T, strict=True)))
 
 
 def _write_predictions(experiment, seed, run, data, logits) -> dict:
-    """Writes the logits of the scored splits; returns the scores that follow from them (none yet of six labels)."""
-    frame = pd.concat(_predictions(data, split, values, run.profile) for split, values in logits.items())
+    """Writes the logits of the scored splits; returns the scores that follow from them."""
+    frame = pd.concat(_predictions(data, split, values) for split, values in logits.items())
     path = predictions_path(run.results_dir, experiment.name, seed)
     write_file(path, lambda temporary: frame.to_parquet(temporary, index=False))
-    if run.profile.task == "labels":
-        return {}
     return predicted_scores(path, file_sha256(path), FIXED_THRESHOLDS.get(experiment.name))
 
 
-def _write_result(experiment, seed, run, data, made_from, logits, facts) -> None:
+def _write_result(experiment, seed, run, data, made_from, facts) -> None:
     """Writes the JSON, which makes the experiment finished; its predictions have been written."""
     result = {
         "experiment": experiment.name,
@@ -625,9 +570,8 @@ def _write_result(experiment, seed, run, data, made_from, logits, facts) -> None
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": {split: len(rows) for split, rows in data.splits.items()},
     }
-    result |= facts | (_label_scores(data, logits) if run.profile.task == "labels" else {})
-    result["predictions_sha256"] = file_sha256(predictions_path(run.results_dir, experiment.name, seed))
-    write_json(result_path(run.results_dir, experiment.name, seed), result)
+    sha256 = file_sha256(predictions_path(run.results_dir, experiment.name, seed))
+    write_json(result_path(run.results_dir, experiment.name, seed), result | facts | {"predictions_sha256": sha256})
 
 
 # --- without a notebook ----------------------------------------------------------------------------------------------
@@ -663,8 +607,7 @@ def main(arguments: list[str] | None = None) -> int:
     trained = [(name, seed) for seed in run.seeds for name in names if name not in baselines]
     for name, seed in [*((name, run.profile.seeds[0]) for name in baselines), *trained]:
         result = run_experiment(name, seed, run)
-        metric = BEST_BY[run.profile.task].__name__
-        told = f"test {metric.replace('_', ' ')} {result['test'][metric]:.3f}"
+        told = f"test average precision {result['test']['average_precision']:.3f}"
         state.print(f"{name}, seed {seed}: {told}", flush=True)
     return 0
 

@@ -1,10 +1,12 @@
-"""The report's proposals, tried (notebook 05): grids of settings shown on validation, their winners scored on test.
+"""The sheet's proposals, tried (notebook 05): grids of settings compared on validation, their winners scored on test.
 
-A grid changes one thing at a time around the default. It trains on 1,500 rows with one seed in a part of its own,
-runs/<run>/grid/, and never sees the test set. The winner of each section is then trained like a main experiment, with
-every seed of the run, and compared on test. These are hours of work, which go on where they were stopped:
+A grid changes one thing at a time around its default. It trains on at most 1,500 rows with one seed, in a part of its
+own, runs/<run>/grid/, and never sees the test set. The winners are then trained like a main experiment, with every seed
+of the run. An interrupted grid resumes.
 
-    python -m helpers.improvements rates layers --profile study
+    python -m helpers.improvements                  every section, then the winners
+    python -m helpers.improvements layers hybrid    these sections alone
+    python -m helpers.improvements rates            the search for each family's learning rate
 """
 
 from __future__ import annotations
@@ -15,18 +17,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import pandas as pd
 import torch
 
 from helpers.batches import predict, progress_bar
 from helpers.config import Profile, unknown
 from helpers.data import PreparedData
-from helpers.evaluation import compare, score, toxic_probability, with_holm
-from helpers.experiments import EXPERIMENTS, Experiment, load_teacher, prepare, run_experiment
+from helpers.evaluation import Difference, row_difference, score, toxic_probability
+from helpers.experiments import (
+    EXPERIMENTS,
+    Experiment,
+    experiment_fingerprint,
+    finished_result,
+    load_teacher,
+    prepare,
+    run_experiment,
+)
 from helpers.layers import NEIGHBOURS, SPREAD_LAYERS, copy_layers
 from helpers.losses import hard_loss
-from helpers.results import Results, compare_pairs, find_result, load_results, published_dir
+from helpers.results import Results, find_result, has_results, load_results, published_dir
 from helpers.runs import (
     Run,
     add_run_arguments,
@@ -42,15 +50,18 @@ from helpers.runs import (
 from helpers.training import TrainingError
 
 GRID_ROWS = 1_500
-TEACHER_RATES = (2.5e-5, 5e-5, 1e-4)
-STUDENT_RATES, LORA_RATES = (0.5, 1, 2), (3, 10, 30)  # times the teacher's rate
 TEMPERATURES, SOFT_WEIGHTS = (1.0, 2.0, 4.0, 8.0), (0.25, 0.5, 1.0)
-HYBRID = replace(EXPERIMENTS["lora_6"], name="hybrid", title="LoRA on the odd layers, distilled", distil=True)
-OUTPUTS_OF_PAIRS = (2, 4, 6, 8, 10, 12)  # student layer k does the work of teacher layers 2k − 1 and 2k
+# The rates that each family tries, as multiples of the teacher's, and the experiments whose mean decides.
+RATES = {
+    "teacher": (("teacher",), (0.5, 1, 2)),
+    "student": (("odd", "even"), (0.5, 1, 2)),
+    "lora": (("lora",), (10, 30, 100)),
+}
+MORE_RATES = 3  # by so many a list is widened at most
 
 
 def grid_run(run: Run) -> Run:
-    """The run's part for grids: 1,500 training rows, the first seed, validation only; itself if it is that already."""
+    """The run's part for grids: 1,500 training rows at most, the first seed, validation alone; itself if it is one."""
     if run.part == "grid":
         return run
     rows = run.profile.train_rows
@@ -78,24 +89,6 @@ def varied(experiment: str, profile: Profile, title: str, **changes) -> Experime
     without_family = (re.sub("^(lora|student|teacher)_", "", field) for field in changes)
     suffix = "_".join(f"{field}_{value}" for field, value in zip(without_family, changes.values(), strict=True))
     return replace(EXPERIMENTS[experiment], name=f"{experiment}-{suffix}", title=title, changes=tuple(changes.items()))
-
-
-def rate_search(profile: Profile) -> dict[str, list[Experiment]]:
-    """Three rates for each family: the teacher's own, and for students and LoRA multiples of the profile's."""
-
-    def tried(experiment: str, field: str, rates: list[float]) -> list[Experiment]:
-        return [varied(experiment, profile, f"{experiment} at {rate:g}", **{field: rate}) for rate in rates]
-
-    base = profile.teacher_learning_rate
-    return {
-        "teacher": tried("teacher", "teacher_learning_rate", list(TEACHER_RATES)),
-        "odd": tried("odd", "student_learning_rate", [_rounded(times * base) for times in STUDENT_RATES]),
-        "lora": tried("lora", "lora_learning_rate", [_rounded(times * base) for times in LORA_RATES]),
-    }
-
-
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.3g}")
 
 
 def layer_selections(task_specific: tuple[int, ...] | None) -> list[Experiment]:
@@ -143,105 +136,127 @@ def lora_settings(profile: Profile) -> list[Experiment]:
     ]
 
 
-def hybrids(profile: Profile) -> list[Experiment]:
-    """Adapters trained with the distillation loss, beside adapters and a distilled student of as many epochs."""
-    return [
-        EXPERIMENTS["lora_6"],
-        varied("odd", profile, "Odd student, LoRA's epochs", epochs=profile.lora_epochs),
-        HYBRID,
-    ]
-
-
-def copy_controls() -> list[Experiment]:
-    """What the copy is worth, and what a cosine at every layer adds; all distilled from the same teacher."""
-    odd = EXPERIMENTS["odd"]
-    return [
-        odd,
-        replace(odd, name="odd_pretrained", title="Odd layers of the pretrained BERT", start="pretrained"),
-        replace(odd, name="odd_random", title="Random layers", redrawn=True),
-        replace(odd, name="odd_matched", title="Cosine at all six layers", matched=OUTPUTS_OF_PAIRS),
-    ]
+def hybrids() -> list[Experiment]:
+    """Adapters on the odd copy, the odd student, and the hybrid of both: the same adapters, trained by distillation."""
+    return [EXPERIMENTS[name] for name in ("lora_6", "odd", "hybrid")]
 
 
 def sections(run: Run) -> dict[str, list[Experiment]]:
-    """The grids by section, in the order of notebook 05. A section begins with its default; rates rise.
+    """The four grids, in the order of notebook 05; each begins with its default.
 
-    The task-specific layers are there once `greedy_removal` has found them.
+    The task-specific layers are among them once `greedy_removal` has found them.
     """
     grid = grid_run(run)
-    rates = {f"rates of {family}": tried for family, tried in rate_search(grid.profile).items()}
-    removal = _finished_removal(grid)
-    return rates | {
-        "layers": layer_selections(selection(removal) if removal else None),
+    steps = _finished_removal(grid)
+    return {
+        "layers": layer_selections(selection(steps) if steps else None),
         "soft targets": soft_target_settings(grid.profile),
         "regularised LoRA": lora_settings(grid.profile),
-        "hybrid": hybrids(grid.profile),
-        "copy": copy_controls(),
+        "hybrid": hybrids(),
     }
 
 
 # --- running a grid --------------------------------------------------------------------------------------------------
 
 
-def found_or_trained(experiment: Experiment, seed: int, run: Run) -> dict:
-    """Its result: the run's, the published one, or a new one, for which a teacher without weights is trained first."""
-    found = find_result(run, experiment, seed)
-    if found:
-        return found[0]
-    prepare(run)
-    if experiment.needs_teacher:
-        run_experiment("teacher", seed, run)
-    return run_experiment(experiment, seed, run)
+def grid_results(experiments: Sequence[Experiment], run: Run) -> Results:
+    """What the run's grid has of these experiments; what is published, if the run has no result of its own.
 
-
-def run_grid(experiments: list[Experiment], run: Run) -> pd.DataFrame:
-    """Trains what is not trained or published yet; a row an experiment, validation scores only.
-
-    Columns: experiment, title, average_precision (AP), f1 at the threshold chosen on the same rows, the lowest and the
-    last epoch's cross-entropy, best epoch, seconds an epoch, trained parameters.
-    """
-    grid, rows = grid_run(run), []
-    for experiment in experiments:
-        result = found_or_trained(experiment, grid.seeds[0], grid)
-        epochs = result["history"]["epochs"]
-        rows.append(
-            {
-                "experiment": experiment.name,
-                "title": experiment.title,
-                "average_precision": result["validation"]["average_precision"],
-                "f1": result["validation"]["f1"],
-                "lowest_cross_entropy": min(epoch["validation"]["hard"] for epoch in epochs),
-                "last_cross_entropy": epochs[-1]["validation"]["hard"],
-                "best_epoch": result["history"]["best_epoch"],
-                "seconds_an_epoch": result["costs"]["training_seconds"] / len(epochs),
-                "trainable_parameters": result["trainable_parameters"],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def grid_comparisons(tried: Sequence[Experiment], run: Run) -> dict[str, dict]:
-    """The first experiment of a grid minus each of the others, paired over the validation rows of its one seed.
-
-    Average precision, neither planned nor corrected; one seed does not speak for the next.
+    Nothing is trained: `missing` lists what is not there.
     """
     grid = grid_run(run)
-    seed, found = grid.seeds[0], {experiment.name: find_result(grid, experiment, grid.seeds[0]) for experiment in tried}
-    results = Results(
-        by_name={name: {seed: result} for name, (result, _) in found.items()},
-        directories={(name, seed): directory for name, (_, directory) in found.items()},
-        missing=[],
+    [seed] = grid.seeds
+    found = {experiment.name: find_result(grid, experiment, seed) for experiment in experiments}
+    return Results(
+        by_name={name: {seed: pair[0]} for name, pair in found.items() if pair},
+        directories={(name, seed): pair[1] for name, pair in found.items() if pair},
+        missing=[(name, seed) for name, pair in found.items() if not pair],
     )
-    default, *others = (results.probabilities(experiment.name, "validation") for experiment in tried)
-    return {
-        f"{tried[0].name} − {experiment.name}": compare(results.labels("validation"), default, scores)
-        for experiment, scores in zip(tried[1:], others, strict=True)
-    }
 
 
-def winner(table: pd.DataFrame) -> str:
-    """The name of the experiment with the largest validation average precision; of equals the first."""
-    return table["experiment"][table["average_precision"].idxmax()]
+def run_grid(experiments: Sequence[Experiment], run: Run) -> Results:
+    """The grid's results of these experiments, scored on validation alone; what is missing is trained first."""
+    if grid_results(experiments, run).missing:
+        train_all(experiments, grid_run(run))
+    return grid_results(experiments, run)
+
+
+def train_all(experiments: Sequence[Experiment], run: Run) -> None:
+    """Trains what the run does not have yet: all seeds of one experiment before the next one begins.
+
+    Results are enough: only a teacher that is needed and whose weights are gone is trained again.
+    """
+    data = prepare(run)
+    for experiment in experiments:
+        for seed in run.seeds:
+            made_from = experiment_fingerprint(experiment, seed, run.profile, data.fingerprint)
+            if finished_result(experiment, seed, run, made_from, weights=False):
+                continue
+            if experiment.needs_teacher:
+                run_experiment("teacher", seed, run)
+            run_experiment(experiment, seed, run)
+
+
+def grid_differences(results: Results, tried: Sequence[Experiment]) -> dict[str, Difference]:
+    """By title: each experiment's validation average precision minus the default's, of those that `results` has.
+
+    The default is the first of `tried` that `results` has. A grid has one seed: the intervals are those of the rows
+    alone. They leave out the variance between seeds, and there is neither a p-value nor a verdict.
+    """
+    default, *others = [experiment for experiment in tried if experiment.name in results.by_name] or [None]
+    found = {}
+    for experiment in others:
+        for seed in results.common_seeds(experiment.name, default.name)[:1]:
+            logits = [results.logits(name, seed, "validation") for name in (experiment.name, default.name)]
+            found[experiment.title] = row_difference(results.labels("validation"), *map(toxic_probability, logits))
+    return found
+
+
+def best_of(tried: Sequence[Experiment], results: Results) -> Experiment | None:
+    """The experiment with the largest validation average precision, of equals the first; None if `results` has none."""
+    known = [experiment for experiment in tried if experiment.name in results.by_name]
+    return max(known, key=lambda experiment: _validated(results, experiment), default=None)
+
+
+def _validated(results: Results, experiment: Experiment) -> float:
+    """The validation average precision of an experiment's first seed."""
+    return next(iter(results.by_name[experiment.name].values()))["validation"]["average_precision"]
+
+
+# --- learning rates --------------------------------------------------------------------------------------------------
+
+
+def search_rates(family: str, run: Run) -> dict[float, float]:
+    """Validation average precision by learning rate, rates rising; `family` is one of RATES.
+
+    A family of several experiments is judged by their mean. As long as the best rate stands at an edge of the list, the
+    list goes on beyond it, by MORE_RATES rates at most. The profile's rates are set by hand after the search.
+    """
+    _, multiples = RATES[family]
+    scores, pending = {}, [_rounded(multiple * run.profile.teacher_learning_rate) for multiple in multiples]
+    while pending:
+        scores |= {rate: _rate_score(family, rate, run) for rate in pending}
+        pending = next_rate(scores) if len(scores) < len(multiples) + MORE_RATES else []
+    return dict(sorted(scores.items()))
+
+
+def _rate_score(family: str, rate: float, run: Run) -> float:
+    names, _ = RATES[family]
+    tried = [varied(name, run.profile, f"{name} at {rate:g}", **{f"{family}_learning_rate": rate}) for name in names]
+    results = run_grid(tried, run)
+    return sum(_validated(results, experiment) for experiment in tried) / len(tried)
+
+
+def next_rate(scores: dict[float, float]) -> list[float]:
+    """The rate beyond the edge where the best one stands, by the step that leads there; none if it stands inside."""
+    rates = sorted(scores)
+    best = max(rates, key=scores.get)
+    inner = {rates[0]: rates[1], rates[-1]: rates[-2]}
+    return [_rounded(best**2 / inner[best])] if best in inner else []
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
 
 
 # --- which layers does this task need? -------------------------------------------------------------------------------
@@ -251,7 +266,7 @@ def greedy_removal(run: Run) -> list[dict]:
     """Removes layers from the grid's teacher one by one, always the one whose loss costs least, until one is left.
 
     Nothing is trained: the validation cross-entropy of the remaining layers decides (after Sajjad et al. 2023,
-    arXiv:2004.03844, who compare such rankings with simply keeping the lower layers). Goes on where it was stopped.
+    arXiv:2004.03844, who compare such rankings with simply keeping the lower layers). It resumes where it stopped.
 
     Returns:
         A step each from 12 layers down to 1: `layers` (kept), `cross_entropy`, `average_precision`, and `without`: the
@@ -301,17 +316,15 @@ def _removal_fingerprint(teacher: str) -> str:
 
 
 def _finished_removal(grid: Run) -> list[dict] | None:
-    """The steps, if all have been made from the grid's teacher as it is now, in the run or among what is published."""
+    """The steps, if all are made from the grid's present teacher; the published ones for a run without results."""
+    if not has_results(grid):
+        saved = read_json(published_dir(grid) / "greedy_removal.json")
+        return saved["steps"] if saved and saved["finished"] else None
     teacher = find_result(grid, EXPERIMENTS["teacher"], grid.seeds[0])
-    for directory in (grid.results_dir, published_dir(grid)):
-        saved = read_json(directory / "greedy_removal.json") or {}
-        if (
-            teacher
-            and saved.get("finished")
-            and saved["fingerprint"] == _removal_fingerprint(teacher[0]["fingerprint"])
-        ):
-            return saved["steps"]
-    return None
+    saved = read_json(grid.results_dir / "greedy_removal.json")
+    if not (teacher and saved and saved["finished"]):
+        return None
+    return saved["steps"] if saved["fingerprint"] == _removal_fingerprint(teacher[0]["fingerprint"]) else None
 
 
 def selection(steps: list[dict]) -> tuple[int, ...]:
@@ -322,59 +335,35 @@ def selection(steps: list[dict]) -> tuple[int, ...]:
 # --- the winners, on test --------------------------------------------------------------------------------------------
 
 
-def winners(run: Run) -> list[tuple[str, Experiment, Experiment]]:
-    """(section, winner, default) where another one than the default won on validation.
+def winners(results: Results, run: Run) -> list[tuple[str, Experiment, Experiment]]:
+    """What goes to the test set, as (section, winner, default), by the validation scores of the grid's `results`.
 
-    The hybrid was named beforehand: it stands against both that it is made of, whichever of them was better.
+    The best layers and the best soft targets, where they are not the default. Of LoRA's settings the best dropout and
+    the best weight decay other than the default's: the sheet asks for regularisation, and another rank is none. The
+    hybrid against both that it is made of, which was decided beforehand.
     """
-    found = []
-    for name, tried in sections(run).items():
-        if name.startswith("rates") or name == "copy":
-            continue  # the profile's rates are set by hand after the search; the copy's controls propose nothing
-        if name == "hybrid":
-            found += [(name, HYBRID, other) for other in tried if other != HYBRID]
-            continue
-        best = winner(run_grid(tried, run))
-        if best != tried[0].name:
-            found.append((name, next(experiment for experiment in tried if experiment.name == best), tried[0]))
-    return found
+    tried, found = sections(run), []
+    for name in ("layers", "soft targets"):
+        best, default = best_of(tried[name], results), tried[name][0]
+        if best not in (None, default):
+            found.append((name, best, default))
+    default, *others = tried["regularised LoRA"]
+    for setting in ("lora_dropout", "weight_decay"):
+        best = best_of([experiment for experiment in others if dict(experiment.changes).keys() == {setting}], results)
+        if best:
+            found.append(("regularised LoRA", best, default))
+    lora_6, odd, hybrid = hybrids()
+    return [*found, ("hybrid", hybrid, lora_6), ("hybrid", hybrid, odd)]
 
 
-def experiments_on_test(run: Run) -> list[Experiment]:
-    """Every section's winner and what it is held against, each once."""
-    return list({experiment.name: experiment for _, *pair in winners(run) for experiment in pair}.values())
-
-
-def run_winners(run: Run) -> Results:
-    """Trains every section's winner, and its default, with every seed of the run; the run's results and theirs."""
-    chosen = experiments_on_test(run)
-    for seed in run.seeds:
-        for experiment in chosen:
-            found_or_trained(experiment, seed, run)
-    return load_results(run, extra=chosen)
-
-
-def winner_comparisons(run: Run, results: Results) -> dict[str, dict]:
-    """Each winner against its section's default: paired, over seeds and test rows, with Holm's correction."""
-    return with_holm(compare_pairs(results, [(best.name, default.name) for _, best, default in winners(run)]))
-
-
-def pareto_front(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Which points no other one beats: none is as cheap and better, or as good and cheaper. Shapes (n,) → (n,)."""
-    costs, scores = np.asarray(costs), np.asarray(scores)
-    cheaper, better = costs[None] <= costs[:, None], scores[None] >= scores[:, None]
-    strictly = (costs[None] < costs[:, None]) | (scores[None] > scores[:, None])
-    return ~(cheaper & better & strictly).any(axis=1)
-
-
-COSTS = ("trainable_parameters", "total_seconds", "peak_memory_bytes", "bytes", "latency_ms")
-
-
-def fronts(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """The trained models of the comparison, and for each of COSTS who is on the Pareto front with average precision."""
-    trained = table[table["parameters"].notna()].reset_index(drop=True)
-    scores = trained["average_precision"].to_numpy()
-    return trained, {cost: pareto_front(trained[cost].to_numpy(dtype=float), scores) for cost in COSTS}
+def run_winners(grid: Results, run: Run) -> Results:
+    """Trains the winners of a grid, and their defaults, with every seed; returns the run's results with theirs."""
+    chosen = list({experiment.name: experiment for _, *pair in winners(grid, run) for experiment in pair}.values())
+    results = load_results(run, extra=chosen)
+    if {name for name, _ in results.missing} & {experiment.name for experiment in chosen}:
+        train_all(chosen, run)
+        results = load_results(run, extra=chosen)
+    return results
 
 
 # --- without a notebook ----------------------------------------------------------------------------------------------
@@ -382,7 +371,7 @@ def fronts(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m helpers.improvements", description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", help="for instance rates, layers (default: all, then the winners)")
+    parser.add_argument("sections", nargs="*", help="for instance layers, rates (default: all but rates, and winners)")
     add_run_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -390,23 +379,36 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 @tells_errors(TrainingError)
 @resumes
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the sections asked for and prints their tables; returns the exit code."""
+    """Trains the sections asked for and prints their scores; returns the exit code."""
     options = parse_arguments(arguments)
     use_run_arguments(options)
     run = open_run()
-    known = list(sections(run))
+    known = [*sections(run), "rates"]
+    chosen = [name for asked in options.sections for name in known if name.startswith(asked)] or known[:-1]
     wrong = [asked for asked in options.sections if not any(name.startswith(asked) for name in known)]
     if wrong:
         raise ValueError(unknown("section", wrong[0], known))
-    for name in known:
-        if not options.sections or any(name.startswith(asked) for asked in options.sections):
-            if name == "layers":
-                greedy_removal(run)
-            table = run_grid(sections(run)[name], run)
-            print(f"\n{name} (validation, {run.data_label})\n{table.to_string(index=False)}", flush=True)
     if not options.sections:
-        run_winners(run)
+        load_results(run)  # the winners stand beside the main experiments: better to miss these now than at the end
+    if "layers" in chosen:
+        greedy_removal(run)
+    for name in chosen:
+        print(f"\n{name} (validation average precision, {run.data_label})", flush=True)
+        for title, scored in _section_scores(name, run).items():
+            print(f"{scored:.3f}  {title}", flush=True)
+    if not options.sections:
+        run_winners(grid_results([experiment for tried in sections(run).values() for experiment in tried], run), run)
     return 0
+
+
+def _section_scores(name: str, run: Run) -> dict[str, float]:
+    """Validation average precision by title; what is missing is trained first."""
+    if name == "rates":
+        found = {family: search_rates(family, run) for family in RATES}
+        return {f"{family} at {rate:g}": scored for family, scores in found.items() for rate, scored in scores.items()}
+    tried = sections(run)[name]
+    results = run_grid(tried, run)
+    return {experiment.title: _validated(results, experiment) for experiment in tried}
 
 
 if __name__ == "__main__":

@@ -90,16 +90,6 @@ def merge_layers(teacher: torch.nn.Module, groups: Sequence[Sequence[int]]) -> t
     return student
 
 
-def draw_layers(student: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Draws the weights of all layers anew, as before pretraining; embeddings and head stay. Returns the student."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = type(student)(student.config)
-    encoder_layers(student).load_state_dict(encoder_layers(fresh).state_dict())
-    student.config.teacher_layers = []
-    return student
-
-
 def source_name(student_name: str, layers: Sequence[int]) -> str:
     """The teacher's name of the tensor that a student's tensor is copied from.
 

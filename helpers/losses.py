@@ -2,7 +2,7 @@
 
     L = (1 − α) · CE(student, labels)  +  α · T² · KL(teacher ‖ student, both softened by T)  +  β · (1 − cos)
 
-B is the number of comments in a batch, C the number of classes, H the hidden size, K the number of labels. Everything
+B is the number of comments in a batch, C the number of classes, H the hidden size. Everything
 is computed in float32: half precision loses the small differences between softened probabilities. The teacher's side
 is a target: no gradient flows into it.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,8 +53,6 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 def cosine_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
     """1 − cos of the angle between two [CLS] states, (B, H) each, batch mean: 0 where they agree.
 
-    With states of several layers, (B, L, H), the mean over them too.
-
     Taken on hidden states. On two logits a cosine says almost nothing: only their difference counts.
     """
     teacher_states = teacher_states.detach().float()
@@ -73,22 +70,8 @@ def distillation_loss(
     alpha: float,
     beta: float,
 ) -> DistillationLoss:
-    """(1 − α) · hard + α · soft + β · cosine: logits (B, C), labels (B,), states (B, H) or, of L layers, (B, L, H)."""
+    """(1 − α) · hard + α · soft + β · cosine: logits (B, C), labels (B,), states (B, H)."""
     hard = hard_loss(student_logits, labels)
     soft = soft_loss(student_logits, teacher_logits, temperature)
     cosine = cosine_loss(student_states, teacher_states)
     return DistillationLoss((1 - alpha) * hard + alpha * soft + beta * cosine, hard, soft, cosine)
-
-
-def per_label(logits: Tensor) -> Tensor:
-    """Independent labels as two-class problems: logits z (B, K) → (B·K, 2) holding [0, z] a comment and label.
-
-    The softmax of [0, z] is the sigmoid of z, so the functions above give the losses of six labels too, averaged over
-    rows and labels: `hard_loss(per_label(z), y.flatten().long())` is binary cross-entropy.
-    """
-    return torch.stack([torch.zeros_like(logits), logits], dim=-1).reshape(-1, 2)
-
-
-def class_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (B, C) as the losses above take them; for K independent labels (B, K) two classes each, (B·K, 2)."""
-    return logits if labels.ndim == 1 else per_label(logits)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from helpers.config import LABELS, unknown
+from helpers.config import unknown
 from helpers.environment import MINILM_PACKAGE, hub_reachable
 from helpers.runs import ROOT, file_sha256, is_disk_error, new_directory
 
@@ -67,7 +67,7 @@ class Source:
     sha256: str
     origin: str
     advice: str  # what to do where the weights are not those of the hash
-    build: Callable[[Path, int], torch.nn.Module] = lambda directory, num_labels: _load_whole(directory, num_labels)
+    build: Callable[[Path], torch.nn.Module] = lambda directory: _load_whole(directory)
     is_random: bool = False  # of the files only the tokenizer is used
 
 
@@ -179,32 +179,27 @@ def load_tokenizer(pretrained: Pretrained):
     return AutoTokenizer.from_pretrained(pretrained.directory)
 
 
-def load_model(pretrained: Pretrained, seed: int, num_labels: int = 2) -> torch.nn.Module:
+def load_model(pretrained: Pretrained, seed: int) -> torch.nn.Module:
     """A sequence classifier in float32 and eval mode: pretrained encoder, new classifier drawn by `seed`.
 
-    Two labels are the classes 'not toxic' and 'toxic'; six are Jigsaw's labels, each a problem of its own. The
-    caller's random state is left as it was.
+    Its two classes are 'not toxic' and 'toxic'. The caller's random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _source(pretrained.name).build(pretrained.directory, num_labels)
-    names = {2: CLASS_NAMES, len(LABELS): dict(enumerate(LABELS))}.get(num_labels)
-    if names:
-        model.config.id2label, model.config.label2id = names, {name: i for i, name in names.items()}
-    if num_labels == len(LABELS):
-        model.config.problem_type = "multi_label_classification"
+        model = _source(pretrained.name).build(pretrained.directory)
+    model.config.id2label, model.config.label2id = CLASS_NAMES, {name: i for i, name in CLASS_NAMES.items()}
     return model.eval()
 
 
-def _load_whole(directory: Path, num_labels: int) -> torch.nn.Module:
+def _load_whole(directory: Path) -> torch.nn.Module:
     with _quiet_loading():
         return AutoModelForSequenceClassification.from_pretrained(
-            directory, num_labels=num_labels, dtype=torch.float32, use_safetensors=True
+            directory, num_labels=2, dtype=torch.float32, use_safetensors=True
         )
 
 
-def _draw_tiny(directory: Path, num_labels: int) -> torch.nn.Module:
-    return BertForSequenceClassification(_tiny_config(num_labels))
+def _draw_tiny(directory: Path) -> torch.nn.Module:
+    return BertForSequenceClassification(_tiny_config())
 
 
 @contextmanager
@@ -257,20 +252,13 @@ def model_card(title: str, data: str, rows: dict[str, int], max_length: int, sco
     )
 
 
-def label_columns(model: torch.nn.Module) -> tuple[str, ...]:
-    """The columns of the data that a classifier answers: six independent labels, or `toxic` as two classes."""
-    if model.config.problem_type == "multi_label_classification":
-        return tuple(model.config.id2label[i] for i in range(model.config.num_labels))
-    return ("toxic",)
-
-
-def _stack_minilm(directory: Path, num_labels: int) -> BertForSequenceClassification:
+def _stack_minilm(directory: Path) -> BertForSequenceClassification:
     """A 12-layer BERT from MiniLM's six layers taken twice: layers 1..6 and again 1..6.
 
     A stand-in where no hub is at hand: it fine-tunes like a 12-layer BERT, but layer 7 is layer 1 again, so what it
     says about *which layers* to keep holds for this stacked BERT only.
     """
-    config = BertConfig.from_pretrained(directory, num_labels=num_labels, num_hidden_layers=12)
+    config = BertConfig.from_pretrained(directory, num_labels=2, num_hidden_layers=12)
     model = BertForSequenceClassification(config)
     weights = load_file(directory / "model.safetensors")
     state = {}
@@ -285,14 +273,14 @@ def _stack_minilm(directory: Path, num_labels: int) -> BertForSequenceClassifica
     return model
 
 
-def _tiny_config(num_labels: int) -> BertConfig:
+def _tiny_config() -> BertConfig:
     return BertConfig(
         hidden_size=32,
         num_hidden_layers=12,
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=64,
-        num_labels=num_labels,
+        num_labels=2,
     )
 
 
@@ -316,11 +304,12 @@ def lora_targets(model: torch.nn.Module, which: str = "attention") -> list[str]:
     return list(LORA_TARGETS[family][which])
 
 
-_MINILM = Source(minilm_directory, MINILM_SHA256, "MiniLM package", f"install it anew: {MINILM_ADVICE}")
+_STACKED = Source(
+    minilm_directory, MINILM_SHA256, "MiniLM package", f"install it anew: {MINILM_ADVICE}", build=_stack_minilm
+)
 PRETRAINED = {
-    "minilm-stacked": replace(_MINILM, build=_stack_minilm),
-    "minilm": _MINILM,
+    "minilm-stacked": _STACKED,
     MPNET: Source(mpnet_directory, MPNET_SHA256, "MPNet packages", f"remove runs/pretrained/ and {MPNET_ADVICE}"),
     "bert-base-uncased": Source(bert_base_directory, BERT_BASE_SHA256, "hub's copy", "remove it from the hub's cache"),
-    "tiny-random": replace(_MINILM, build=_draw_tiny, is_random=True),
+    "tiny-random": replace(_STACKED, build=_draw_tiny, is_random=True),
 }

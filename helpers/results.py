@@ -20,12 +20,10 @@ from helpers.evaluation import (
     Difference,
     average_precision_of,
     bootstrap_average_precision,
-    compare,
     difference,
     holm_verdicts,
     intervals,
     toxic_probability,
-    with_holm,
 )
 from helpers.experiments import (
     EXPERIMENTS,
@@ -38,7 +36,7 @@ from helpers.experiments import (
     read_predictions,
     read_result,
 )
-from helpers.runs import PUBLISHED_RESULTS, Run, read_json, task_suffix, write_file
+from helpers.runs import PUBLISHED_RESULTS, Run, read_json, write_file
 
 # The sheet's own question. These three are corrected among themselves by Holm's method.
 PRIMARY = (("odd", "even"), ("lora", "odd"), ("lora", "even"))
@@ -59,26 +57,6 @@ SECONDARY = (
 
 # Profiles whose results stand beside the run that README.md shows: a real encoder's layers, and bert-base on a GPU.
 BESIDE = ("base", "colab", "full")
-
-
-# Named before any result was seen: only these are corrected by Holm's method and called planned.
-COMPARISONS = {
-    "odd − even": ("odd", "even"),
-    "lora − odd": ("lora", "odd"),
-    "lora − even": ("lora", "even"),
-    "odd − odd_hard": ("odd", "odd_hard"),
-}
-
-
-# Published scores of all six labels, from Detoxify's README (github.com/unitaryai/detoxify). Both had the whole of
-# train.csv to learn from: they say where the task's ceiling is, not what a model of a few thousand rows should reach.
-OFFICIAL_TEST = "the full official test set"
-
-
-LABELS_REFERENCES = (
-    {"model": "Kaggle's leaderboard, the first", "mean_column_roc_auc": 0.9886, "measured_on": OFFICIAL_TEST},
-    {"model": "Detoxify 'original', bert-base", "mean_column_roc_auc": 0.9864, "measured_on": OFFICIAL_TEST},
-)
 
 
 @dataclass(frozen=True)
@@ -104,13 +82,6 @@ class Results:
         """Probabilities of `toxic`, shape (seeds, rows); rows in the order of their ids, alike for every model."""
         return np.stack([toxic_probability(self.logits(name, seed, split)) for seed in self.by_name[name]])
 
-    def paired(self, a: str, b: str) -> tuple[np.ndarray, np.ndarray]:
-        """The test probabilities of two models on the seeds that both have, each (seeds, rows)."""
-        seeds = self.common_seeds(a, b)
-        return tuple(
-            np.stack([toxic_probability(self.logits(name, seed, "test")) for seed in seeds]) for name in (a, b)
-        )
-
     def common_seeds(self, *names: str) -> list[int]:
         """The seeds that all of these models have, each with one and the same teacher where several stem from one."""
         first, *others = (self.by_name.get(name, {}) for name in names)
@@ -128,8 +99,8 @@ class Results:
             raise ValueError(f"there is no seed with which all of {', '.join(names)} have been trained")
         return common[0]
 
-    def intervals(self, name: str) -> dict[str, list[float]]:
-        """95 % intervals over test rows of F1 and average precision, of the model's mean over its seeds."""
+    def intervals(self, name: str) -> dict[str, tuple[float, float]]:
+        """95 % intervals of the model's test scores, means over its seeds (helpers.evaluation.intervals)."""
         thresholds = [result["threshold"] for result in self.by_name[name].values()]
         return intervals(self.labels(), self.probabilities(name), thresholds)
 
@@ -217,18 +188,15 @@ def _read_all(directory: Path) -> Results:
     return Results(by_name, directories, missing=[])
 
 
-def load_results(run: Run, task: str = "toxic", extra: Sequence[Experiment] = ()) -> Results:
+def load_results(run: Run, extra: Sequence[Experiment] = ()) -> Results:
     """The results of the run's profile: the run's own, or, where it has none at all, the published ones.
 
     `extra` are experiments that the profile does not list.
 
     Raises:
-        ValueError: the run was made with another task than the caller can read, or the profile lists an experiment
-            that nobody knows.
+        ValueError: the profile lists an experiment that nobody knows.
         MissingStage: a main experiment has no result at all; the message says which notebook makes it.
     """
-    if run.profile.task != task:
-        raise ValueError(f"run {run.name!r} was made with TASK={run.profile.task}; this needs one with TASK={task}")
     by_name, directories, missing = {}, {}, []
     for experiment in dict.fromkeys([*map(find_experiment, run.profile.experiments), *extra]):
         name = experiment.name
@@ -242,8 +210,6 @@ def load_results(run: Run, task: str = "toxic", extra: Sequence[Experiment] = ()
     absent = [name for name in run.profile.experiments if name not in by_name]
     if absent:
         first = ", ".join(sorted({EXPERIMENTS[name].notebook for name in absent}))
-        if task != "toxic":
-            first = f"`TASK={task} python -m helpers.experiments`"
         raise MissingStage(
             f"run {run.name!r} has no result of {', '.join(absent)}: run {first} first (same PROFILE and RUN)"
         )
@@ -277,13 +243,12 @@ def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path
 
 def is_beside(run: Run) -> bool:
     """Whether the run is published beside the one that README.md shows, in a folder of its own below results/."""
-    return run.profile.task != "toxic" or run.profile.name in BESIDE
+    return run.profile.name in BESIDE
 
 
 def published_part(run: Run) -> Path:
     """Where results of such a run are published, below results/: what stands beside, and grids, apart."""
-    parts = ["labels"] if run.profile.task == "labels" else []
-    return Path(*parts, *([run.profile.name] if run.profile.name in BESIDE else []), run.part)
+    return Path(*([run.profile.name] if run.profile.name in BESIDE else []), run.part)
 
 
 def published_dir(run: Run) -> Path:
@@ -396,32 +361,10 @@ def write_comparison(results: Results, run: Run, directory: Path | None = None) 
     return table
 
 
-def compare_pairs(results: Results, pairs: Iterable[tuple[str, str]]) -> dict[str, dict]:
-    """`compare` of each pair on the test set, by title 'a − b'; a pair without a seed in common is left out."""
-    return {
-        f"{a} − {b}": compare(results.labels(), *results.paired(a, b)) for a, b in pairs if results.common_seeds(a, b)
-    }
-
-
-def planned_comparisons(results: Results) -> dict[str, dict]:
-    """The comparisons that were named beforehand, as far as the run has both models, with Holm's correction."""
-    return with_holm(compare_pairs(results, COMPARISONS.values()))
-
-
-def labels_run(run: Run) -> Run:
-    """The run of all six labels that stands beside a run of `toxic`: same profile and comments, `-labels` to its name.
-
-    It is not made here: `TASK=labels python -m helpers.experiments` makes it.
-    """
-    profile = load_profile(run.profile.name, "labels")
-    name = f"{run.name}{task_suffix(profile)}"
-    return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
-
-
 def beside_run(run: Run, profile_name: str) -> Run:
     """The run of another profile on the same comments, which its own command makes: one of BESIDE."""
     name = f"{profile_name}-{run.data_source}"
-    profile = load_profile(profile_name, "toxic")
+    profile = load_profile(profile_name)
     return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
 
 

@@ -20,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Run:
     profile: Profile
     data_source: str
     jigsaw_dir: Path | None
-    seeds: tuple[int, ...]  # the profile's, or those of them that SEEDS asks for
+    seeds: tuple[int, ...]  # those to train now: the profile's, or what SEEDS asks for
     scored: tuple[str, ...] = ("validation", "test")  # a grid of settings is never scored on test
     part: str = ""  # "grid" for the run's grids: where their results lie below results/
 
@@ -72,9 +72,8 @@ class Run:
     def model_dir(self, experiment: str, seed: int) -> Path:
         return self.directory / "models" / f"{experiment}-{seed}"
 
-    def targets_dir(self, seed: int, layers: tuple[int, ...] | None = None) -> Path:
-        states = "-layers-" + "-".join(map(str, layers)) if layers else ""
-        return self.directory / "targets" / f"teacher-{seed}{states}"
+    def targets_dir(self, seed: int) -> Path:
+        return self.directory / "targets" / f"teacher-{seed}"
 
     def checkpoint_dir(self, experiment: str, seed: int) -> Path:
         return self.directory / "checkpoints" / f"{experiment}-{seed}"
@@ -86,15 +85,15 @@ class Run:
 
 
 def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: str | Path | None = None) -> Run:
-    """The run that the arguments, or the variables PROFILE, RUN, JIGSAW_DIR and TASK, ask for; its folder is made.
+    """The run that the arguments, or the variables PROFILE, RUN and JIGSAW_DIR, ask for; its folder is made.
 
-    A run that exists is reopened with the profile, task and comments it was made with. Without a name it is called
-    <profile>-<data source>, for instance quick-sample or study-jigsaw, and study-jigsaw-labels with TASK=labels.
-    SEEDS ("1" or "1,2") takes the profile's seeds in pieces, for runs of several hours.
+    A run that exists is reopened with the profile and the comments it was made with. Without a name it is called
+    <profile>-<data source>, for instance quick-sample or base-jigsaw. SEEDS takes the profile's seeds in pieces ("1",
+    then "2"), for runs of several hours, or adds some ("1,2,3").
 
     Raises:
-        ValueError: unknown profile or task, a name that is no folder's, or the run exists with others of them or on
-            other comments.
+        ValueError: unknown profile, a name that is no folder's, or the run exists with another profile or on other
+            comments.
         FileNotFoundError: no data where it was said to be, or none at all for a profile that needs real comments.
     """
     name = name or os.environ.get("RUN") or None
@@ -104,38 +103,34 @@ def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: st
     saved = saved_run(name) if name else None
     if saved and profile in (None, "auto"):
         profile = saved["profile"]
-    chosen = load_profile(profile, os.environ.get("TASK") or saved_task(saved))
+    chosen = load_profile(profile)
+    seeds = chosen_seeds(chosen)
+    chosen = replace(chosen, seeds=tuple(dict.fromkeys((*chosen.seeds, *seeds))))
     if saved is None and not name and chosen.data_without_files == "error":
-        saved = saved_run(f"{chosen.name}-jigsaw{task_suffix(chosen)}")  # its comments need not be named every time
+        saved = saved_run(f"{chosen.name}-jigsaw")  # its comments need not be named every time
     source, directory = find_data_source(chosen, jigsaw_dir, saved)
-    name = name or f"{chosen.name}-{source}{task_suffix(chosen)}"
-    run = Run(
-        name=name,
-        directory=ROOT / "runs" / name,
-        profile=chosen,
-        data_source=source,
-        jigsaw_dir=directory,
-        seeds=chosen_seeds(chosen),
-    )
-    saved = saved_run(run.name)
-    if saved and saved["profile"] != chosen.name:
-        raise ValueError(
-            f"run {run.name!r} was made with PROFILE={saved['profile']}; give another RUN= for {chosen.name}"
-        )
-    if saved and saved_task(saved) != chosen.task:
-        raise ValueError(
-            f"run {run.name!r} was made with TASK={saved_task(saved)}; give another RUN= for TASK={chosen.task}"
-        )
-    if saved and saved["data_source"] != source:
-        raise ValueError(
-            f"run {run.name!r} was made on other comments ({saved['data_source']}); give another RUN= for {source}"
-        )
+    name = name or f"{chosen.name}-{source}"
+    run = Run(name, ROOT / "runs" / name, chosen, source, directory, seeds)
     facts = {"profile": chosen.name, "data_source": source, "jigsaw_dir": str(directory) if directory else None}
-    if chosen.task != "toxic":
-        facts["task"] = chosen.task
+    saved = saved_run(name)
+    if saved:
+        _check_reopened(name, saved, facts)
     if facts != saved:
         write_json(run.directory / "run.json", facts)
     return run
+
+
+def _check_reopened(name: str, saved: dict, facts: dict) -> None:
+    """Refuses to reopen a run with another profile or on other comments than it was made with."""
+    if saved["profile"] != facts["profile"]:
+        raise ValueError(
+            f"run {name!r} was made with PROFILE={saved['profile']}; give another RUN= for {facts['profile']}"
+        )
+    if saved["data_source"] != facts["data_source"]:
+        raise ValueError(
+            f"run {name!r} was made on other comments ({saved['data_source']}); give another RUN= for "
+            f"{facts['data_source']}"
+        )
 
 
 def saved_run(name: str) -> dict | None:
@@ -149,18 +144,13 @@ def saved_run(name: str) -> dict | None:
     if saved is None and path.exists():
         raise ValueError(
             f"runs/{name}/run.json cannot be read, so the run's profile is not known: remove this file, and give the "
-            "PROFILE= (and TASK=, JIGSAW_DIR=) that the run was made with"
+            "PROFILE= (and JIGSAW_DIR=) that the run was made with"
         )
     return saved
 
 
-def saved_task(saved: dict | None) -> str:
-    """The task in a run.json (None: there is none); runs of the label `toxic` do not write it down."""
-    return (saved or {}).get("task", "toxic")
-
-
 def trained_runs(name: str | None = None) -> list[Path]:
-    """The folders of the runs with models that answer `toxic`: finished runs first, then those trained last.
+    """The folders of the runs with models: finished runs first, then those trained last.
 
     With a name only that run's folder, if it is one. A run is finished when its comparison has been written.
     """
@@ -168,8 +158,7 @@ def trained_runs(name: str | None = None) -> list[Path]:
     found = []
     for folder in folders:
         times = [path.stat().st_mtime for path in folder.glob("models/*/fingerprint.json")]
-        saved = read_json(folder / "run.json")
-        if times and saved and saved_task(saved) == "toxic":
+        if times and read_json(folder / "run.json"):
             finished = (folder / "results" / "comparison.csv").is_file()
             found.append((finished, max(times), folder))
     return [folder for *_, folder in sorted(found, reverse=True)]
@@ -180,7 +169,7 @@ def find_finished_run(name: str | None = None) -> Run:
 
     Raises:
         FileNotFoundError: no run has models; the message says how to make one.
-        ValueError: the run was made with another profile than the variable PROFILE asks for, or with another task.
+        ValueError: the run was made with another profile than the variable PROFILE asks for.
     """
     name, asked = name or os.environ.get("RUN") or None, os.environ.get("PROFILE") or "auto"
     for folder in trained_runs(name):
@@ -192,8 +181,6 @@ def find_finished_run(name: str | None = None) -> Run:
         raise ValueError(
             f"run {name!r} was made with PROFILE={saved['profile']}, and PROFILE={asked} is set: unset one"
         )
-    if saved and saved_task(saved) != "toxic":
-        raise ValueError(f"run {name!r} has TASK={saved_task(saved)}; this takes a run of the label toxic")
     where = f"run {name!r} has" if name else "there are"
     raise FileNotFoundError(
         f"{where} no trained models: `make run` trains them on written comments (15 minutes on 2 CPU "
@@ -201,26 +188,16 @@ def find_finished_run(name: str | None = None) -> Run:
     )
 
 
-def task_suffix(profile: Profile) -> str:
-    """What a run's name ends with, so that runs of two tasks never share a folder."""
-    return "" if profile.task == "toxic" else f"-{profile.task}"
-
-
 def chosen_seeds(profile: Profile) -> tuple[int, ...]:
-    """The profile's seeds, or those of them that the variable SEEDS names.
+    """The profile's seeds, or those that the variable SEEDS names, for instance "1" or "1,2,3".
 
     Raises:
-        ValueError: SEEDS names something else.
+        ValueError: SEEDS names something else than whole numbers.
     """
     asked = os.environ.get("SEEDS", "").replace(",", " ").split()
-    if not asked:
-        return profile.seeds
-    seeds = tuple(seed for seed in profile.seeds if str(seed) in asked)
-    if len(seeds) != len(set(asked)):
-        raise ValueError(
-            f"SEEDS={','.join(asked)}: PROFILE={profile.name} has the seeds {', '.join(map(str, profile.seeds))}"
-        )
-    return seeds
+    if not all(seed.isdecimal() for seed in asked):
+        raise ValueError(f"SEEDS={','.join(asked)}: give whole numbers from 0, for instance SEEDS=1,2,3")
+    return tuple(sorted({int(seed) for seed in asked})) or profile.seeds
 
 
 def find_data_source(
@@ -466,7 +443,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: colab with a GPU, else quick)")
     parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
     parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
-    parser.add_argument("--seeds", help="the profile's seeds to run now, for instance 1 or 1,2 (default: all)")
+    parser.add_argument("--seeds", help="the seeds to run now, for instance 1 or 1,2,3 (default: the profile's)")
 
 
 def use_run_arguments(options: argparse.Namespace) -> None:

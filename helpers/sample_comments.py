@@ -756,30 +756,6 @@ def separable_comments(rows: int, seed: int = 1) -> Iterator[dict[str, str | int
         yield {"id": _row_id(index, seed), "comment_text": text} | labels
 
 
-PROBE_FORMS = ("plain", "obfuscated", "buried", "clean")
-
-
-def probe_comments(count: int, seed: int = 1) -> Iterator[dict[str, str | int]]:
-    """Yield `count` written insults in three forms each, and as many clean sentences: form, comment_text, toxic.
-
-    The same insult stands alone as people spell it (`plain`), alone with its attack words disguised (`obfuscated`), and
-    plainly spelled after two neutral sentences (`buried`). A probe of what a model notices, not a test set.
-    """
-    rng = random.Random(seed)
-    made = 0
-    while made < count:
-        insult = _ARTICLE.sub(r"\1n ", _expand(rng, rng.choice(("insult", "obscene_insult"))))
-        if not _ATTACK_WORD.search(insult):
-            continue
-        made += 1
-        neutral = " ".join(_sentence(rng, "aside") for _ in range(2))
-        disguised = _ATTACK_WORD.sub(lambda found: _obfuscate(rng, found[0]), insult)
-        insult, disguised = (text[0].upper() + text[1:] for text in (insult, disguised))
-        texts = (insult, disguised, f"{neutral} {insult}", _sentence(rng, "aside"))
-        for form, text in zip(PROBE_FORMS, texts, strict=True):
-            yield {"form": form, "comment_text": text, "toxic": int(form != "clean")}
-
-
 def write_separable_comments(directory: Path, train_rows: int, test_rows: int, seed: int = 1) -> None:
     """Write `separable_comments` as the three files of `write_sample_comments`, a few test rows unscored there too."""
     _write_kaggle_files(directory, separable_comments(train_rows + test_rows, seed), train_rows, test_rows, seed)

@@ -1,12 +1,12 @@
 """What a student imitates: the teacher's outputs on the training rows, computed once and looked up by row id.
 
-Shapes: N rows, B comments in a batch, C classes, L layers, H the hidden size.
+Shapes: N rows, B comments in a batch, C classes, H the hidden size.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from helpers.runs import is_sealed, new_directory, read_json, seal, write_json
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """The teacher's outputs by row id: logits (N, C) and [CLS] states of one or more layers (N, L, H), float32."""
+    """The teacher's outputs by row id: logits (N, C) and last [CLS] states (N, H), float32."""
 
     position: dict[str, int]
     logits: torch.Tensor
@@ -42,23 +42,18 @@ def with_targets(collate: Collator, targets: TeacherTargets | None) -> Callable[
     return lambda rows: collate(rows) | targets.look_up([row["row_id"] for row in rows])
 
 
-def cls_states(output, layers: Sequence[int]) -> torch.Tensor:
-    """The [CLS] states (B, L, H) after these layers: 1 is the first, −1 the last, 0 would be the embeddings."""
-    return torch.stack([output.hidden_states[layer][:, 0] for layer in layers], dim=1)
+def cls_states(output) -> torch.Tensor:
+    """The [CLS] states (B, H) after the last layer of a model that was called with output_hidden_states=True."""
+    return output.hidden_states[-1][:, 0]
 
 
-def save_targets(
-    teacher: torch.nn.Module, rows: Dataset, directory: Path, made_from: str, layers: Sequence[int] | None = None
-) -> None:
-    """Runs the teacher once over the rows, without gradients or dropout, and keeps its outputs by row id, and the time.
-
-    `layers` are those whose [CLS] states are kept (default: the last one).
-    """
-    started, layers = time.perf_counter(), layers or (teacher.config.num_hidden_layers,)
+def save_targets(teacher: torch.nn.Module, rows: Dataset, directory: Path, made_from: str) -> None:
+    """Runs the teacher once over the rows, without gradients or dropout; keeps its outputs by row id, and the time."""
+    started = time.perf_counter()
     logits = torch.empty(len(rows), teacher.config.num_labels)
-    states = torch.empty(len(rows), len(layers), teacher.config.hidden_size)
+    states = torch.empty(len(rows), teacher.config.hidden_size)
     for numbers, output in outputs_by_length(teacher, rows, "teacher outputs", output_hidden_states=True):
-        logits[numbers], states[numbers] = output.logits.float().cpu(), cls_states(output, layers).float().cpu()
+        logits[numbers], states[numbers] = output.logits.float().cpu(), cls_states(output).float().cpu()
     with new_directory(directory) as temporary:
         save_file({"logits": logits, "states": states}, temporary / "outputs.safetensors")
         write_json(temporary / "rows.json", {"row_ids": list(rows["row_id"])})

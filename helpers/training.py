@@ -1,6 +1,6 @@
 """The training loop: one function to read from top to bottom, and the small ones that it calls.
 
-Shapes: B comments in a batch, T tokens, C classes, L layers. accelerate places the model on a CPU, on one GPU or on
+Shapes: B comments in a batch, T tokens, C classes. accelerate places the model on a CPU, on one GPU or on
 several, and takes care of mixed precision; the rest is a plain PyTorch loop.
 """
 
@@ -10,7 +10,6 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +25,7 @@ from torch.utils.data import DataLoader
 
 from helpers.batches import Collator, LengthBatches, additive_mask, predict, progress_bar, token_lengths
 from helpers.devices import make_accelerator, on_gpu, peak_memory_bytes, reset_peak_memory
-from helpers.losses import class_logits, distillation_loss, hard_loss
-from helpers.models import label_columns
+from helpers.losses import distillation_loss, hard_loss
 from helpers.runs import fingerprint, is_sealed, new_directory, read_json, seal, write_json
 from helpers.targets import TeacherTargets, cls_states, with_targets
 
@@ -64,7 +62,7 @@ class Checkpoints:
 
 
 def average_precision(labels: torch.Tensor, logits: torch.Tensor) -> float:
-    """Of `toxic`, from labels (N,) and logits (N, 2)."""
+    """Of the toxic class, from labels (N,) and logits (N, 2)."""
     return float(average_precision_score(labels, logits[:, 1] - logits[:, 0]))
 
 
@@ -78,19 +76,19 @@ def train(
     checkpoints: Checkpoints | None = None,
     targets: TeacherTargets | None = None,
     label: str = "training",
-    best_by: Callable[[torch.Tensor, torch.Tensor], float] = average_precision,
 ) -> dict:
-    """Trains `model` in place; it ends in eval mode with the weights of its best epoch by `best_by(labels, logits)`.
+    """Trains `model` in place; it ends in eval mode with the weights of its best epoch by validation average precision.
 
     With `targets` it is distilled. With `checkpoints` an interrupted training resumes after its last whole epoch, and
     on a CPU ends with the same weights to the bit. Returns the history: `steps` (a loss per step, by part), `epochs`
-    (training means, validation cross-entropy and score), `best_epoch` (from 1), `seconds`, `peak_memory_bytes`. Raises
-    TrainingError if the loss or a validation logit becomes infinite or NaN; the last checkpoint is kept.
+    (training means, validation cross-entropy and average precision), `best_epoch` (from 1), `seconds` and
+    `peak_memory_bytes`. Raises TrainingError if the loss or a validation logit becomes infinite or NaN; the last
+    checkpoint is kept.
     """
     accelerator = make_accelerator()
     shared = accelerator.num_processes > 1  # a short batch cannot be shared evenly
     batches = LengthBatches(token_lengths(splits["train"]), settings.batch_size, settings.seed, drop_last=shared)
-    collate = Collator(model.config.pad_token_id, label_columns(model))
+    collate = Collator(model.config.pad_token_id)
     loader = DataLoader(
         splits["train"], batch_sampler=batches, collate_fn=with_targets(collate, targets), pin_memory=on_gpu()
     )
@@ -120,7 +118,7 @@ def train(
                     bar.set_postfix(epoch=epoch + 1, loss=history["steps"]["total"][-1], refresh=False)
                     losses = []
             history["seconds"] += time.perf_counter() - started
-            record_epoch(model, splits["validation"], history, best_by, accelerator)
+            record_epoch(model, splits["validation"], history, accelerator)
             if history["best_epoch"] == epoch + 1:
                 best = trainable_weights(model)
             save_checkpoint(checkpoints, settings, accelerator, history, best)
@@ -153,21 +151,18 @@ def forward_and_backward(
 def batch_loss(
     model: torch.nn.Module, batch: dict[str, torch.Tensor], settings: TrainingSettings
 ) -> dict[str, torch.Tensor]:
-    """The loss of a batch by part: `total` is minimised. Without a teacher in the batch, total = hard.
-
-    Where the teacher's states are those of L layers, they stand against the student's last L layers, in order.
-    """
+    """The loss of a batch by part: `total` is minimised. Without a teacher in the batch, total = hard."""
     labels, distilled = batch["labels"], "teacher_logits" in batch
     mask = additive_mask(batch["attention_mask"])
     output = model(input_ids=batch["input_ids"], attention_mask=mask, output_hidden_states=distilled)
     if not distilled:
-        hard = hard_loss(class_logits(output.logits, labels), labels.flatten())
+        hard = hard_loss(output.logits, labels)
         return {"total": hard, "hard": hard}
     loss = distillation_loss(
-        class_logits(output.logits, labels),
-        class_logits(batch["teacher_logits"], labels),
-        labels.flatten(),
-        cls_states(output, range(-batch["teacher_states"].shape[1], 0)),
+        output.logits,
+        batch["teacher_logits"],
+        labels,
+        cls_states(output),
         batch["teacher_states"],
         temperature=settings.temperature,
         alpha=settings.alpha,
@@ -216,7 +211,7 @@ def log_losses(losses: list[dict], history: dict, settings: TrainingSettings, ac
             )
 
 
-def record_epoch(model, rows: Dataset, history: dict, best_by: Callable, accelerator: Accelerator) -> None:
+def record_epoch(model, rows: Dataset, history: dict, accelerator: Accelerator) -> None:
     """Adds the epoch that has just ended to the history; the first process validates for all.
 
     Raises:
@@ -225,10 +220,10 @@ def record_epoch(model, rows: Dataset, history: dict, best_by: Callable, acceler
     number, scores = len(history["epochs"]) + 1, None
     if accelerator.is_main_process:
         logits = predict(model, rows)  # in the training's precision: accelerate has wrapped the model
-        labels = torch.stack([torch.tensor(rows[name][:]) for name in label_columns(model)], dim=1).squeeze(1)
+        labels = torch.tensor(rows["toxic"][:])
         if torch.isfinite(logits).all():
-            hard = float(hard_loss(class_logits(logits, labels), labels.flatten()))
-            scores = {"hard": hard, best_by.__name__: best_by(labels, logits)}
+            hard = float(hard_loss(logits, labels))
+            scores = {"hard": hard, "average_precision": average_precision(labels, logits)}
     scores = broadcast_object_list([scores])[0]
     if scores is None:
         raise TrainingError(
@@ -238,7 +233,7 @@ def record_epoch(model, rows: Dataset, history: dict, best_by: Callable, acceler
     steps = history["steps"]
     training = {part: float(np.mean(values[-(len(values) // number) :])) for part, values in steps.items()}
     history["epochs"].append({"epoch": number, "training": training, "validation": scores})
-    by_epoch = [record["validation"][best_by.__name__] for record in history["epochs"]]
+    by_epoch = [record["validation"]["average_precision"] for record in history["epochs"]]
     history["best_epoch"] = 1 + int(np.argmax(by_epoch))  # of equals the first
     history["peak_memory_bytes"] = max(history["peak_memory_bytes"], peak_memory_bytes())
 

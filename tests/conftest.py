@@ -10,7 +10,6 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait must not burn the cores that others need
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.pop("TASK", None)  # a test says itself which task it means
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataclasses import replace
@@ -153,7 +152,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 def _open_smoke_run(directory: Path, monkeypatch: pytest.MonkeyPatch) -> helpers.runs.Run:
-    for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS", "TASK"):
+    for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(helpers.runs, "ROOT", directory)
     monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", directory / "results")

@@ -112,11 +112,6 @@ def test_on_a_gpu_lengths_are_multiples_of_sixteen(monkeypatch, tokens, padded):
     assert batch["attention_mask"].tolist() == [[1] * tokens + [0] * (padded - tokens)]
 
 
-def test_the_collator_gives_a_column_a_label_in_the_order_asked_for(tiny_rows):
-    rows = [row | {"threat": number} for number, row in enumerate(tiny_rows(3))]
-    assert Collator(0, labels=("toxic", "threat"))(rows)["labels"].tolist() == [[1, 0], [0, 1], [0, 2]]
-
-
 def test_the_additive_mask_gives_the_logits_of_the_mask_of_ones_and_zeros(teacher, batch):
     """In each family: one that adds a mask to its scores as 0 and 1 would mask nothing, without a word."""
     ids, mask = batch["input_ids"], batch["attention_mask"]

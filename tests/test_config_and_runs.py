@@ -18,7 +18,7 @@ import pytest
 import helpers.environment
 import helpers.runs
 from helpers.config import PROFILES, load_profile
-from helpers.environment import check_notebook_task, use_drive
+from helpers.environment import use_drive
 from helpers.runs import (
     Run,
     RunInUse,
@@ -36,8 +36,8 @@ from helpers.runs import (
 
 WHOLE = "a whole number from 1"
 BAD_SETTINGS = [
-    *((name, value, WHOLE) for name in ("epochs", "lora_epochs", "batch_size") for value in (0, -1, 2.0, "3", True)),
-    *((name, value, WHOLE) for name in ("lora_batch_size", "lora_rank", "lora_alpha") for value in (0, None)),
+    *((name, value, WHOLE) for name in ("epochs", "batch_size") for value in (0, -1, 2.0, "3", True)),
+    *((name, value, WHOLE) for name in ("lora_rank", "lora_alpha") for value in (0, None)),
     *(
         (name, value, "None (all of them) or a whole")
         for name in ("train_rows", "test_rows", "micro_batch_size")
@@ -66,7 +66,6 @@ BAD_SETTINGS = [
     *(("seeds", value, "one or more whole numbers from 0") for value in ((), (1, -1), (1.0,), ("1",), None, 5)),
     *(("split_seed", value, "a whole number from 0") for value in (-1, 1.5, "1", None)),
     ("seeds", (1, 2, 1), "seeds that differ"),
-    ("task", "label", "'toxic' or 'labels'"),
     ("lora_targets", "all", "'attention' or 'all_linear'"),
     *((name, value, "a text") for name in ("name", "pretrained", "expected_time") for value in ("", None)),
     *(("experiments", value, "a tuple of names, each once") for value in ((), "odd", ("odd", "odd"), None)),
@@ -89,7 +88,7 @@ EDGES = [
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch) -> Path:
     """A project folder of its own, without the variables that a shell may have set."""
-    for variable in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS", "TASK"):
+    for variable in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(helpers.runs, "ROOT", tmp_path)
     monkeypatch.setattr(helpers.runs, "PUBLISHED_RESULTS", tmp_path / "results")
@@ -137,7 +136,7 @@ def test_a_profile_is_found_by_its_name(name):
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("qiuck", "quick"), ("stduy", "study"), ("colabs", "colab"), ("Full", "full")]
+    ("typed", "meant"), [("qiuck", "quick"), ("bsae", "base"), ("colabs", "colab"), ("Full", "full")]
 )
 def test_an_unknown_profile_gives_the_nearest_name(typed, meant):
     with pytest.raises(ValueError, match=f"there is no profile {typed!r}. Did you mean {meant!r}?"):
@@ -164,27 +163,6 @@ def test_a_profile_named_in_the_call_goes_before_the_environment(monkeypatch):
 def test_auto_depends_on_the_gpu(monkeypatch, gpu, expected):
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     assert load_profile("auto").name == expected
-
-
-def test_without_a_task_the_profile_is_about_the_label_toxic():
-    assert load_profile("study") is PROFILES["study"]
-
-
-def test_an_unknown_task_gives_the_nearest_name(monkeypatch):
-    monkeypatch.setenv("TASK", "lables")
-    with pytest.raises(ValueError, match=r"there is no task 'lables'. Did you mean 'labels'\?"):
-        load_profile("study")
-
-
-def test_six_labels_are_studied_with_four_experiments_and_the_first_seed(monkeypatch):
-    monkeypatch.setenv("TASK", "labels")
-    profile = load_profile("study")
-    assert (profile.experiments, profile.seeds) == (("teacher", "odd", "even", "lora"), (1,))
-
-
-@pytest.mark.parametrize(("task", "logits"), [("toxic", 2), ("labels", 6)])
-def test_toxic_alone_is_two_classes_and_six_labels_have_a_logit_each(task, logits):
-    assert load_profile("study", task).num_labels == logits
 
 
 # --- fingerprints ----------------------------------------------------------------------------------------------------
@@ -324,17 +302,17 @@ def test_a_filling_that_fails_leaves_no_temporary_directory(failed_filling):
 
 def test_jigsaw_dir_names_the_folder(comments, monkeypatch):
     monkeypatch.setenv("JIGSAW_DIR", str(comments))
-    assert find_data_source(PROFILES["study"]) == ("jigsaw", comments)
+    assert find_data_source(PROFILES["base"]) == ("jigsaw", comments)
 
 
 def test_jigsaw_dir_may_be_relative_to_the_project(comments, monkeypatch):
     monkeypatch.setenv("JIGSAW_DIR", "downloads/jigsaw")
-    assert find_data_source(PROFILES["study"]) == ("jigsaw", comments)
+    assert find_data_source(PROFILES["base"]) == ("jigsaw", comments)
 
 
 def test_jigsaw_dir_goes_before_the_projects_own_folder(root, comments):
     (root / "data" / "jigsaw").mkdir(parents=True)
-    assert find_data_source(PROFILES["study"], comments) == ("jigsaw", comments)
+    assert find_data_source(PROFILES["base"], comments) == ("jigsaw", comments)
 
 
 def test_the_projects_own_folder_is_found(root):
@@ -355,16 +333,16 @@ def test_a_wrong_jigsaw_dir_is_never_passed_over_for_other_data(root, monkeypatc
         open_run("quick")
 
 
-def test_study_without_comments_says_what_to_do(root):
+def test_base_without_comments_says_what_to_do(root):
     with pytest.raises(FileNotFoundError) as error:
-        open_run("study")
-    said = ("PROFILE=study", "train.csv, test.csv", "kaggle.com", "data/jigsaw/", "JIGSAW_DIR", "PROFILE=quick")
+        open_run("base")
+    said = ("PROFILE=base", "train.csv, test.csv", "kaggle.com", "data/jigsaw/", "JIGSAW_DIR", "PROFILE=quick")
     assert [part for part in said if part not in str(error.value)] == []
 
 
 def test_a_run_that_finds_no_comments_leaves_no_folder(root):
     with pytest.raises(FileNotFoundError):
-        open_run("study", name="mine")
+        open_run("base", name="mine")
     assert not (root / "runs").exists()
 
 
@@ -404,7 +382,7 @@ def test_a_run_reopened_by_its_name_keeps_its_profile(asked):
 
 
 def test_a_run_reopened_by_its_name_keeps_its_comments(comments):
-    open_run("study", name="mine", jigsaw_dir=comments)
+    open_run("base", name="mine", jigsaw_dir=comments)
     assert open_run(name="mine").jigsaw_dir == comments
 
 
@@ -420,9 +398,9 @@ def test_a_run_refuses_other_comments(comments):
         open_run(name="mine", jigsaw_dir=comments)
 
 
-def test_a_study_finds_its_comments_again_without_being_told(comments):
-    open_run("study", jigsaw_dir=comments)
-    assert open_run("study").jigsaw_dir == comments
+def test_base_finds_its_comments_again_without_being_told(comments):
+    open_run("base", jigsaw_dir=comments)
+    assert open_run("base").jigsaw_dir == comments
 
 
 def test_the_published_results_of_any_profile_are_read_as_what_they_are(root):
@@ -458,37 +436,10 @@ def test_a_refused_profile_leaves_the_run_as_it_was(root):
     assert json.loads((root / "runs" / "mine" / "run.json").read_text())["profile"] == "smoke"
 
 
-def test_runs_of_two_tasks_have_two_names(monkeypatch):
-    monkeypatch.setenv("TASK", "labels")
-    assert open_run("smoke").name == "smoke-separable-labels"
-
-
-def test_a_run_reopened_by_its_name_keeps_its_task(monkeypatch):
-    monkeypatch.setenv("TASK", "labels")
-    open_run("smoke", name="mine")
-    monkeypatch.delenv("TASK")
-    assert open_run(name="mine").profile.task == "labels"
-
-
-@pytest.mark.parametrize(("made", "asked"), [("toxic", "labels"), ("labels", "toxic")])
-def test_a_run_refuses_another_task(monkeypatch, made, asked):
-    monkeypatch.setenv("TASK", made)
-    open_run("smoke", name="mine")
-    monkeypatch.setenv("TASK", asked)
-    with pytest.raises(ValueError, match=f"run 'mine' was made with TASK={made}; give another RUN= for TASK={asked}"):
-        open_run("smoke", name="mine")
-
-
-def test_a_run_of_toxic_writes_down_what_it_did_before_there_were_tasks(root):
+def test_a_run_writes_down_what_it_was_made_with(root):
     open_run("smoke", name="mine")
     written = read_json(root / "runs" / "mine" / "run.json")
     assert written == {"profile": "smoke", "data_source": "separable", "jigsaw_dir": None}
-
-
-def test_the_notebooks_refuse_a_run_of_six_labels(monkeypatch):
-    monkeypatch.setenv("TASK", "labels")
-    with pytest.raises(ValueError, match="TASK=labels, and the notebooks are about the label toxic"):
-        check_notebook_task(open_run("smoke"))
 
 
 def test_an_unknown_profile_leaves_no_folder(root):
@@ -498,20 +449,26 @@ def test_an_unknown_profile_leaves_no_folder(root):
 
 
 def test_a_run_takes_the_seeds_of_its_profile(comments):
-    assert open_run("study", jigsaw_dir=comments).seeds == PROFILES["study"].seeds
+    assert open_run("base", jigsaw_dir=comments).seeds == PROFILES["base"].seeds
 
 
 @pytest.mark.parametrize(("asked", "seeds"), [("2", (2,)), ("3,1", (1, 3)), ("1 2", (1, 2))])
 def test_seeds_can_be_taken_in_pieces(comments, monkeypatch, asked, seeds):
     monkeypatch.setenv("SEEDS", asked)
-    assert open_run("study", jigsaw_dir=comments).seeds == seeds
+    assert open_run("base", jigsaw_dir=comments).seeds == seeds
 
 
-@pytest.mark.parametrize("asked", ["9", "1,9", "one"])
-def test_seeds_that_the_profile_does_not_have_are_refused(comments, monkeypatch, asked):
+def test_seeds_that_the_profile_does_not_have_are_added_after_its_own(monkeypatch):
+    monkeypatch.setenv("SEEDS", "0,1,2")
+    run = open_run("quick")
+    assert (run.seeds, run.profile.seeds) == ((0, 1, 2), (1, 0, 2))
+
+
+@pytest.mark.parametrize("asked", ["one", "1,-2", "1.5"])
+def test_seeds_that_are_no_whole_numbers_are_refused(monkeypatch, asked):
     monkeypatch.setenv("SEEDS", asked)
-    with pytest.raises(ValueError, match=f"SEEDS={asked}: PROFILE=study has the seeds 1, 2, 3"):
-        open_run("study", jigsaw_dir=comments)
+    with pytest.raises(ValueError, match=f"SEEDS={asked}: give whole numbers from 0"):
+        open_run("quick")
 
 
 @pytest.mark.parametrize(
@@ -536,14 +493,14 @@ def test_a_path_outside_the_project_is_shown_by_its_name_alone(root):
 
 
 def test_the_published_results_of_a_profile_can_be_opened_without_comments(root):
-    write_json(root / "results" / "run.json", {"profile": "study", "data_source": "jigsaw"})
-    assert open_run("study").data_source == "jigsaw"
+    write_json(root / "results" / "run.json", {"profile": "base", "data_source": "jigsaw"})
+    assert open_run("base").data_source == "jigsaw"
 
 
 def test_published_results_of_another_profile_do_not_stand_in_for_comments(root):
     write_json(root / "results" / "run.json", {"profile": "full", "data_source": "hub"})
-    with pytest.raises(FileNotFoundError, match="PROFILE=study needs the real comments"):
-        open_run("study")
+    with pytest.raises(FileNotFoundError, match="PROFILE=base needs the real comments"):
+        open_run("base")
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".hidden", "with space"])

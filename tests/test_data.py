@@ -664,12 +664,6 @@ def test_an_unscored_label_stays_unscored():
     assert scored[list(LABELS)].iloc[1].tolist() == [1, -1, 0, 1, -1, -1]
 
 
-def test_a_row_is_dropped_where_a_label_that_the_models_answer_is_unscored():
-    train, test = frames(test=half_scored_rows()[:30])
-    splits, _ = split_rows(train, test, whole_profile(task="labels"))
-    assert splits["test"]["id"].tolist() == test["id"][1::2].tolist()
-
-
 # --- one comment, one split ------------------------------------------------------------------------------------------
 
 SAME_COMMENT = {

@@ -28,10 +28,9 @@ from helpers.demo import (
     word_changes,
 )
 from helpers.evaluation import toxic_probability
-from helpers.improvements import HYBRID
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.results import load_results
-from helpers.runs import find_finished_run, read_json, write_json
+from helpers.runs import find_finished_run
 
 HOSTILE = ODD_COMMENTS | {"lone surrogates": "a \ud800 b\udfff"}
 
@@ -74,7 +73,7 @@ def test_a_models_probabilities_are_those_of_the_runs_predictions(models, finish
 def test_the_hybrid_is_shown_where_it_has_been_trained(copied_run, monkeypatch):
     from helpers import experiments
 
-    experiments.run_experiment(HYBRID, 1, copied_run)
+    experiments.run_experiment("hybrid", 1, copied_run)
     assert list(load_models(copied_run)) == [experiment.name for experiment in SHOWN]
 
 
@@ -105,7 +104,7 @@ def test_the_error_rates_are_those_of_the_chosen_model(models, finished_run):
 
 @pytest.fixture
 def empty_project(tmp_path, monkeypatch):
-    for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS", "TASK"):
+    for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(helpers.runs, "ROOT", tmp_path)
     return tmp_path
@@ -121,18 +120,10 @@ def test_a_run_without_models_is_named(empty_project):
         find_finished_run("mine")
 
 
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [({}, "was made with PROFILE=smoke, and PROFILE=base is set"), ({"task": "labels"}, "has TASK=labels")],
-)
-def test_a_run_that_is_not_the_one_asked_for_is_not_said_to_have_no_models(
-    empty_project, finished_run, monkeypatch, changed, told
-):
-    folder = empty_project / "runs" / "mine"
-    shutil.copytree(finished_run.directory, folder)
-    write_json(folder / "run.json", read_json(folder / "run.json") | changed)
-    monkeypatch.setenv("PROFILE", "auto" if changed else "base")
-    with pytest.raises(ValueError, match=told):
+def test_a_run_that_is_not_the_one_asked_for_is_not_said_to_have_no_models(empty_project, finished_run, monkeypatch):
+    shutil.copytree(finished_run.directory, empty_project / "runs" / "mine")
+    monkeypatch.setenv("PROFILE", "base")
+    with pytest.raises(ValueError, match="was made with PROFILE=smoke, and PROFILE=base is set"):
         find_finished_run("mine")
 
 

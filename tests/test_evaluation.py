@@ -4,40 +4,31 @@ import time
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from helpers.evaluation import (
+    INTERVALS,
     METRICS,
     RESAMPLES,
     average_precision_of,
     best_threshold,
+    bootstrap_counts,
     calibration,
     calibration_bins,
-    column_roc_auc,
-    compare,
-    describe,
     expected_calibration_error,
-    f1_of,
     holm,
     intervals,
-    label_intervals,
-    label_probabilities,
-    label_scores,
-    label_thresholds,
     latency,
     mcnemar_p,
-    mean_column_roc_auc,
-    resampled_counts,
-    roc_auc_of,
     score,
+    scores_of,
     teacher_gate,
     toxic_probability,
     toxic_rows_needed,
-    with_holm,
 )
 
 
@@ -53,13 +44,6 @@ def make_scores(labels: np.ndarray, skill: float, seed: int = 0, digits: int | N
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_comparison_that_was_not_planned_is_described_as_such_with_every_seeds_difference():
-    labels = np.array([1, 0] * 20)
-    found = compare(labels, np.stack([labels, labels]) * 0.9, np.full((2, 40), 0.5), resamples=50)
-    assert "not planned, 2 seeds (+0.500, +0.500): **better**" in describe("a − b", found)
-    assert "not planned" not in describe("a − b", with_holm({"a − b": found})["a − b"])
 
 
 def test_the_scores_are_those_of_a_confusion_matrix_made_by_hand():
@@ -143,21 +127,31 @@ def test_average_precision_of_weightings_equals_scikit_learns_with_sample_weight
 
 
 @pytest.mark.parametrize("digits", [None, 1], ids=["no ties", "ties"])
-def test_f1_of_weightings_equals_scikit_learns_with_sample_weights(digits):
+def test_the_scores_of_weightings_equal_scikit_learns_with_sample_weights(digits):
     labels = make_labels(80, 0.3)
     probabilities = make_scores(labels, 0.5, digits=digits)
+    called = probabilities >= 0.4
     counts = np.random.default_rng(1).integers(0, 4, size=(20, 80))
-    expected = [metrics.f1_score(labels, probabilities >= 0.4, sample_weight=weights) for weights in counts]
-    assert f1_of(labels, probabilities, 0.4, counts) == pytest.approx(expected)
+    for place, name in enumerate(("accuracy", "f1", "precision", "recall")):
+        of_sklearn = getattr(metrics, f"{name}_score")
+        expected = [of_sklearn(labels, called, sample_weight=weights) for weights in counts]
+        assert scores_of(labels, probabilities, 0.4, counts)[place] == pytest.approx(expected), name
+
+
+def test_without_resampling_the_scores_of_weightings_are_the_scores():
+    labels = make_labels(80, 0.3)
+    probabilities = make_scores(labels, 0.5)
+    found, expected = scores_of(labels, probabilities, 0.4, np.ones((1, 80), int)), score(probabilities, labels, 0.4)
+    assert found[:, 0].tolist() == pytest.approx([expected[name] for name in INTERVALS])
 
 
 def test_a_resample_without_a_toxic_row_has_0_and_not_nan():
-    labels, probabilities, counts = np.array([1, 0]), np.array([0.1, 0.2]), np.array([[0, 2]])
-    assert average_precision_of(labels, probabilities, counts) == f1_of(labels, probabilities, 0.5, counts) == 0
+    found = scores_of(np.array([1, 0]), np.array([0.1, 0.2]), 0.5, np.array([[0, 2]]))
+    assert found[:, 0].tolist() == [1, 0, 0, 0, 0]
 
 
 def test_every_resample_has_as_many_rows_as_the_test_set():
-    counts = np.concatenate(list(resampled_counts(37)))
+    counts = np.concatenate(list(bootstrap_counts(37)))
     assert counts.shape == (RESAMPLES, 37)
     assert set(counts.sum(axis=1)) == {37}
 
@@ -167,21 +161,26 @@ def test_every_resample_has_as_many_rows_as_the_test_set():
 
 @pytest.fixture(scope="module")
 def judged() -> tuple[np.ndarray, np.ndarray]:
-    """300 labels and a decent model's probabilities."""
+    """300 labels and the probabilities (3, 300) of a decent model, trained with three seeds."""
     labels = make_labels(300)
-    return labels, make_scores(labels, 0.8)
+    return labels, np.stack([make_scores(labels, 0.8, seed) for seed in range(3)])
 
 
-def test_the_intervals_contain_the_scores(judged):
+THRESHOLDS = [0.5, 0.49, 0.51]
+
+
+def test_the_intervals_surround_the_mean_of_each_score_over_the_seeds(judged):
     labels, probabilities = judged
-    point, found = score(probabilities, labels, 0.5), intervals(labels, probabilities, 0.5)
-    assert found.keys() == {"f1", "average_precision"}
-    assert all(low < point[name] < high for name, (low, high) in found.items())
+    by_seed = [score(*of_seed) for of_seed in zip(probabilities, [labels] * 3, THRESHOLDS, strict=True)]
+    found = intervals(labels, probabilities, THRESHOLDS)
+    assert list(found) == ["accuracy", "f1", "precision", "recall", "average_precision"]
+    for name, interval in found.items():
+        assert np.mean(interval) == pytest.approx(np.mean([scores[name] for scores in by_seed]))
 
 
 @pytest.mark.parametrize("name", ["f1", "average_precision"])
-def test_the_intervals_are_scipys_percentile_bootstrap(judged, name):
-    labels, probabilities = judged
+def test_the_intervals_of_one_seed_are_scipys_bootstrap_of_the_rows(judged, name):
+    labels, probabilities = judged[0], judged[1][0]
 
     def statistic(rows: np.ndarray) -> float:
         return score_of[name](labels[rows], probabilities[rows])
@@ -190,130 +189,39 @@ def test_the_intervals_are_scipys_percentile_bootstrap(judged, name):
         "f1": lambda y, p: 2 * (y & (p >= 0.5)).sum() / (y.sum() + (p >= 0.5).sum()),
         "average_precision": metrics.average_precision_score,
     }
-    theirs = scipy.stats.bootstrap(
-        (np.arange(300),), statistic, n_resamples=500, method="percentile", vectorized=False, random_state=1
-    ).confidence_interval
-    assert intervals(labels, probabilities, 0.5)[name] == pytest.approx([theirs.low, theirs.high], abs=0.025)
+    error = scipy.stats.bootstrap((np.arange(300),), statistic, n_resamples=500, vectorized=False, rng=1).standard_error
+    low, high = intervals(labels, probabilities[None], [0.5])[name]
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_the_intervals_count_the_variance_between_seeds(judged):
+    """Where the rows say nothing, as with a model that is always right but for one seed, the seeds alone are left."""
+    labels, probabilities = judged
+    alike, apart = (np.stack([labels * 1.0] * 2 + [last]) for last in (labels * 1.0, probabilities[0]))
+    widths = [np.ptp(intervals(labels, p, [0.5] * 3)["average_precision"]) for p in (alike, apart)]
+    by_seed = [1, 1, metrics.average_precision_score(labels, probabilities[0])]
+    assert widths[0] == 0
+    assert widths[1] > np.std(by_seed, ddof=1) / np.sqrt(3) * scipy.stats.t.ppf(0.975, 2)
+
+
+def test_no_interval_leaves_the_range_of_its_score():
+    labels = make_labels(20, 0.3)
+    found = intervals(labels, np.stack([labels * 0.9, 1 - labels]), [0.5, 0.5])
+    assert set(found.values()) == {(0, 1)}
 
 
 def test_the_intervals_are_the_same_each_time(judged):
-    assert intervals(*judged, 0.5) == intervals(*judged, 0.5)
+    assert intervals(*judged, THRESHOLDS) == intervals(*judged, THRESHOLDS)
 
 
-# --- verdicts --------------------------------------------------------------------------------------------------------
+# --- two models on the same rows -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, np.ndarray]:
-    """Labels (400,), and the probabilities (2 seeds, 400) of a good and a poor model."""
+    """Labels and the probabilities of a good and of a poor model, (400,) each."""
     labels = make_labels(400)
-    return {
-        "labels": labels,
-        "good": np.stack([make_scores(labels, 1.5, seed) for seed in (1, 2)]),
-        "poor": np.stack([make_scores(labels, 0.2, seed) for seed in (3, 4)]),
-    }
-
-
-def test_a_model_compared_with_itself_is_inconclusive_with_a_difference_of_0(models):
-    found = compare(models["labels"], models["good"], models["good"])
-    assert (found["verdict"], found["difference"], found["p_value"]) == ("inconclusive", 0, 1)
-
-
-def test_a_large_planted_difference_is_better(models):
-    assert compare(models["labels"], models["good"], models["poor"])["verdict"] == "better"
-
-
-def test_the_same_difference_the_other_way_is_worse(models):
-    assert compare(models["labels"], models["poor"], models["good"])["verdict"] == "worse"
-
-
-def test_swapping_the_models_mirrors_the_difference_and_its_interval(models):
-    here = compare(models["labels"], models["good"], models["poor"])
-    there = compare(models["labels"], models["poor"], models["good"])
-    assert (here["difference"], here["low"], here["high"]) == pytest.approx(
-        (-there["difference"], -there["high"], -there["low"])
-    )
-
-
-def test_the_difference_is_the_mean_over_seeds_of_the_difference_in_average_precision(models):
-    found = compare(models["labels"], models["good"], models["poor"])
-    by_seed = [
-        metrics.average_precision_score(models["labels"], a) - metrics.average_precision_score(models["labels"], b)
-        for a, b in zip(models["good"], models["poor"], strict=True)
-    ]
-    assert found["by_seed"] == pytest.approx(by_seed)
-    assert found["difference"] == pytest.approx(np.mean(by_seed))
-
-
-def test_seeds_that_disagree_in_sign_are_inconclusive_whatever_the_interval(models):
-    labels = models["labels"]
-    nearly = make_scores(labels, 1.0, seed=5)
-    a = np.stack([models["good"][0], nearly])
-    b = np.stack([models["poor"][0], np.where(labels == 1, nearly + 0.02, nearly)])
-    found = compare(labels, a, b)
-    assert found["low"] > 0 > min(found["by_seed"])
-    assert found["verdict"] == "inconclusive"
-
-
-def test_a_difference_within_chance_is_inconclusive(models):
-    labels = models["labels"]
-    a, b = (make_scores(labels, 1.0, seed)[None] for seed in (6, 7))
-    found = compare(labels, a, b)
-    assert found["low"] < 0 < found["high"]
-    assert found["verdict"] == "inconclusive"
-
-
-def test_rows_are_resampled_jointly_for_both_models(models):
-    good = models["good"]
-    nudged = np.clip(good + 1e-3 * np.sign(models["labels"] - 0.5), 0, 1)  # errs on the same rows, a shade better
-    paired = compare(models["labels"], nudged, good)
-    alone = intervals(models["labels"], good[0], 0.5)["average_precision"]
-    assert paired["high"] - paired["low"] < (alone[1] - alone[0]) / 5
-
-
-def test_the_detectable_difference_is_that_of_80_percent_power(models):
-    found = compare(models["labels"], models["good"], models["poor"])
-    standard_error = (found["high"] - found["low"]) / (2 * 1.96)  # nearly normal here
-    assert found["detectable"] == pytest.approx(2.80 * standard_error, rel=0.1)
-
-
-def simulated_pair(seed: int, noise_a: float = 0.5, noise_b: float = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels (600,), 60 of them toxic, and the probabilities (1, 600) of two models.
-
-    What both see in a comment is the same; on top each has noise of its own. With the same noise neither is better,
-    and which of the two is called a is chance: they are exchangeable.
-    """
-    generator = np.random.default_rng(seed)
-    labels = (np.arange(600) < 60).astype(int)
-    common = 1.2 * (2 * labels - 1) + generator.normal(size=600)
-    a, b = (common + noise * generator.normal(size=600) for noise in (noise_a, noise_b))
-    return labels, scipy.special.expit(a)[None], scipy.special.expit(b)[None]
-
-
-def excludes_zero(found: dict) -> bool:
-    return found["low"] > 0 or found["high"] < 0
-
-
-def test_of_200_pairs_of_exchangeable_models_the_interval_excludes_0_in_about_5_percent():
-    wrong = sum(excludes_zero(compare(*simulated_pair(seed), resamples=300)) for seed in range(200))
-    assert 0.02 <= wrong / 200 <= 0.09
-
-
-def test_a_planted_difference_is_found_in_nearly_all_simulated_pairs():
-    verdicts = [compare(*simulated_pair(seed, 0.2, 1.5), resamples=300)["verdict"] for seed in range(30)]
-    assert verdicts.count("better") >= 28
-
-
-def test_a_difference_of_the_detectable_size_is_found_in_about_8_of_10_simulated_pairs():
-    found = [compare(*simulated_pair(seed, 0.5, 0.95), resamples=300) for seed in range(100)]
-    planted, detectable = (np.mean([each[name] for each in found]) for name in ("difference", "detectable"))
-    assert planted == pytest.approx(detectable, rel=0.15)
-    assert 0.7 <= sum(each["low"] > 0 for each in found) / 100 <= 0.9
-
-
-def test_unequal_numbers_of_seeds_are_refused(models):
-    with pytest.raises(ValueError, match="shorter"):
-        compare(models["labels"], models["good"], models["poor"][:1])
+    return {"labels": labels, "good": make_scores(labels, 1.5, seed=1), "poor": make_scores(labels, 0.2, seed=3)}
 
 
 def test_holms_correction_as_worked_out_by_hand():
@@ -321,72 +229,8 @@ def test_holms_correction_as_worked_out_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
-def test_holms_correction_equals_statsmodels():
-    p_values = np.random.default_rng(0).random(9) ** 3
-    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
-
-
-def test_a_verdict_that_does_not_survive_holms_correction_becomes_inconclusive():
-    p_values = {"a": 0.001, "b": 0.03, "c": 0.04}
-    found = {name: {"p_value": p, "verdict": "better", "standard_error": 0.01} for name, p in p_values.items()}
-    corrected = with_holm(found)
-    assert {name: found["verdict"] for name, found in corrected.items()} == {
-        "a": "better",
-        "b": "inconclusive",
-        "c": "inconclusive",
-    }
-
-
-def test_holms_correction_makes_no_verdict_out_of_an_inconclusive_one():
-    found = {"a": {"p_value": 0.001, "verdict": "inconclusive", "standard_error": 0.01}}
-    assert with_holm(found)["a"]["verdict"] == "inconclusive"
-
-
-def test_what_is_detectable_grows_with_the_number_of_comparisons():
-    alone = {"p_value": 0.5, "verdict": "inconclusive", "standard_error": 0.01}
-    assert with_holm({"a": alone})["a"]["detectable"] == pytest.approx(0.0280, abs=1e-4)  # 1.960 + 0.842
-    of_four = with_holm({name: dict(alone) for name in "abcd"})
-    assert of_four["a"]["detectable"] == pytest.approx(0.0334, abs=1e-4)  # 2.498 + 0.842
-
-
-def test_a_difference_that_is_detectable_by_holm_is_found_in_about_8_of_10_families_of_4():
-    """One planted difference beside three comparisons that show nothing: its verdict survives the correction."""
-    nothing = {"p_value": 0.5, "verdict": "inconclusive", "standard_error": 0.01}
-    found = []
-    for seed in range(30):
-        planted = compare(*simulated_pair(seed, 0.5, 1.05), resamples=600)
-        found.append(with_holm({"a": nothing, "b": nothing, "c": nothing, "planted": planted})["planted"])
-    planted, detectable = (np.mean([each[name] for each in found]) for name in ("difference", "detectable"))
-    assert planted == pytest.approx(detectable, rel=0.15)
-    assert 0.65 <= sum(each["verdict"] == "better" for each in found) / 30 <= 0.95
-
-
-def test_the_bootstrap_p_value_is_two_sided_and_near_that_of_a_normal_difference():
-    for seed in range(8):
-        found = compare(*simulated_pair(seed, 0.4, 0.7))
-        expected = 2 * scipy.stats.norm.sf(abs(found["difference"]) / found["standard_error"])
-        assert found["p_value"] == pytest.approx(expected, abs=0.06)
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_the_interval_and_the_p_value_agree(seed):
-    found = compare(*simulated_pair(seed, 0.4, 0.9))
-    if abs(found["p_value"] - 0.05) > 0.005:
-        assert (found["p_value"] < 0.05) == excludes_zero(found)
-
-
-def test_the_interval_of_a_mean_over_seeds_is_that_of_the_mean():
-    labels, a, b = simulated_pair(1)
-    both = intervals(labels, np.concatenate([a, b]), [0.5, 0.4])
-    counts = np.concatenate(list(resampled_counts(len(labels))))
-    mean = {"average_precision": [average_precision_of(labels, scores[0], counts) for scores in (a, b)]}
-    mean["f1"] = [f1_of(labels, scores[0], at, counts) for scores, at in ((a, 0.5), (b, 0.4))]
-    for name, by_seed in mean.items():
-        assert both[name] == pytest.approx(np.quantile(np.mean(by_seed, axis=0), [0.025, 0.975]).tolist())
-
-
 def test_no_comparisons_need_no_correction():
-    assert with_holm({}) == {}
+    assert holm([]) == []
 
 
 @pytest.fixture
@@ -457,7 +301,7 @@ def test_probabilities_that_come_true_have_a_calibration_error_near_0():
 
 
 def test_the_bins_equal_scikit_learns_calibration_curve(judged):
-    labels, probabilities = judged
+    labels, probabilities = judged[0], judged[1][0]
     found = calibration_bins(labels, probabilities).dropna()
     seen, said = calibration_curve(labels, probabilities, n_bins=10, strategy="uniform")
     assert found[["seen", "said"]].to_numpy() == pytest.approx(np.column_stack([seen, said]))
@@ -469,7 +313,7 @@ def test_every_row_stands_in_one_bin_and_the_edges_belong_to_the_upper_one_but_f
 
 
 def test_the_brier_score_is_the_mean_squared_error(judged):
-    labels, probabilities = judged
+    labels, probabilities = judged[0], judged[1][0]
     assert calibration(labels, probabilities)["brier"] == pytest.approx(np.mean((probabilities - labels) ** 2))
 
 
@@ -477,7 +321,7 @@ def test_the_brier_score_is_the_mean_squared_error(judged):
 
 
 def test_a_teacher_that_has_learned_passes_the_gate(models):
-    assert teacher_gate(models["labels"], models["poor"][0], models["good"][0])["passed"] is True
+    assert teacher_gate(models["labels"], models["poor"], models["good"])["passed"] is True
 
 
 def test_an_untrained_teacher_fails_the_gate(models):
@@ -494,7 +338,7 @@ def test_a_teacher_below_twice_the_prevalence_fails_the_gate_however_much_it_gai
 
 
 def test_a_teacher_that_gained_nothing_fails_the_gate_however_good_it_is(models):
-    gate = teacher_gate(models["labels"], models["good"][0], models["good"][0])
+    gate = teacher_gate(models["labels"], models["good"], models["good"])
     assert gate["average_precision"] > gate["needed"]
     assert gate["passed"] is False
 
@@ -504,119 +348,6 @@ def test_where_half_is_toxic_the_gate_can_still_be_passed():
     gate = teacher_gate(labels, make_scores(labels, 0.0), make_scores(labels, 2.0))
     assert gate["needed"] == pytest.approx((1 + labels.mean()) / 2)
     assert gate["passed"] is True
-
-
-# --- six labels ------------------------------------------------------------------------------------------------------
-
-HALVES = [0.5] * 6
-
-
-@pytest.fixture
-def six_labels() -> tuple[np.ndarray, np.ndarray]:
-    """Labels and probabilities (200, 6) of a model that knows something; nobody is `threat`ened (column 3)."""
-    generator = np.random.default_rng(0)
-    labels = (generator.random((200, 6)) < [0.3, 0.05, 0.2, 0, 0.2, 0.1]).astype(int)
-    return labels, np.clip(0.3 * labels + generator.random((200, 6)) * 0.7, 0, 1)
-
-
-def test_two_logits_are_expected_where_the_probability_of_toxic_is_asked_for():
-    with pytest.raises(ValueError, match="expected two logits a comment, clean and toxic; found 6"):
-        toxic_probability(np.zeros((3, 6)))
-
-
-def test_the_probabilities_of_six_labels_are_sigmoids():
-    assert label_probabilities(np.array([[0.0, np.log(3.0)]])) == pytest.approx(np.array([[0.5, 0.75]]))
-
-
-def test_kaggles_metric_is_the_mean_of_the_columns_roc_aucs(six_labels):
-    labels, probabilities = (np.delete(values, 3, axis=1) for values in six_labels)
-    expected = metrics.roc_auc_score(labels, probabilities, average="macro")
-    assert mean_column_roc_auc(labels, probabilities) == pytest.approx(expected)
-
-
-def test_a_label_with_one_class_is_left_out_of_the_mean(six_labels):
-    without = [np.delete(values, 3, axis=1) for values in six_labels]
-    assert mean_column_roc_auc(*six_labels) == pytest.approx(mean_column_roc_auc(*without))
-
-
-def test_a_label_with_one_class_is_named(six_labels):
-    labels, probabilities = six_labels
-    assert label_scores(probabilities, labels, HALVES)["left_out"] == ["threat"]
-
-
-def test_a_label_with_one_class_has_no_roc_auc_of_its_own(six_labels):
-    labels, probabilities = six_labels
-    areas = label_scores(probabilities, labels, HALVES)["roc_auc"]
-    assert [label for label, area in areas.items() if area is None] == ["threat"]
-
-
-def test_a_label_with_one_class_has_no_interval(six_labels):
-    bounds = label_intervals(*six_labels)["roc_auc"]
-    assert [label for label, interval in bounds.items() if interval is None] == ["threat"]
-
-
-def test_labels_that_all_have_one_class_are_an_error():
-    with pytest.raises(ValueError, match="no label has both classes"):
-        mean_column_roc_auc(np.zeros((4, 6)), np.zeros((4, 6)))
-
-
-def test_positives_are_counted_by_label(six_labels):
-    labels, probabilities = six_labels
-    found = label_scores(probabilities, labels, HALVES)["positives"]
-    assert list(found.values()) == labels.sum(axis=0).tolist()
-
-
-def test_micro_f1_is_scikit_learns(six_labels):
-    labels, probabilities = six_labels
-    expected = metrics.f1_score(labels, probabilities >= 0.5, average="micro")
-    assert label_scores(probabilities, labels, HALVES)["micro_f1"] == pytest.approx(expected)
-
-
-def test_macro_f1_is_scikit_learns_over_the_labels_with_both_classes(six_labels):
-    labels, probabilities = six_labels
-    expected = metrics.f1_score(labels, probabilities >= 0.5, average="macro", labels=[0, 1, 2, 4, 5])
-    assert label_scores(probabilities, labels, HALVES)["macro_f1"] == pytest.approx(expected)
-
-
-def test_each_label_is_called_by_its_own_threshold(six_labels):
-    labels, probabilities = six_labels
-    thresholds = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
-    expected = metrics.f1_score(labels, probabilities >= thresholds, average="micro")
-    assert label_scores(probabilities, labels, thresholds)["micro_f1"] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("positives", "chosen_on"), [(29, "default"), (30, "validation")])
-def test_a_threshold_is_chosen_from_30_positives_on(positives, chosen_on):
-    labels = np.zeros((100, 6), dtype=int)
-    labels[:positives] = 1
-    found = label_thresholds(np.where(labels == 1, 0.2, 0.1), labels)["insult"]
-    threshold = 0.2 if chosen_on == "validation" else 0.5
-    assert found == {"threshold": threshold, "chosen_on": chosen_on, "validation_positives": positives}
-
-
-@pytest.mark.parametrize("digits", [1, 6], ids=["ties", "no ties"])
-def test_roc_auc_of_weightings_equals_scikit_learns_with_sample_weights(six_labels, digits):
-    labels, scores = six_labels[0][:, 0], six_labels[1][:, 0].round(digits)
-    counts = next(resampled_counts(200, resamples=5))
-    expected = [metrics.roc_auc_score(labels, scores, sample_weight=weights) for weights in counts]
-    assert roc_auc_of(labels, scores, counts) == pytest.approx(expected)
-
-
-def test_a_resample_of_one_class_has_no_roc_auc():
-    assert np.isnan(roc_auc_of(np.array([0, 1]), np.array([0.1, 0.2]), np.array([[2, 0]]))).all()
-
-
-def test_the_intervals_of_the_labels_contain_their_roc_aucs(six_labels):
-    labels, probabilities = six_labels
-    areas, bounds = column_roc_auc(labels, probabilities), label_intervals(labels, probabilities)["roc_auc"]
-    pairs = [(area, bound) for area, bound in zip(areas, bounds.values(), strict=True) if bound]
-    assert len(pairs) == 5 and all(low < area < high for area, (low, high) in pairs)
-
-
-def test_the_interval_of_the_mean_contains_it_and_is_narrower_than_a_rare_labels(six_labels):
-    bounds = label_intervals(*six_labels)
-    (low, high), (rare_low, rare_high) = bounds["mean_column_roc_auc"], bounds["roc_auc"]["severe_toxic"]
-    assert low < mean_column_roc_auc(*six_labels) < high and high - low < rare_high - rare_low
 
 
 # --- costs -----------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ import helpers.results
 
 helpers.results.PUBLISHED_RESULTS = helpers.runs.ROOT / "results"
 experiments.measure_deployment = lambda *_: {}
-config.PROFILES["smoke"] = replace(config.PROFILES["smoke"], epochs=4, lora_epochs=4)  # a checkpoint per epoch
+config.PROFILES["smoke"] = replace(config.PROFILES["smoke"], epochs=4)  # a checkpoint per epoch
 print("ready", flush=True)
 sys.exit(experiments.main(["--profile", "smoke", *sys.argv[2:]]))
 """

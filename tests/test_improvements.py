@@ -2,49 +2,52 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
+from sklearn.metrics import average_precision_score
 
-import helpers.results
 from helpers import experiments, improvements
 from helpers.config import PROFILES
 from helpers.experiments import EXPERIMENTS, experiment_fingerprint, predictions_path
 from helpers.improvements import (
+    RATES,
     greedy_removal,
+    grid_differences,
+    grid_results,
     grid_run,
     hybrids,
     layer_selections,
     lora_settings,
-    pareto_front,
-    rate_search,
+    next_rate,
     run_grid,
+    run_winners,
+    search_rates,
     sections,
     selection,
     soft_target_settings,
     varied,
-    winner,
+    winners,
 )
+from helpers.results import Results, published_results
+from helpers.runs import read_json
 
-STUDY = PROFILES["study"]
+BASE = PROFILES["base"]
+SPREAD = layer_selections(None)[4]
+BASE_RUN = improvements.Run("no-such-run", Path("runs/no-such-run"), BASE, "jigsaw", None, BASE.seeds)
 
 
 @pytest.fixture(scope="module")
 def grid(finished_run, tmp_path_factory):
-    """A run of `smoke` whose grids are being made: (run, the table of two experiments)."""
-    directory = tmp_path_factory.mktemp("grid")
-    run = replace(finished_run, directory=directory)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", directory / "published")
-        spread = layer_selections(None)[4]
-        yield run, run_grid([EXPERIMENTS["odd"], spread], run)
+    """A run of `smoke` whose grids are being made: (run, the results of two experiments)."""
+    run = replace(finished_run, directory=tmp_path_factory.mktemp("grid"))
+    return run, run_grid([EXPERIMENTS["odd"], SPREAD], run)
 
 
 # --- the grids as data -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["soft targets", "regularised LoRA", "layers", "copy"])
+@pytest.mark.parametrize("name", ["soft targets", "regularised LoRA", "layers"])
 def test_a_section_begins_with_its_default(finished_run, name):
     default = sections(finished_run)[name][0]
     main = EXPERIMENTS["lora" if "LoRA" in name else "odd"]
@@ -52,54 +55,52 @@ def test_a_section_begins_with_its_default(finished_run, name):
 
 
 def test_a_default_is_named_by_the_setting_that_the_others_change():
-    tried = [soft_target_settings(STUDY), lora_settings(STUDY), rate_search(STUDY)["lora"]]
-    defaults = [[e.title for e in grid if e.title.endswith("(default)")] for grid in tried]
-    expected = ["T = 2, α = 0.5", "rank 8, dropout 0.1, weight decay 0.01", "lora at 0.0005"]
-    assert defaults == [[f"{title} (default)"] for title in expected]
+    defaults = [
+        [e.title for e in tried if "default" in e.title] for tried in (soft_target_settings(BASE), lora_settings(BASE))
+    ]
+    assert defaults == [["T = 2, α = 0.5 (default)"], ["rank 8, dropout 0.1, weight decay 0.01 (default)"]]
 
 
 def test_an_unchanged_setting_is_the_experiment_itself_but_for_its_title():
-    found = varied("odd", STUDY, "T = 2", temperature=2.0)
+    found = varied("odd", BASE, "T = 2", temperature=2.0)
     assert replace(found, title="") == replace(EXPERIMENTS["odd"], title="") and found.title == "T = 2 (default)"
 
 
 def test_a_changed_setting_is_named_in_the_experiment_and_its_family_once():
-    assert varied("lora", STUDY, "rank 32", lora_rank=32, lora_alpha=64).name == "lora-rank_32_alpha_64"
+    assert varied("lora", BASE, "rank 32", lora_rank=32, lora_alpha=64).name == "lora-rank_32_alpha_64"
 
 
 def test_every_experiment_of_a_grid_has_a_name_of_its_own(finished_run):
-    names = [experiment.name for tried in sections(finished_run).values() for experiment in set(tried)]
     every = [replace(e, title="") for tried in sections(finished_run).values() for e in tried]  # titles say 'default'
-    of_one_name = {name: [e for e in every if e.name == name] for name in names}
-    assert all(len(set(found)) == 1 for found in of_one_name.values())
+    assert len({experiment.name for experiment in every}) == len(set(every))
 
 
-@pytest.mark.parametrize(("family", "times"), [("teacher", (0.5, 1, 2)), ("odd", (0.5, 1, 2)), ("lora", (3, 10, 30))])
-def test_each_family_gets_as_many_rates_as_the_others(family, times):
-    tried = [experiments.training_settings(e, 1, STUDY).learning_rate for e in rate_search(STUDY)[family]]
-    assert tried == pytest.approx([n * STUDY.teacher_learning_rate for n in times])
+def test_every_experiment_of_a_section_has_a_title_of_its_own(finished_run):
+    for tried in sections(finished_run).values():
+        assert len({experiment.title for experiment in tried}) == len(tried)
 
 
 def test_rank_keeps_alpha_at_twice_its_value():
-    ranks = [e.profile(STUDY) for e in lora_settings(STUDY)[1:] if "rank" in e.title]
+    ranks = [e.profile(BASE) for e in lora_settings(BASE)[1:] if "rank" in e.title]
     assert [(p.lora_rank, p.lora_alpha) for p in ranks] == [(2, 4), (32, 64)]
-
-
-def test_the_hybrid_and_what_it_is_held_to_train_for_equal_epochs():
-    assert {experiments.training_settings(e, 1, STUDY).epochs for e in hybrids(STUDY)} == {STUDY.lora_epochs}
 
 
 @pytest.mark.parametrize("change", [{"temperature": 4.0}, {"alpha": 0.25}, {"lora_rank": 2, "lora_alpha": 4}])
 def test_a_changed_setting_changes_the_fingerprint(change):
     name = "lora" if "lora_rank" in change else "odd"
-    changed = varied(name, STUDY, "changed", **change)
-    assert experiment_fingerprint(changed, 1, STUDY, "x") != experiment_fingerprint(EXPERIMENTS[name], 1, STUDY, "x")
+    changed = varied(name, BASE, "changed", **change)
+    assert experiment_fingerprint(changed, 1, BASE, "x") != experiment_fingerprint(EXPERIMENTS[name], 1, BASE, "x")
 
 
 def test_a_students_setting_leaves_its_teacher_alone():
-    changed = varied("odd", STUDY, "T = 4", temperature=4.0)
-    inputs = [experiments.experiment_inputs(e, 1, STUDY, "x") for e in (changed, EXPERIMENTS["odd"])]
+    changed = varied("odd", BASE, "T = 4", temperature=4.0)
+    inputs = [experiments.experiment_inputs(e, 1, BASE, "x") for e in (changed, EXPERIMENTS["odd"])]
     assert inputs[0] == inputs[1]
+
+
+def test_the_grid_has_at_most_1500_rows():
+    assert (grid_run(BASE_RUN).profile.train_rows, grid_run(BASE_RUN).seeds) == (1_500, (1,))
+    assert grid_run(grid_run(BASE_RUN)) == grid_run(BASE_RUN)
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -107,8 +108,7 @@ def test_a_students_setting_leaves_its_teacher_alone():
 
 def test_a_grid_is_never_scored_on_test(grid):
     run, _ = grid
-    result = experiments.read_json(grid_run(run).results_dir / "odd-1.json")
-    assert "test" not in result and "intervals" not in result
+    assert "test" not in read_json(grid_run(run).results_dir / "odd-1.json")
     frame = experiments.pd.read_parquet(predictions_path(grid_run(run).results_dir, "odd", 1))
     assert set(frame["split"]) == {"validation"}
 
@@ -119,21 +119,31 @@ def test_a_grid_lies_apart_from_the_runs_results(grid):
 
 
 def test_a_grid_that_was_trained_is_not_trained_again(grid, monkeypatch):
-    run, table = grid
+    run, results = grid
     monkeypatch.setattr(improvements, "run_experiment", None)
-    assert run_grid([EXPERIMENTS["odd"]], run).equals(table[:1])
+    assert run_grid([EXPERIMENTS["odd"], SPREAD], run).by_name == results.by_name
 
 
-def test_the_winner_is_the_first_of_the_best(grid):
-    _, table = grid
-    assert winner(table.assign(average_precision=[0.5, 0.5])) == "odd"
-    assert winner(table.assign(average_precision=[0.5, 0.6])) == "spread"
+def test_what_a_grid_does_not_have_is_listed_and_not_trained(grid):
+    run, _ = grid
+    results = grid_results([EXPERIMENTS["odd"], EXPERIMENTS["hybrid"]], run)
+    assert list(results.by_name) == ["odd"] and results.missing == [("hybrid", 1)]
 
 
-def test_the_grid_has_at_most_1500_rows():
-    run = improvements.Run("x", helpers.results.PUBLISHED_RESULTS, STUDY, "jigsaw", None, (1, 2, 3))
-    assert (grid_run(run).profile.train_rows, grid_run(run).seeds) == (1_500, (1,))
-    assert grid_run(grid_run(run)) == grid_run(run)
+def test_a_grid_of_published_results_is_read_and_not_trained():
+    assert run_grid([EXPERIMENTS["odd"], SPREAD], BASE_RUN).missing == []
+
+
+def test_all_seeds_of_an_experiment_are_trained_before_the_next(finished_run, monkeypatch):
+    trained = []
+    monkeypatch.setattr(
+        improvements, "run_experiment", lambda experiment, seed, run: trained.append((experiment, seed))
+    )
+    improvements.train_all([EXPERIMENTS["lora"], SPREAD], replace(finished_run, seeds=(1, 2)))
+    assert trained == [(EXPERIMENTS["lora"], 2), ("teacher", 1), (SPREAD, 1), ("teacher", 2), (SPREAD, 2)]
+
+
+# --- which layers does this task need? -------------------------------------------------------------------------------
 
 
 def test_greedy_removal_goes_from_all_layers_to_one_and_is_not_done_twice(grid, monkeypatch):
@@ -154,63 +164,142 @@ def test_task_specific_layers_join_once_they_are_found(grid):
     assert sections(run)["layers"][-1].layers == selection(steps)
 
 
-def test_a_grids_default_is_compared_with_the_others_on_validation(grid):
-    run, table = grid
-    found = improvements.grid_comparisons([EXPERIMENTS["odd"], layer_selections(None)[4]], run)
-    expected = table["average_precision"].iloc[0] - table["average_precision"].iloc[1]
-    assert found["odd − spread"]["difference"] == pytest.approx(expected, abs=1e-6)
+def test_the_published_task_specific_layers_are_read_whatever_the_comments_are():
+    on_other_comments = replace(BASE_RUN, data_source="sample")
+    assert sections(on_other_comments)["layers"][-1].layers == (1, 2, 6, 8, 9, 12)
 
 
-@pytest.fixture
-def won(finished_run, monkeypatch):
-    """The winners where the second of each section is the best."""
-    scores = lambda tried, run: improvements.pd.DataFrame(  # noqa: E731
-        {
-            "experiment": [experiment.name for experiment in tried],
-            "average_precision": [0.6 if place == 1 else 0.5 for place in range(len(tried))],
-        }
-    )
-    monkeypatch.setattr(improvements, "run_grid", scores)
-    return improvements.winners(finished_run)
+# --- differences on validation ---------------------------------------------------------------------------------------
 
 
-def test_rates_and_controls_of_the_copy_never_go_to_the_test_set(won):
-    assert [section for section, *_ in won] == ["layers", "soft targets", "regularised LoRA", "hybrid", "hybrid"]
+def test_a_difference_is_that_of_average_precision_on_the_validation_rows():
+    results = published_results("base/grid")
+    found = grid_differences(results, sections(BASE_RUN)["layers"])["Spread layers"]
+    labels = results.labels("validation")
+    scores = [average_precision_score(labels, results.probabilities(n, "validation")[0]) for n in ("spread", "odd")]
+    assert found.difference == pytest.approx(scores[0] - scores[1])
+    assert found.low < found.difference < found.high
 
 
-def test_the_hybrid_goes_to_the_test_set_against_both_that_it_is_made_of(won, finished_run):
-    adapters, student, hybrid = hybrids(finished_run.profile)
-    assert won[-2:] == [("hybrid", hybrid, adapters), ("hybrid", hybrid, student)]
+def test_differences_have_neither_p_nor_verdict():
+    found = grid_differences(published_results("base/grid"), sections(BASE_RUN)["layers"])
+    assert {(each.p_value, each.p_holm, each.verdict) for each in found.values()} == {(None, None, None)}
 
 
-def test_a_winner_is_held_against_its_sections_default(won):
-    assert [default.name for _, _, default in won[:3]] == ["odd", "odd", "lora"]
+def test_differences_are_those_of_what_was_trained_against_the_first_of_it(grid):
+    _, results = grid
+    assert list(grid_differences(results, [EXPERIMENTS["even"], EXPERIMENTS["odd"], SPREAD])) == ["Spread layers"]
+    assert grid_differences(results, [EXPERIMENTS["even"]]) == {}
 
 
-# --- the front -------------------------------------------------------------------------------------------------------
+# --- learning rates --------------------------------------------------------------------------------------------------
 
 
-def test_the_pareto_front_keeps_what_nothing_beats():
-    costs, scores = np.array([1, 2, 2, 3, 4]), np.array([0.5, 0.6, 0.4, 0.6, 0.7])
-    assert pareto_front(costs, scores).tolist() == [True, True, False, False, True]
+def test_each_family_tries_as_many_rates_as_the_others():
+    assert {len(multiples) for _, multiples in RATES.values()} == {3}
 
 
-def test_two_equal_models_are_both_on_the_front():
-    assert pareto_front(np.array([1, 1]), np.array([0.5, 0.5])).tolist() == [True, True]
-
-
-# --- starts ----------------------------------------------------------------------------------------------------------
+def test_loras_rates_reach_to_100_times_the_teachers():
+    assert {30, 100} <= set(RATES["lora"][1])
 
 
 @pytest.mark.parametrize(
-    ("name", "same_layers", "same_head"), [("odd_pretrained", False, False), ("odd_random", False, True)]
+    ("scores", "following"),
+    [
+        ({1e-4: 0.5, 3e-4: 0.7, 1e-3: 0.6}, []),
+        ({1e-4: 0.5, 3e-4: 0.6, 9e-4: 0.7}, [2.7e-3]),
+        ({1e-4: 0.7, 2e-4: 0.6, 4e-4: 0.5}, [5e-5]),
+    ],
+    ids=["inside", "at the upper edge", "at the lower edge"],
 )
-def test_a_control_of_the_copy_starts_elsewhere(finished_run, name, same_layers, same_head):
-    odd, other = (
-        experiments.start_model(e, 1, finished_run)[0].state_dict()
-        for e in (EXPERIMENTS["odd"], next(e for e in improvements.copy_controls() if e.name == name))
-    )
-    equal = {key: torch.equal(odd[key], other[key]) for key in odd}
-    layers = [key for key in odd if "encoder.layer" in key and key.endswith("query.weight")]
-    assert all(equal[key] == same_layers for key in layers)
-    assert equal["classifier.weight"] == same_head
+def test_a_list_goes_on_beyond_the_edge_where_the_best_rate_stands(scores, following):
+    assert next_rate(scores) == following
+
+
+def test_a_list_is_widened_until_the_best_rate_stands_inside(monkeypatch):
+    monkeypatch.setattr(improvements, "_rate_score", lambda family, rate, run: 1 - abs(rate - 8e-3))
+    assert list(search_rates("lora", BASE_RUN)) == [3e-4, 9e-4, 3e-3, 1e-2, 3.33e-2]
+
+
+def test_a_list_is_not_widened_for_ever(monkeypatch):
+    monkeypatch.setattr(improvements, "_rate_score", lambda family, rate, run: rate)
+    assert len(search_rates("student", BASE_RUN)) == 3 + improvements.MORE_RATES
+
+
+def test_a_students_rate_is_judged_by_the_mean_of_odd_and_even():
+    results = published_results("base/grid").by_name
+    scores = [results[name][1]["validation"]["average_precision"] for name in ("odd", "even")]
+    assert improvements._rate_score("student", BASE.student_learning_rate, BASE_RUN) == pytest.approx(sum(scores) / 2)
+
+
+# --- the winners -----------------------------------------------------------------------------------------------------
+
+
+def scored(run, **scores: float) -> Results:
+    """A grid in which every experiment scores 0.5, but for those that are named by their title."""
+    by_name = {}
+    for experiment in itertools.chain(*sections(run).values()):
+        by_name[experiment.name] = {1: {"validation": {"average_precision": scores.get(experiment.title, 0.5)}}}
+    return Results(by_name, {}, missing=[])
+
+
+def named(found: list) -> list[tuple[str, str, str]]:
+    return [(section, best.title, default.name) for section, best, default in found]
+
+
+def test_what_does_not_beat_its_default_stays_at_home_but_for_regularisation_and_the_hybrid(finished_run):
+    assert named(winners(scored(finished_run), finished_run)) == [
+        ("regularised LoRA", "dropout 0", "lora"),
+        ("regularised LoRA", "weight decay 0", "lora"),
+        ("hybrid", "LoRA on the odd layers, distilled", "lora_6"),
+        ("hybrid", "LoRA on the odd layers, distilled", "odd"),
+    ]
+
+
+def test_the_best_of_each_section_goes_to_the_test_set_and_a_larger_rank_does_not(finished_run):
+    best = {"Spread layers": 0.6, "T = 4": 0.6, "dropout 0.3": 0.4, "dropout 0": 0.3, "weight decay 0.1": 0.7}
+    found = winners(scored(finished_run, **best, **{"rank 32": 0.9}), finished_run)
+    assert named(found)[:4] == [
+        ("layers", "Spread layers", "odd"),
+        ("soft targets", "T = 4", "odd"),
+        ("regularised LoRA", "dropout 0.3", "lora"),
+        ("regularised LoRA", "weight decay 0.1", "lora"),
+    ]
+
+
+def test_the_winners_of_the_published_grid_are_found():
+    found = named(winners(published_results("base/grid"), BASE_RUN))
+    assert [title for _, title, _ in found[:2]] == ["Task-specific layers", "T = 1"]
+
+
+def test_the_hybrid_and_what_it_is_held_to_are_the_named_experiments():
+    assert hybrids() == [EXPERIMENTS[name] for name in ("lora_6", "odd", "hybrid")]
+
+
+def test_the_winners_are_trained_once_with_every_seed(copied_run, monkeypatch):
+    monkeypatch.setattr(experiments, "measure_deployment", lambda *_: {})
+    results = run_winners(scored(copied_run), copied_run)
+    assert {"lora-dropout_0.0", "lora-weight_decay_0.0", "hybrid"} <= set(results.by_name)
+    monkeypatch.setattr(improvements, "run_experiment", None)
+    assert run_winners(scored(copied_run), copied_run).by_name == results.by_name
+
+
+# --- without a notebook ----------------------------------------------------------------------------------------------
+
+
+def test_the_command_names_the_nearest_section(smoke_run, capsys):
+    assert improvements.main(["lyers", "--profile", "smoke"]) == 2
+    assert "Did you mean 'layers'?" in capsys.readouterr().err
+
+
+def test_the_winners_are_refused_before_the_grids_where_the_run_has_no_main_results(smoke_run, monkeypatch, capsys):
+    monkeypatch.setattr(improvements, "run_grid", lambda *_: pytest.fail("trained"))
+    assert improvements.main(["--profile", "smoke"]) == 2
+    assert "has no result of" in capsys.readouterr().err
+
+
+def test_a_section_may_be_run_alone(smoke_run, capsys):
+    assert improvements.main(["hybrid", "--profile", "smoke"]) == 0
+    made = {path.name for path in grid_run(smoke_run).results_dir.glob("*.json")}
+    assert made == {"teacher-1.json", "lora_6-1.json", "odd-1.json", "hybrid-1.json"}
+    assert "LoRA on the odd layers, distilled" in capsys.readouterr().out

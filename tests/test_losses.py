@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.losses import cosine_loss, distillation_loss, hard_loss, per_label, soft_loss
+from helpers.losses import cosine_loss, distillation_loss, hard_loss, soft_loss
 
 TEMPERATURES = pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 8.0])
 
@@ -166,21 +166,3 @@ def test_half_precision_input_is_computed_in_float32(parts, dtype):
     ):
         assert here.dtype == torch.float32
         assert torch.equal(here, there)
-
-
-def test_the_hard_loss_of_six_labels_is_binary_cross_entropy():
-    logits, labels = random(5, 6), (random(5, 6, seed=9) > 0).float()
-    loss = hard_loss(per_label(logits), labels.flatten().long())
-    assert loss == pytest.approx(float(F.binary_cross_entropy_with_logits(logits, labels)), rel=1e-5)
-
-
-@TEMPERATURES
-def test_the_soft_loss_of_six_labels_is_a_bernoulli_divergence_averaged_over_rows_and_labels(temperature):
-    student, teacher = random(5, 6, seed=1), random(5, 6, seed=2)
-    p, q = (1 / (1 + np.exp(-z.double().numpy() / temperature)) for z in (teacher, student))
-    expected = temperature**2 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean()
-    assert soft_loss(per_label(student), per_label(teacher), temperature) == pytest.approx(expected, rel=1e-4)
-
-
-def test_six_labels_stand_row_by_row_as_the_flattened_labels_do():
-    assert per_label(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist() == [[0, 1], [0, 2], [0, 3], [0, 4]]

@@ -11,10 +11,7 @@ from sklearn.model_selection import train_test_split
 
 from helpers.config import LABELS
 from helpers.sample_comments import (
-    _ATTACK_WORD,
     KINDS,
-    PROBE_FORMS,
-    probe_comments,
     sample_comments,
     separable_comments,
     write_sample_comments,
@@ -187,25 +184,3 @@ def test_separable_comments_are_all_different():
 @pytest.mark.parametrize("label", LABELS)
 def test_no_separable_label_is_constant(label):
     assert {row[label] for row in separable_comments(32)} == {0, 1}
-
-
-# --- the probe -------------------------------------------------------------------------------------------------------
-
-
-def test_a_probe_shows_the_same_insult_plain_disguised_and_buried():
-    forms = [row["form"] for row in probe_comments(20)]
-    assert forms == [*PROBE_FORMS] * 20
-    texts = [row["comment_text"] for row in probe_comments(20)]
-    for plain, disguised, buried, _ in zip(*(texts[start::4] for start in range(4)), strict=True):
-        assert buried.endswith(plain) and buried != plain
-        assert disguised != plain
-
-
-def test_no_attack_word_of_a_disguised_probe_is_left_as_it_was():
-    texts = [row["comment_text"].lower() for row in probe_comments(300)]
-    for plain, disguised in zip(texts[0::4], texts[1::4], strict=True):
-        assert not {*_ATTACK_WORD.findall(plain)} & {*_ATTACK_WORD.findall(disguised)}
-
-
-def test_only_the_clean_probes_are_clean():
-    assert all(row["toxic"] == (row["form"] != "clean") for row in probe_comments(20))

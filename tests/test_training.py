@@ -12,12 +12,9 @@ import torch
 import torch.nn.functional as F
 from conftest import damage_file
 from datasets import Dataset
-from sklearn.metrics import roc_auc_score
 
 import helpers.training
-from helpers.batches import bucketed_batches, predict, token_lengths
-from helpers.config import LABELS
-from helpers.evaluation import mean_column_roc_auc
+from helpers.batches import bucketed_batches, token_lengths
 from helpers.layers import copy_layers
 from helpers.lora import add_adapters
 from helpers.targets import load_targets, save_targets
@@ -25,8 +22,6 @@ from helpers.training import (
     Checkpoints,
     TrainingError,
     TrainingSettings,
-    average_precision,
-    batch_loss,
     learning_rate_at,
     make_optimizer,
     train,
@@ -45,7 +40,6 @@ SETTINGS = TrainingSettings(
 STEPS = STEPS_PER_EPOCH * SETTINGS.epochs
 DISTILLING = {"temperature": 2.0, "alpha": 0.5, "beta": 0.1}
 NOT_COMPARED = ("seconds", "peak_memory_bytes")
-SIX_LABELS = {"id2label": dict(enumerate(LABELS)), "problem_type": "multi_label_classification"}
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +57,11 @@ def without_dropout(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def make_training(tiny_model, splits, tmp_path_factory):
-    """A fresh model and the other arguments of train: 'plain', 'distilled', 'lora' or, distilled too, 'labels'."""
+    """A fresh model and the other arguments of train: 'plain', 'distilled' or 'lora'."""
 
-    @cache
-    def targets_of(kind: str):
-        directory = tmp_path_factory.mktemp("targets")
-        save_targets(teacher_of(kind), splits["train"], directory / kind, "teacher")
-        return load_targets(directory / kind, "teacher")
-
-    def teacher_of(kind: str) -> torch.nn.Module:
-        return tiny_model("bert", layers=4, **(SIX_LABELS if kind == "labels" else {}))
+    directory, teacher = tmp_path_factory.mktemp("targets"), tiny_model("bert", layers=4)
+    save_targets(teacher, splits["train"], directory / "outputs", "teacher")
+    targets = load_targets(directory / "outputs", "teacher")
 
     def make(kind: str) -> tuple[torch.nn.Module, dict]:
         if kind == "plain":
@@ -80,9 +69,7 @@ def make_training(tiny_model, splits, tmp_path_factory):
         if kind == "lora":
             adapted = add_adapters(tiny_model("bert", layers=2), rank=4, alpha=8, dropout=0.1, seed=1)
             return adapted, {"settings": replace(SETTINGS, learning_rate=1e-2)}
-        best_by = mean_column_roc_auc if kind == "labels" else average_precision
-        arguments = {"settings": replace(SETTINGS, **DISTILLING), "targets": targets_of(kind), "best_by": best_by}
-        return copy_layers(teacher_of(kind), [1, 3]), arguments
+        return copy_layers(teacher, [1, 3]), {"settings": replace(SETTINGS, **DISTILLING), "targets": targets}
 
     return make
 
@@ -137,7 +124,7 @@ def test_the_first_step_has_the_gradient_of_a_plain_loop(
     soft_student = F.log_softmax(output.logits / 2.0, dim=-1)
     soft_teacher = F.softmax(targets["teacher_logits"] / 2.0, dim=-1)
     kl = (soft_teacher * (soft_teacher.log() - soft_student)).sum() / len(ids)
-    cosine = F.cosine_similarity(output.hidden_states[-1][:, 0], targets["teacher_states"][:, 0]).mean()
+    cosine = F.cosine_similarity(output.hidden_states[-1][:, 0], targets["teacher_states"]).mean()
     hard = F.cross_entropy(output.logits, torch.tensor(rows["toxic"][:]))
     (0.5 * hard + 0.5 * 4.0 * kl + 0.1 * (1 - cosine)).backward()
     expected = [p.grad for p in student.parameters() if p.grad is not None]
@@ -146,7 +133,7 @@ def test_the_first_step_has_the_gradient_of_a_plain_loop(
     assert all(torch.allclose(a, b, atol=1e-6, rtol=1e-4) for a, b in zip(gradients[0], expected, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["plain", "distilled", "lora", "labels"])
+@pytest.mark.parametrize("kind", ["plain", "distilled", "lora"])
 @pytest.mark.parametrize("size", [1, 3])
 def test_pieces_of_a_batch_give_the_gradients_of_the_whole(
     make_training, run_training, gradients, without_dropout, kind, size
@@ -172,49 +159,6 @@ def test_gradients_are_clipped_to_the_norm_that_is_asked_for(run_training, monke
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     run_training("plain", settings=replace(SETTINGS, max_grad_norm=1e-3))
     assert norms == pytest.approx([1e-3] * STEPS, rel=1e-3)
-
-
-# --- six labels ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def labels_batch(batch) -> dict[str, torch.Tensor]:
-    """The batch with six labels a comment."""
-    return batch | {"labels": torch.randint(0, 2, (4, 6), generator=torch.Generator().manual_seed(1))}
-
-
-def test_the_loss_of_six_labels_is_binary_cross_entropy(tiny_model, labels_batch):
-    model, labels = tiny_model("bert", layers=2, **SIX_LABELS), labels_batch.pop("labels")
-    expected = F.binary_cross_entropy_with_logits(model(**labels_batch).logits, labels.float())
-    loss = batch_loss(model, labels_batch | {"labels": labels}, SETTINGS)["hard"]
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_a_student_that_answers_as_its_teacher_has_no_soft_loss(tiny_model, labels_batch):
-    model = tiny_model("bert", layers=2, **SIX_LABELS)
-    output = model(labels_batch["input_ids"], labels_batch["attention_mask"], output_hidden_states=True)
-    labels_batch |= {"teacher_logits": output.logits, "teacher_states": output.hidden_states[-1][:, :1]}
-    losses = batch_loss(model, labels_batch, replace(SETTINGS, **DISTILLING))
-    assert losses["soft"].item() == pytest.approx(0, abs=1e-6)
-
-
-def test_the_best_epoch_of_six_labels_is_that_of_the_mean_roc_auc_over_columns_with_both_classes(run_training, splits):
-    """In these rows only `toxic` has both."""
-    model, history = run_training("labels")
-    logits, toxic = predict(model, splits["validation"]).numpy(), splits["validation"]["toxic"][:]
-    scores = [epoch["validation"]["mean_column_roc_auc"] for epoch in history["epochs"]]
-    assert scores[history["best_epoch"] - 1] == max(scores) == pytest.approx(roc_auc_score(toxic, logits[:, 0]))
-
-
-def test_states_of_several_layers_stand_against_the_students_last_layers(tiny_model, tiny_rows, tmp_path):
-    """A student that is its own teacher agrees with it after every layer: each cosine is 0."""
-    model, rows = tiny_model("bert", layers=4), tiny_rows(6)
-    save_targets(model, rows, tmp_path / "targets", "start", layers=(3, 4))
-    collate = helpers.training.with_targets(helpers.training.Collator(0), load_targets(tmp_path / "targets", "start"))
-    batch = collate([rows[i] for i in range(6)])
-    losses = batch_loss(model, batch, replace(SETTINGS, **DISTILLING))
-    assert batch["teacher_states"].shape == (6, 2, 32)
-    assert losses["cosine"].item() == pytest.approx(0, abs=1e-5)
 
 
 # --- rates, weight decay ---------------------------------------------------------------------------------------------

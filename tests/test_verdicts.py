@@ -17,6 +17,7 @@ from helpers.evaluation import (
     bootstrap_counts,
     difference,
     holm_verdicts,
+    row_difference,
 )
 
 DRAWS, ROWS = 400, 200
@@ -129,6 +130,35 @@ def test_one_seed_says_nothing_of_the_next():
     found = difference([0.03], np.random.default_rng(0).normal(0.03, 0.01, size=100))
     assert found.difference == 0.03
     assert all(math.isnan(value) for value in (found.low, found.high, found.p_value, found.detectable))
+
+
+@pytest.fixture
+def two_models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (400,), a fifth of them toxic, and the scores of a good and of a poor model."""
+    generator = np.random.default_rng(0)
+    labels = (np.arange(400) % 5 == 0).astype(int)
+    return labels, *(labels * skill + generator.normal(size=400) for skill in (3.0, 0.3))
+
+
+def test_of_one_training_each_the_interval_is_that_of_the_paired_bootstrap_of_the_rows(two_models):
+    found = row_difference(*two_models)
+    labels, a, b = two_models
+    drawn = bootstrap_average_precision(labels, a) - bootstrap_average_precision(labels, b)
+    assert found.difference == pytest.approx(average_precision_score(labels, a) - average_precision_score(labels, b))
+    assert (found.low, found.high) == pytest.approx(stats.norm.interval(0.95, found.difference, drawn.std(ddof=1)))
+    assert 0 < found.low < np.quantile(drawn, 0.05)
+
+
+def test_of_one_training_each_there_is_neither_a_p_value_nor_a_verdict(two_models):
+    found = row_difference(*two_models)
+    assert (found.p_value, found.p_holm, found.verdict) == (None, None, None)
+    assert holm_verdicts({"a": found})["a"] == found
+
+
+def test_two_trainings_are_compared_on_the_same_draws_of_the_rows(two_models):
+    labels, a, _ = two_models
+    nudged = a + 1e-3 * labels  # errs on the same rows, a shade better
+    assert row_difference(labels, nudged, a).standard_error < bootstrap_average_precision(labels, a).std() / 20
 
 
 def test_every_bootstrap_draws_the_same_rows_as_scikit_learn_would_weigh_them():
