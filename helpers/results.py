@@ -1,20 +1,20 @@
 """Reading results, of a run or the published ones; the comparison, its costs and its verdicts as tables.
 
 Published results are data: results/<profile>/ is read by the names of its files, whatever comments, settings or code
-are at hand, and is never mixed into a run. A run's own results are valid by their fingerprints.
+are at hand, and is never mixed into a run. A run's own results are valid by their fingerprints. Times come from the
+benchmark alone (`make bench`): several trainings of the published run shared one GPU.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from helpers.config import load_profile
 from helpers.evaluation import (
     METRICS,
     Difference,
@@ -36,6 +36,7 @@ from helpers.experiments import (
     read_predictions,
     read_result,
 )
+from helpers.layers import ODD_LAYERS
 from helpers.runs import PUBLISHED_RESULTS, Run, read_json, write_file
 
 # The sheet's own question. These three are corrected among themselves by Holm's method.
@@ -53,30 +54,24 @@ SECONDARY = (
     ("even", "even_hard"),
     ("odd", "first_six"),
     ("odd", "last_six"),
+    ("twelve", "odd"),
+    ("odd", "odd_without_1"),
+    ("even_with_1", "even"),
+    ("odd_with_12", "odd"),
+    ("hybrid", "lora_6"),
+    ("hybrid", "odd"),
 )
-
-# Profiles whose results stand beside the run that README.md shows: a real encoder's layers, and bert-base on a GPU.
-BESIDE = ("base", "colab", "full")
+VERDICT_COLUMNS = ["comparison", "difference", "low", "high", "p_value", "detectable", "p_holm", "verdict"]
+LATENCY_COLUMNS = ["model", "form", "comments at once", "p50_ms", "p95_ms", "comments_per_second"]
 
 
 @dataclass(frozen=True)
 class Results:
-    """The finished experiments of a run: their JSONs by (name, seed), and where their predictions lie."""
+    """The finished experiments of a run: their JSONs by name and seed, where they lie, and which ones are missing."""
 
     by_name: dict[str, dict[int, dict]]
     directories: dict[tuple[str, int], Path]
     missing: list[tuple[str, int]]
-
-    @property
-    def source(self) -> str:
-        """Where they come from, for a table's title: nothing for a run's own, else that they were published."""
-        published = any(path.is_relative_to(PUBLISHED_RESULTS) for path in self.directories.values())
-        return ", from the results published with this project" if published else ""
-
-    def first_seed(self) -> dict[str, dict]:
-        """The result of every trained model's first seed, by name."""
-        found = {name: next(iter(by_seed.values())) for name, by_seed in self.by_name.items()}
-        return {name: result for name, result in found.items() if "history" in result}
 
     def probabilities(self, name: str, split: str = "test") -> np.ndarray:
         """Probabilities of `toxic`, shape (seeds, rows); rows in the order of their ids, alike for every model."""
@@ -157,25 +152,21 @@ def teacher_of(result: dict) -> str | None:
     return result.get("teacher_sha256") or result["inputs"].get("teacher")
 
 
+def model_title(name: str) -> str:
+    """What a table or figure calls an experiment: its title where it is known, else its name."""
+    return EXPERIMENTS[name].title if name in EXPERIMENTS else name
+
+
 def verdict_table(verdicts: dict[str, Difference]) -> pd.DataFrame:
     """One row per comparison: the difference, its 95 % interval (not adjusted), p after Holm, what could be found."""
-    table = pd.DataFrame([{"comparison": name} | asdict(found) for name, found in verdicts.items()])
-    return table.drop(columns=["by_seed", "standard_error", "degrees_of_freedom"])
+    rows = [{"comparison": name} | asdict(found) for name, found in verdicts.items()]
+    return pd.DataFrame(rows, columns=VERDICT_COLUMNS)
 
 
-def published_results(profile: str) -> Results:
-    """Everything that results/<profile>/ holds, by file name.
-
-    Raises:
-        MissingStage: nothing of that profile is published.
-    """
-    found = _read_all(PUBLISHED_RESULTS / profile)
-    if not found.by_name:
-        raise MissingStage(f"results/{profile}/ holds no results: nothing of the profile {profile} is published")
-    return found
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _read_all(directory: Path) -> Results:
+def read_results(directory: Path) -> Results:
     """The results of a folder, known experiments first and in the order of EXPERIMENTS."""
     by_name, directories, order = {}, {}, list(EXPERIMENTS)
     named = [path.stem.rsplit("-", 1) for path in directory.glob("*-*.json")]
@@ -188,31 +179,33 @@ def _read_all(directory: Path) -> Results:
     return Results(by_name, directories, missing=[])
 
 
-def load_results(run: Run, extra: Sequence[Experiment] = ()) -> Results:
-    """The results of the run's profile: the run's own, or, where it has none at all, the published ones.
-
-    `extra` are experiments that the profile does not list.
+def published_results(name: str = "base") -> Results:
+    """Everything that results/<name>/ holds, by file name; `name` is a profile, or its grids as in "base/grid".
 
     Raises:
-        ValueError: the profile lists an experiment that nobody knows.
-        MissingStage: a main experiment has no result at all; the message says which notebook makes it.
+        MissingStage: nothing is published there.
+    """
+    found = read_results(PUBLISHED_RESULTS / name)
+    if not found.by_name:
+        raise MissingStage(f"results/{name}/ holds no results: nothing of the profile {name} is published")
+    return found
+
+
+def load_results(run: Run, extra: Sequence[Experiment] = ()) -> Results:
+    """The run's own results, of its profile's experiments and of `extra`; `missing` lists those it does not have.
+
+    Raises:
+        ValueError: the profile lists an experiment that nobody knows, or the results come from several data sets.
     """
     by_name, directories, missing = {}, {}, []
     for experiment in dict.fromkeys([*map(find_experiment, run.profile.experiments), *extra]):
-        name = experiment.name
         for seed in experiment_seeds(experiment, run.profile.seeds):
             found = find_result(run, experiment, seed)
             if found is None:
-                missing.append((name, seed))
+                missing.append((experiment.name, seed))
                 continue
-            result, directories[name, seed] = found
-            by_name.setdefault(name, {})[seed] = result
-    absent = [name for name in run.profile.experiments if name not in by_name]
-    if absent:
-        first = ", ".join(sorted({EXPERIMENTS[name].notebook for name in absent}))
-        raise MissingStage(
-            f"run {run.name!r} has no result of {', '.join(absent)}: run {first} first (same PROFILE and RUN)"
-        )
+            result, directories[experiment.name, seed] = found
+            by_name.setdefault(experiment.name, {})[seed] = result
     hashes = {result["inputs"]["data"] for seeds in by_name.values() for result in seeds.values()}
     if len(hashes) > 1:
         raise ValueError(
@@ -221,18 +214,8 @@ def load_results(run: Run, extra: Sequence[Experiment] = ()) -> Results:
     return Results(by_name, directories, missing)
 
 
-def has_results(run: Run) -> bool:
-    """Whether the run, or the run that this is a part of, has results of its own: then nothing published is read."""
-    folders = {run.results_dir, run.directory.parent / "results" if run.part else run.results_dir} - {PUBLISHED_RESULTS}
-    return any(path for folder in folders for path in folder.glob("*-*.json"))
-
-
 def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path] | None:
-    """A result and its folder: the run's own if its fingerprint fits; of a run without any, the published one."""
-    if not has_results(run):
-        result = read_result(published_dir(run), experiment.name, seed)
-        shown = result and (result["profile"], result["data"]) == (run.profile.name, run.data_label)
-        return (result, published_dir(run)) if shown else None
+    """The run's own result and its folder, if its fingerprint is that of the run's settings and comments."""
     data, result = read_json(run.data_dir / "data.json"), read_result(run.results_dir, experiment.name, seed)
     if result is None or result["data"] != run.data_label:
         return None
@@ -241,44 +224,42 @@ def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path
     return (result, run.results_dir) if fits else None
 
 
-def is_beside(run: Run) -> bool:
-    """Whether the run is published beside the one that README.md shows, in a folder of its own below results/."""
-    return run.profile.name in BESIDE
-
-
-def published_part(run: Run) -> Path:
-    """Where results of such a run are published, below results/: what stands beside, and grids, apart."""
-    return Path(*([run.profile.name] if run.profile.name in BESIDE else []), run.part)
+def has_results(run: Run) -> bool:
+    """Whether the run has results of its own, fitting or not."""
+    return any(run.results_dir.glob("*-*.json"))
 
 
 def published_dir(run: Run) -> Path:
-    """The folder of the published results that a run may read."""
-    return PUBLISHED_RESULTS / published_part(run)
+    """Where the run's results are published: results/<profile>/, and its grids in a folder of their own there."""
+    return PUBLISHED_RESULTS / run.profile.name / run.part
+
+
+# --- the comparison --------------------------------------------------------------------------------------------------
 
 
 def comparison_table(results: Results) -> pd.DataFrame:
-    """One row an experiment: the mean over its seeds, and `_sd` columns where there are several.
+    """One row per experiment: the mean over its seeds, and `_sd` columns where there are several; no times.
 
-    Times are seconds, memory and size bytes, latency milliseconds for one comment; scores are the test set's unless
-    their name begins with `validation_`. Latency is that of the model's depth (`latency_by_depth`).
+    Memory and size are bytes; scores are the test set's unless their name begins with `validation_`. `layers` are the
+    teacher's, counted from 1; "all" where none were chosen.
     """
-    rows, latencies = [], latency_by_depth(results)
+    rows = []
     for name, by_seed in results.by_name.items():
-        numbers = pd.DataFrame([_comparison_numbers(result, latencies) for result in by_seed.values()])
-        layers = model_layers(next(iter(by_seed.values())))
-        text = ",".join("+".join(map(str, layer)) if isinstance(layer, list) else str(layer) for layer in layers)
-        row = {"experiment": name, "seeds": len(by_seed), "layers": text}
+        numbers = pd.DataFrame([_comparison_numbers(result) for result in by_seed.values()])
+        layers = layers_in_words(next(iter(by_seed.values())))
+        row = {"model": model_title(name), "experiment": name, "seeds": len(by_seed), "layers": layers}
         row |= numbers.mean().to_dict()
         if len(by_seed) > 1:
-            row |= numbers.std(ddof=1).drop("latency_ms").add_suffix("_sd").to_dict()
+            row |= numbers.std(ddof=1).add_suffix("_sd").to_dict()
         rows.append(row)
     table = pd.DataFrame(rows)
     whole = ["parameters", "trainable_parameters", "peak_memory_bytes", "bytes", "bytes_to_ship", "epochs"]
-    return table.astype({column: "Int64" for column in whole if table[column].dropna().mod(1).eq(0).all()})
+    whole = [column for column in whole if column in table and table[column].dropna().mod(1).eq(0).all()]
+    return table.astype(dict.fromkeys(whole, "Int64"))
 
 
-def _comparison_numbers(result: dict, latencies: dict[int, float]) -> dict[str, float | None]:
-    costs = result["costs"]
+def _comparison_numbers(result: dict) -> dict[str, float]:
+    costs, sizes, history = result["costs"], result["costs"].get("bytes", {}), result.get("history")
     numbers = {
         "parameters": result.get("parameters"),
         "trainable_parameters": result.get("trainable_parameters"),
@@ -287,98 +268,137 @@ def _comparison_numbers(result: dict, latencies: dict[int, float]) -> dict[str, 
     }
     numbers |= {metric: result["test"][metric] for metric in METRICS}
     numbers |= {
-        "training_seconds": costs["training_seconds"],
-        "prerequisite_seconds": costs["prerequisite_seconds"],
         "peak_memory_bytes": costs.get("peak_memory_bytes"),
-        "latency_ms": latencies.get(len(model_layers(result))),
-        "bytes": costs["bytes"]["total"] if "bytes" in costs else None,
-        "bytes_to_ship": costs["bytes"]["to_ship"] if "bytes" in costs else None,
-        "epochs": len(result["history"]["epochs"]) if "history" in result else None,
-        "best_epoch": result["history"]["best_epoch"] if "history" in result else None,
+        "bytes": sizes.get("total"),
+        "bytes_to_ship": sizes.get("to_ship"),
+        "epochs": len(history["epochs"]) if history else None,
+        "best_epoch": history["best_epoch"] if history else None,
         "training_loss_total": result.get("training_loss_total"),
-        "total_seconds": costs["training_seconds"] + costs["prerequisite_seconds"],
     }
     numbers |= {f"validation_{metric}": result["validation"][metric] for metric in METRICS}
     return {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
 
 
-def model_layers(result: dict) -> list:
-    """The teacher layers a model holds, for instance [1, 3, 5, 7, 9, 11]; all of its own where none were chosen."""
+def layers_in_words(result: dict) -> str:
+    """The teacher layers that a model holds, '1,3,5,7,9,11', or with averaged ones '1+2,3+4'; a baseline has none."""
     if result["settings"]["start"] == "baseline":
-        return []
-    count = 6 if result["settings"]["start"] == "minilm" else 12
-    return result["settings"]["layers"] or list(range(1, count + 1))
+        return ""
+    layers = result["settings"]["layers"] or ["all"]
+    return ",".join("+".join(map(str, layer)) if isinstance(layer, list) else str(layer) for layer in layers)
 
 
-def latency_by_depth(results: Results) -> dict[int, float]:
-    """Milliseconds for one comment by a model's number of layers: the median over all models and seeds as deep.
-
-    They compute the same, whichever layers they were given, and adapters are merged before they are timed: what their
-    measurements differ by is the machine's other work.
-    """
-    measured: dict[int, list[float]] = {}
-    for result in (result for by_seed in results.by_name.values() for result in by_seed.values()):
-        if "latency" in result["costs"]:
-            median = result["costs"]["latency"]["batch_1"]["p50_ms"]
-            measured.setdefault(len(model_layers(result)), []).append(median)
-    return {depth: float(np.median(times)) for depth, times in measured.items()}
+def write_comparison(results: Results, directory: Path) -> pd.DataFrame:
+    """Writes the table to comparison.csv in `directory` and returns it."""
+    table = comparison_table(results)
+    write_file(directory / "comparison.csv", lambda temporary: table.to_csv(temporary, index=False))
+    return table
 
 
 def deployment_table(results: Results) -> pd.DataFrame:
-    """A row a model and form (PyTorch, ONNX, int8): latency in milliseconds, comments a second, MB.
+    """One row per model and form (PyTorch, ONNX, int8), of the first seed: latency in milliseconds, MB.
 
-    Times are medians over the models and seeds as deep, as in `latency_by_depth`; the rest is the first seed's.
     `change` is the export's test average precision minus PyTorch's, with its 95 % interval in `low` and `high`.
-    Measured on the CPU; empty if it was not measured.
+    Measured on the CPU of the run; empty if it was not measured.
     """
-    rows, depths, is_first = [], [], []
-    measured = ((name, seed, result) for name, by_seed in results.by_name.items() for seed, result in by_seed.items())
-    for name, seed, result in measured:
-        for form, facts in result["costs"].get("deployment", {}).items():
-            depths.append(len(model_layers(result)))
-            is_first.append(seed == next(iter(results.by_name[name])))
-            row = {"experiment": name, "form": form, "MB": facts["bytes"] / 1e6}
+    rows = []
+    for name, by_seed in results.by_name.items():
+        forms = next(iter(by_seed.values()))["costs"].get("deployment", {})
+        for form, facts in forms.items():
+            row = {"model": model_title(name), "experiment": name, "form": form, "MB": facts["bytes"] / 1e6}
             for size in ("batch_1", "batch_32"):
                 row |= {f"{size} {key}": facts[size][key] for key in ("p50_ms", "p95_ms")}
             row["comments a second"] = facts["batch_32"]["comments_a_second"]
             change = facts.get("average_precision", {})
-            rows.append(
-                row | {"change": change.get("difference"), "low": change.get("low"), "high": change.get("high")}
-            )
-    table = pd.DataFrame(rows)
-    if rows:
-        times = [column for column in table if column.startswith("batch") or column == "comments a second"]
-        table[times] = table.groupby([pd.Series(depths), "form"])[times].transform("median")
-        table = table[is_first].reset_index(drop=True)
-    return table
+            row |= {"change": change.get("difference"), "low": change.get("low"), "high": change.get("high")}
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def write_comparison(results: Results, run: Run, directory: Path | None = None) -> pd.DataFrame:
-    """Writes the table to comparison.csv in `directory` (default: runs/<run>/results/) and returns it."""
-    table = comparison_table(results)
-    path = (directory or run.results_dir) / "comparison.csv"
-    write_file(path, lambda temporary: table.to_csv(temporary, index=False))
-    return table
+# --- costs -----------------------------------------------------------------------------------------------------------
 
 
-def beside_run(run: Run, profile_name: str) -> Run:
-    """The run of another profile on the same comments, which its own command makes: one of BESIDE."""
-    name = f"{profile_name}-{run.data_source}"
-    profile = load_profile(profile_name)
-    return replace(run, name=name, directory=run.directory.with_name(name), profile=profile, seeds=profile.seeds)
+COSTS = ["parameters", "trainable_parameters", "megabytes", "megabytes_per_task"]
+COSTS += ["latency_ms", "int8_latency_ms", "training_cost"]
+TIMED = {  # the trainings that the benchmark times: start, layers kept, adapters, distilled
+    ("pretrained", None, False, False): "finetune",
+    ("pretrained", None, True, False): "lora",
+    ("teacher", len(ODD_LAYERS), False, True): "distil",
+}
 
 
-def beside_results(run: Run, profile_name: str) -> Results | None:
-    """The results of that run; None where it has not been run."""
-    try:
-        return load_results(beside_run(run, profile_name))
-    except MissingStage:
-        return None
+def benchmark(device: str = "cpu") -> dict:
+    """What `make bench` measured on the first device whose file is named so: `training` and `latency`; {} if nothing.
+
+    See `tools/benchmark.py` for what they hold.
+    """
+    found = [read_json(path) for path in sorted((PUBLISHED_RESULTS / "benchmarks").glob(f"{device}*.json"))]
+    measured = next(filter(None, found), {})
+    return {section: measured[section]["found"] for section in ("training", "latency") if section in measured}
 
 
-def real_verdicts() -> dict[str, Difference] | None:
-    """The primary comparisons of the published run of `base`; None where nothing of it is published."""
-    try:
-        return published_results("base").verdicts(PRIMARY)
-    except MissingStage:
-        return None
+def latency_table(device: str = "cpu") -> pd.DataFrame:
+    """Latency of a model of 12 and of 6 layers in PyTorch and in int8, in milliseconds per batch; empty if unknown."""
+    rows = []
+    for key, facts in benchmark(device).get("latency", {}).items():
+        model, form, size = key.split(", ")
+        rows.append({"model": model, "form": form, "comments at once": int(size)} | facts)
+    return pd.DataFrame(rows, columns=LATENCY_COLUMNS)
+
+
+def cost_table(results: Results | None = None, device: str = "cpu") -> pd.DataFrame:
+    """What the teacher, a six-layer student and LoRA cost: one row each, named teacher, student and lora.
+
+    Parameters, MB on disk and MB for one more task come from `results` (None: the published run), times from the
+    benchmark: see `model_costs`. What was not measured is NaN.
+    """
+    found = model_costs(results or published_results(), device).set_index("experiment")
+    rows = {"teacher": ("teacher", "Teacher"), "student": ("odd", "Six-layer student"), "lora": ("lora", "LoRA")}
+    table = found.reindex([experiment for experiment, _ in rows.values()]).set_axis(rows)
+    table["model"] = [title for _, title in rows.values()]
+    return table[["model", *COSTS]]
+
+
+def model_costs(results: Results, device: str = "cpu") -> pd.DataFrame:
+    """One row per trained model, with the columns of COSTS.
+
+    `megabytes` are the model's on disk, `megabytes_per_task` what one more task adds. `latency_ms` and
+    `int8_latency_ms` are the median for one comment by a model as deep. `training_cost` is the time of training on the
+    same rows for the same epochs, relative to fine-tuning the teacher; it includes the teacher's training where the
+    model needs a teacher, and is NaN for trainings that the benchmark does not time.
+    """
+    table, measured = comparison_table(results), benchmark(device)
+    table = table[table["parameters"].notna()].reset_index(drop=True)
+    table["megabytes"], table["megabytes_per_task"] = table["bytes"] / 1e6, table["bytes_to_ship"] / 1e6
+    first = [next(iter(results.by_name[name].values())) for name in table["experiment"]]
+    times = [_latencies(result, measured) | {"training_cost": _training_cost(result, measured)} for result in first]
+    return table.assign(**pd.DataFrame(times, columns=COSTS[-3:]))[["model", "experiment", *COSTS]]
+
+
+def scores_and_costs(results: Results, device: str = "cpu") -> pd.DataFrame:
+    """The costs of every trained model beside its test average precision and the 95 % interval of that, low to high."""
+    table = model_costs(results, device)
+    scores = comparison_table(results).set_index("experiment")["average_precision"]
+    ends = [results.intervals(name)["average_precision"] for name in table["experiment"]]
+    table["average_precision"] = table["experiment"].map(scores)
+    return table.assign(**pd.DataFrame(ends, columns=["low", "high"]))
+
+
+def _latencies(result: dict, measured: dict) -> dict[str, float]:
+    """Median milliseconds for one comment of a model as deep as this one, in PyTorch and in int8."""
+    found = measured.get("latency", {})
+    depths = [int(key.split(" ")[0]) for key in found]
+    depth = len(result["settings"]["layers"] or ()) or max(depths, default=0)
+    forms = {"latency_ms": "PyTorch", "int8_latency_ms": "int8"}
+    of_forms = {name: found.get(f"{depth} layers, {form}, 1", {}) for name, form in forms.items()}
+    return {name: facts.get("p50_ms", float("nan")) for name, facts in of_forms.items()}
+
+
+def _training_cost(result: dict, measured: dict) -> float:
+    """Seconds per comment of this training and, if it has one, of its teacher's, divided by those of the teacher's."""
+    settings, speeds = result["settings"], measured.get("training", {})
+    layers, distilled = settings["layers"], settings["training"]["temperature"] is not None
+    task = TIMED.get((settings["start"], len(layers) if layers else None, "adapter" in settings, distilled))
+    if task not in speeds:
+        return float("nan")
+    per_comment = {name: 1 / of_task["c"]["comments_per_second"] for name, of_task in speeds.items()}
+    return per_comment[task] / per_comment["finetune"] + (settings["start"] == "teacher")

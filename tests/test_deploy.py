@@ -126,15 +126,6 @@ def test_every_main_model_was_measured_in_three_forms(finished_run):
     assert (table[["MB", "batch_1 p50_ms", "batch_32 p95_ms", "comments a second"]] > 0).all(axis=None)
 
 
-def test_models_of_one_depth_are_said_to_take_one_time(finished_run):
-    from helpers.results import deployment_table, load_results
-
-    at = deployment_table(load_results(finished_run)).set_index(["experiment", "form"])["batch_1 p50_ms"]
-    assert (
-        at["teacher", "onnx"] == at["lora", "onnx"] and at["odd", "int8"] == at["even", "int8"] == at["lora_6", "int8"]
-    )
-
-
 def test_a_merged_lora_model_is_what_is_exported(finished_run):
     model, data = load_trained("lora", 1, finished_run), load_data(finished_run)
     onnx = OnnxModel(finished_run.model_dir("lora", 1) / "onnx" / "model.onnx")

@@ -1,6 +1,5 @@
 """The rows of the comparison: what each depends on, that it is made once, and what it leaves behind."""
 
-import json
 import shutil
 from dataclasses import fields, replace
 
@@ -10,11 +9,10 @@ import pytest
 import torch
 from conftest import damage_file
 
-import helpers.results
 from helpers import experiments
 from helpers.config import MAIN_EXPERIMENTS, PROFILES, load_profile
 from helpers.data import load_data, prepare_data
-from helpers.evaluation import METRICS, best_threshold, score
+from helpers.evaluation import METRICS
 from helpers.experiments import (
     EXPERIMENTS,
     MissingStage,
@@ -31,8 +29,8 @@ from helpers.experiments import (
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS
 from helpers.lora import count_parameters
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.results import comparison_table, find_result, load_results, write_comparison
-from helpers.runs import file_sha256, read_json, write_json
+from helpers.results import load_results
+from helpers.runs import read_json, write_json
 from helpers.training import TrainingError, predict
 
 SMOKE = load_profile("smoke")
@@ -463,195 +461,6 @@ def test_no_result_names_a_path_of_this_machine(finished_run):
         assert str(finished_run.directory.parent) not in path.read_text()
 
 
-# --- reading results -------------------------------------------------------------------------------------------------
-
-
-def test_the_test_scores_are_those_of_the_predictions_at_the_validation_threshold(finished_run):
-    results = load_results(finished_run)
-    for name in TRAINED:
-        result = results.by_name[name][1]
-        threshold = best_threshold(results.probabilities(name, "validation")[0], results.labels("validation"))
-        assert threshold == result["threshold"]
-        assert score(results.probabilities(name)[0], results.labels(), threshold) == pytest.approx(result["test"])
-
-
-def test_the_labels_are_those_of_the_data_in_the_order_of_the_ids(finished_run):
-    test = load_data(finished_run).splits["test"]
-    by_id = dict(zip(test["row_id"][:], test["toxic"][:], strict=True))
-    assert load_results(finished_run).labels().tolist() == [by_id[row_id] for row_id in sorted(by_id)]
-
-
-def test_probabilities_are_in_the_order_of_the_ids_however_the_file_is_ordered(copied_run):
-    before = load_results(copied_run).probabilities("odd")
-    path = predictions_path(copied_run.results_dir, "odd", 1)
-    pd.read_parquet(path).sample(frac=1, random_state=1).to_parquet(path, index=False)
-    result = read_json(result_path(copied_run.results_dir, "odd", 1))
-    write_json(result_path(copied_run.results_dir, "odd", 1), result | {"predictions_sha256": file_sha256(path)})
-    assert np.array_equal(load_results(copied_run).probabilities("odd"), before)
-
-
-def test_the_majority_baseline_never_says_toxic(finished_run):
-    result = load_results(finished_run).by_name["majority"][1]
-    assert result["test"]["recall"] == result["test"]["f1"] == 0
-
-
-def test_a_result_that_is_missing_is_named_with_its_notebook(copied_run):
-    for name in ("lora", "tfidf"):
-        result_path(copied_run.results_dir, name, 1).unlink()
-    with pytest.raises(
-        MissingStage, match=r"no result of tfidf, lora: run 01_data_preparation, 03_lora_fine_tuning first"
-    ):
-        load_results(copied_run)
-
-
-def test_a_result_made_with_other_settings_counts_as_missing(copied_run):
-    path = result_path(copied_run.results_dir, "even", 1)
-    write_json(path, read_json(path) | {"fingerprint": "0" * 16})
-    with pytest.raises(MissingStage, match=r"no result of even"):
-        load_results(copied_run)
-
-
-def test_seeds_without_a_result_are_listed(copied_run):
-    results = load_results(replace(copied_run, profile=replace(copied_run.profile, seeds=(1, 2))))
-    assert results.missing == [(name, 2) for name in TRAINED]
-    assert all(list(seeds) == [1] for seeds in results.by_name.values())
-
-
-def test_published_results_are_read_by_name_whatever_the_settings_are_now(copied_run):
-    published = helpers.results.PUBLISHED_RESULTS
-    shutil.move(copied_run.results_dir, published)
-    results = load_results(replace(copied_run, profile=replace(copied_run.profile, student_learning_rate=1e-5)))
-    assert set(results.directories.values()) == {published}
-    assert set(results.by_name) == set(copied_run.profile.experiments)
-
-
-def test_nothing_published_is_mixed_into_a_run(copied_run):
-    shutil.copytree(copied_run.results_dir, helpers.results.PUBLISHED_RESULTS)
-    (copied_run.results_dir / "odd-1.json").unlink()
-    with pytest.raises(MissingStage, match=r"no result of odd: run 02_layer_distillation first"):
-        load_results(copied_run)
-
-
-def test_nothing_published_saves_a_run_from_training(copied_run):
-    shutil.copytree(copied_run.results_dir, helpers.results.PUBLISHED_RESULTS)
-    (copied_run.results_dir / "majority-1.json").unlink()
-    run_experiment("majority", 1, copied_run)
-    assert (copied_run.results_dir / "majority-1.json").is_file()
-
-
-def test_published_results_of_another_profile_are_not_a_runs(copied_run):
-    shutil.move(copied_run.results_dir, helpers.results.PUBLISHED_RESULTS)
-    other = replace(copied_run, profile=replace(copied_run.profile, name="quick"))
-    with pytest.raises(MissingStage):
-        load_results(other)
-
-
-def test_results_say_where_they_come_from(copied_run):
-    assert load_results(copied_run).source == ""
-    shutil.move(copied_run.results_dir, helpers.results.PUBLISHED_RESULTS)
-    assert load_results(copied_run).source == ", from the results published with this project"
-
-
-def test_published_results_are_accepted_without_the_data_at_hand(copied_run):
-    shutil.move(copied_run.results_dir, helpers.results.PUBLISHED_RESULTS)
-    shutil.rmtree(copied_run.data_dir)
-    assert set(load_results(copied_run).by_name) == set(copied_run.profile.experiments)
-
-
-def test_results_of_two_data_sets_are_never_mixed(copied_run):
-    path = result_path(copied_run.results_dir, "tfidf", 1)
-    result = json.loads(path.read_text())
-    result["inputs"]["data"] = "other data"
-    result["fingerprint"] = experiment_fingerprint(EXPERIMENTS["tfidf"], 1, copied_run.profile, "other data")
-    write_json(path, result)
-    shutil.rmtree(copied_run.data_dir)
-    with pytest.raises(ValueError, match=r"come from 2 different data sets"):
-        load_results(copied_run)
-
-
-# --- the comparison --------------------------------------------------------------------------------------------------
-
-COLUMNS = """experiment seeds layers parameters trainable_parameters training_loss validation_average_precision accuracy
-f1 precision recall roc_auc average_precision training_seconds prerequisite_seconds peak_memory_bytes latency_ms
-bytes"""
-
-
-@pytest.fixture
-def run_with_two_seeds(copied_run):
-    """The finished run with a second seed for odd, which scores as the teacher does."""
-    run = replace(copied_run, profile=replace(copied_run.profile, seeds=(1, 2)))
-    result = read_json(result_path(run.results_dir, "odd", 1))
-    result |= {"seed": 2}
-    data_hash = load_data(run).fingerprint
-    result["fingerprint"] = experiment_fingerprint(EXPERIMENTS["odd"], 2, run.profile, data_hash)
-    shutil.copy(predictions_path(run.results_dir, "teacher", 1), predictions_path(run.results_dir, "odd", 2))
-    result["predictions_sha256"] = file_sha256(predictions_path(run.results_dir, "odd", 2))
-    write_json(result_path(run.results_dir, "odd", 2), result)
-    return run
-
-
-def test_the_comparison_has_the_published_columns_in_their_order(finished_run):
-    assert list(comparison_table(load_results(finished_run)).columns[:18]) == COLUMNS.split()
-
-
-def test_the_comparison_has_a_row_an_experiment(finished_run):
-    assert comparison_table(load_results(finished_run))["experiment"].tolist() == list(SMOKE.experiments)
-
-
-def test_the_comparison_names_the_layers_counted_from_1(finished_run):
-    table = comparison_table(load_results(finished_run)).set_index("experiment")
-    assert table["layers"][["odd", "even", "majority"]].tolist() == ["1,3,5,7,9,11", "2,4,6,8,10,12", ""]
-    assert table["layers"]["teacher"] == table["layers"]["lora"] == "1,2,3,4,5,6,7,8,9,10,11,12"
-
-
-def test_the_comparison_shows_the_scores_of_the_results(finished_run):
-    results = load_results(finished_run)
-    table = comparison_table(results).set_index("experiment")
-    for name, by_seed in results.by_name.items():
-        assert table.loc[name, list(METRICS)].to_dict() == by_seed[1]["test"]
-
-
-def test_several_seeds_give_their_mean_and_standard_deviation(run_with_two_seeds):
-    results = load_results(run_with_two_seeds)
-    odd = comparison_table(results).set_index("experiment").loc["odd"]
-    scores = [results.by_name["odd"][seed]["test"]["average_precision"] for seed in (1, 2)]
-    assert odd["seeds"] == 2
-    assert odd["average_precision"] == pytest.approx(np.mean(scores))
-    assert odd["average_precision_sd"] == pytest.approx(np.std(scores, ddof=1))
-
-
-def test_models_of_the_same_depth_have_the_same_latency(copied_run):
-    results = load_results(copied_run)
-    for number, name in enumerate(("odd", "even", "lora_6", "odd_hard", "even_hard"), start=1):
-        results.by_name[name][1]["costs"]["latency"]["batch_1"]["p50_ms"] = float(number)
-    table = comparison_table(results).set_index("experiment")
-    assert {table["latency_ms"][name] for name in ("odd", "even", "lora_6", "odd_hard", "even_hard")} == {3.0}
-    assert table["latency_ms"]["teacher"] == table["latency_ms"]["lora"] != 3.0
-
-
-def test_published_results_of_other_data_are_not_borrowed(copied_run):
-    shutil.copytree(copied_run.results_dir, helpers.results.PUBLISHED_RESULTS)
-    elsewhere = replace(copied_run, directory=copied_run.directory.with_name("empty"))
-    assert find_result(elsewhere, EXPERIMENTS["odd"], 1)
-    assert find_result(replace(elsewhere, data_source="jigsaw"), EXPERIMENTS["odd"], 1) is None
-
-
-def test_the_written_comparison_is_the_table(copied_run):
-    table = write_comparison(load_results(copied_run), copied_run)
-    written = pd.read_csv(copied_run.results_dir / "comparison.csv")
-    assert list(written.columns) == list(table.columns)
-    assert written["average_precision"].tolist() == pytest.approx(table["average_precision"].tolist())
-
-
-def test_only_seeds_that_both_models_have_are_compared(run_with_two_seeds):
-    assert load_results(run_with_two_seeds).common_seeds("odd", "even") == [1]
-
-
-def test_a_comparison_with_a_model_that_the_run_does_not_have_is_left_out(finished_run):
-    found = load_results(finished_run).verdicts([("odd", "even"), ("odd", "last_six")])
-    assert list(found) == ["odd − even"]
-
-
 # --- without a notebook ----------------------------------------------------------------------------------------------
 
 
@@ -693,11 +502,3 @@ def test_the_command_says_in_one_line_what_is_wrong(smoke_run, monkeypatch, caps
     monkeypatch.setenv("SEEDS", "")
     assert experiments.main(arguments) == 2
     assert message in capsys.readouterr().err
-
-
-def test_the_table_of_forms_is_empty_where_a_run_did_not_measure_them(copied_run):
-    results = load_results(copied_run)
-    for by_seed in results.by_name.values():
-        for result in by_seed.values():
-            result["costs"].pop("deployment", None)
-    assert helpers.results.deployment_table(results).empty

@@ -30,7 +30,6 @@ from helpers.experiments import load_trained
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.pipeline import write_notebook
 from helpers.plots import save_figure
-from helpers.publishing import copy_file
 from helpers.results import load_results, write_comparison
 from helpers.runs import Run, read_json
 
@@ -228,10 +227,9 @@ def export(run: Run, target: Path) -> None:
 
 # What the stages above do not write: file in the run's folder, and what writes it.
 LATER_FILES = {
-    "results/comparison.csv": lambda run, target: write_comparison(load_results(run), run),
+    "results/comparison.csv": lambda run, target: write_comparison(load_results(run), run.results_dir),
     "figures/picture.png": lambda run, target: save_figure(plt.figure(), run, "picture"),
     "notebooks/01.ipynb": lambda run, target: write_notebook(nbformat.v4.new_notebook(), target),
-    "published/odd-1.json": lambda run, target: copy_file(run.results_dir / "odd-1.json", target),
     "scored/out.csv": score_sample,
     "models/odd-1/onnx/model.onnx": export,
 }

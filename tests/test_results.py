@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
@@ -13,7 +14,7 @@ import helpers.evaluation
 import helpers.results
 from helpers import experiments
 from helpers.config import PROFILES
-from helpers.data import DATA_SETTINGS
+from helpers.data import DATA_SETTINGS, load_data
 from helpers.evaluation import METRICS, toxic_probability
 from helpers.experiments import (
     EXPERIMENTS,
@@ -27,7 +28,21 @@ from helpers.experiments import (
     training_settings,
 )
 from helpers.models import pretrained_sha256
-from helpers.results import PRIMARY, SECONDARY, comparison_table, load_results, published_results, verdict_table
+from helpers.results import (
+    PRIMARY,
+    SECONDARY,
+    comparison_table,
+    cost_table,
+    find_result,
+    latency_table,
+    load_results,
+    model_costs,
+    model_title,
+    published_results,
+    scores_and_costs,
+    verdict_table,
+    write_comparison,
+)
 from helpers.runs import PUBLISHED_RESULTS, file_sha256, fingerprint, read_json, write_json
 from helpers.training import TrainingSettings
 
@@ -72,10 +87,10 @@ def test_scores_computed_from_the_predictions_are_those_that_were_measured():
         assert computed["threshold"] == pytest.approx(measured["threshold"], abs=1e-9), path.name
 
 
-def test_the_published_run_has_no_time_that_means_anything_in_its_table():
-    """Several trainings shared one GPU."""
-    table = pd.read_csv(BASE / "comparison.csv")
-    assert not [column for column in table if "seconds" in column or "latency" in column]
+def test_no_table_has_a_time_of_the_published_run(base):
+    """Several trainings shared one GPU, so its times mean nothing."""
+    for table in (comparison_table(base), pd.read_csv(BASE / "comparison.csv")):
+        assert not [column for column in table if "second" in column or "latency" in column]
 
 
 def test_the_published_table_is_computed_from_the_published_predictions(base):
@@ -210,6 +225,196 @@ def test_a_damaged_published_file_is_named_and_left_out(tmp_path, monkeypatch, c
     assert "odd-2.parquet was cut or changed" in capsys.readouterr().out
 
 
+# --- a run's own results ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_results_has_none_and_lists_all_of_them(copied_run):
+    shutil.rmtree(copied_run.results_dir)
+    results = load_results(copied_run)
+    assert not results.by_name and {name for name, _ in results.missing} == set(copied_run.profile.experiments)
+    assert comparison_table(results).empty and verdict_table(results.verdicts(PRIMARY)).empty
+
+
+def test_nothing_published_is_mixed_into_a_run(copied_run):
+    shutil.copytree(copied_run.results_dir, helpers.results.PUBLISHED_RESULTS / copied_run.profile.name)
+    (copied_run.results_dir / "odd-1.json").unlink()
+    assert load_results(copied_run).missing == [("odd", 1)]
+
+
+def test_nothing_published_saves_a_run_from_training(copied_run):
+    shutil.copytree(copied_run.results_dir, helpers.results.PUBLISHED_RESULTS / copied_run.profile.name)
+    (copied_run.results_dir / "majority-1.json").unlink()
+    experiments.run_experiment("majority", 1, copied_run)
+    assert (copied_run.results_dir / "majority-1.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda run: replace(run, profile=replace(run.profile, student_learning_rate=1e-5)),
+        lambda run: replace(run, data_source="jigsaw"),
+    ],
+    ids=["other settings", "other comments"],
+)
+def test_a_result_of_other_settings_or_comments_counts_as_missing(finished_run, changed):
+    assert find_result(finished_run, EXPERIMENTS["odd"], 1)
+    assert find_result(changed(finished_run), EXPERIMENTS["odd"], 1) is None
+    assert ("odd", 1) in load_results(changed(finished_run)).missing
+
+
+def test_a_run_is_read_without_its_comments(copied_run):
+    shutil.rmtree(copied_run.data_dir)
+    assert not load_results(copied_run).missing
+
+
+def test_results_of_two_data_sets_are_never_mixed(copied_run):
+    path = result_path(copied_run.results_dir, "tfidf", 1)
+    result = read_json(path)
+    result["inputs"]["data"] = "other data"
+    result["fingerprint"] = experiment_fingerprint(EXPERIMENTS["tfidf"], 1, copied_run.profile, "other data")
+    write_json(path, result)
+    shutil.rmtree(copied_run.data_dir)
+    with pytest.raises(ValueError, match="come from 2 different data sets"):
+        load_results(copied_run)
+
+
+def test_experiments_that_the_profile_does_not_list_are_read_when_asked_for(finished_run):
+    fewer = replace(finished_run, profile=replace(finished_run.profile, experiments=("teacher",)))
+    assert list(load_results(fewer, extra=[EXPERIMENTS["odd"]]).by_name) == ["teacher", "odd"]
+
+
+def test_the_labels_are_those_of_the_data_in_the_order_of_the_ids(finished_run):
+    test = load_data(finished_run).splits["test"]
+    by_id = dict(zip(test["row_id"][:], test["toxic"][:], strict=True))
+    assert load_results(finished_run).labels().tolist() == [by_id[row_id] for row_id in sorted(by_id)]
+
+
+# --- the comparison --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_with_two_seeds(copied_run):
+    """The finished run with a second seed for odd, which scores as the teacher does."""
+    run = replace(copied_run, profile=replace(copied_run.profile, seeds=(1, 2)))
+    result = read_json(result_path(run.results_dir, "odd", 1)) | {"seed": 2}
+    data_hash = load_data(run).fingerprint
+    result["fingerprint"] = experiment_fingerprint(EXPERIMENTS["odd"], 2, run.profile, data_hash)
+    shutil.copy(predictions_path(run.results_dir, "teacher", 1), predictions_path(run.results_dir, "odd", 2))
+    result["predictions_sha256"] = file_sha256(predictions_path(run.results_dir, "odd", 2))
+    write_json(result_path(run.results_dir, "odd", 2), result)
+    return run
+
+
+def test_the_comparison_has_one_row_per_experiment_with_a_readable_name(finished_run):
+    table = comparison_table(load_results(finished_run))
+    assert table["experiment"].tolist() == list(finished_run.profile.experiments)
+    assert table["model"].tolist() == [EXPERIMENTS[name].title for name in table["experiment"]]
+    assert model_title("lora-lora_rank_32") == "lora-lora_rank_32"
+
+
+def test_the_comparison_names_the_layers_counted_from_1(finished_run):
+    layers = comparison_table(load_results(finished_run)).set_index("experiment")["layers"]
+    assert layers[["odd", "even", "teacher", "majority"]].tolist() == ["1,3,5,7,9,11", "2,4,6,8,10,12", "all", ""]
+
+
+def test_the_comparison_shows_the_scores_of_the_results(finished_run):
+    results = load_results(finished_run)
+    table = comparison_table(results).set_index("experiment")
+    for name, by_seed in results.by_name.items():
+        assert table.loc[name, list(METRICS)].to_dict() == by_seed[1]["test"]
+
+
+def test_several_seeds_give_their_mean_and_standard_deviation(run_with_two_seeds):
+    results = load_results(run_with_two_seeds)
+    odd = comparison_table(results).set_index("experiment").loc["odd"]
+    scores = [results.by_name["odd"][seed]["test"]["average_precision"] for seed in (1, 2)]
+    assert odd["seeds"] == 2
+    assert odd["average_precision"] == pytest.approx(np.mean(scores))
+    assert odd["average_precision_sd"] == pytest.approx(np.std(scores, ddof=1))
+
+
+def test_only_seeds_that_both_models_have_are_compared(run_with_two_seeds):
+    assert load_results(run_with_two_seeds).common_seeds("odd", "even") == [1]
+
+
+def test_a_comparison_with_a_model_that_the_run_does_not_have_is_left_out(finished_run):
+    assert list(load_results(finished_run).verdicts([("odd", "even"), ("odd", "unknown")])) == ["odd − even"]
+
+
+def test_the_written_comparison_is_the_table(copied_run):
+    table = write_comparison(load_results(copied_run), copied_run.results_dir)
+    written = pd.read_csv(copied_run.results_dir / "comparison.csv")
+    assert list(written.columns) == list(table.columns)
+    assert written["average_precision"].tolist() == pytest.approx(table["average_precision"].tolist())
+
+
+# --- costs -----------------------------------------------------------------------------------------------------------
+
+TIMES = ["latency_ms", "int8_latency_ms", "training_cost"]
+
+
+@pytest.fixture
+def benchmarked(tmp_path, monkeypatch):
+    """The published run beside a benchmark of round numbers, in the form that tools/benchmark.py writes."""
+    speeds = {"finetune": 4.0, "distil": 8.0, "lora": 5.0}
+    training = {
+        task: {"a": {"comments_per_second": 1.0}, "c": {"comments_per_second": speeds[task]}} for task in speeds
+    }
+    latency = {
+        f"{layers} layers, {form}, {size}": {
+            "p50_ms": layers * factor * size,
+            "p95_ms": 0.0,
+            "comments_per_second": 0.0,
+        }
+        for layers in (12, 6)
+        for form, factor in (("PyTorch", 5.0), ("int8", 2.0))
+        for size in (1, 32)
+    }
+    (tmp_path / "base").symlink_to(BASE)
+    sections = {"training": {"found": training}, "latency": {"found": latency}}
+    write_json(tmp_path / "benchmarks" / "cpu-2-threads.json", sections)
+    monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", tmp_path)
+
+
+def test_the_latency_of_a_model_is_that_of_its_depth(benchmarked):
+    table = model_costs(published_results()).set_index("experiment")
+    assert table["latency_ms"].to_dict() == {"teacher": 60, "lora": 60, "odd": 30, "even": 30, "lora_6": 30}
+    assert table["int8_latency_ms"]["teacher"] == 24
+
+
+def test_the_cost_of_training_is_relative_to_the_teachers_and_a_students_includes_it(benchmarked):
+    costs = cost_table()["training_cost"]
+    assert costs.to_dict() == pytest.approx({"teacher": 1, "student": 1 + 4 / 8, "lora": 4 / 5})
+
+
+def test_what_the_benchmark_does_not_time_has_no_cost_of_training(benchmarked):
+    table = model_costs(published_results()).set_index("experiment")
+    assert np.isnan(table["training_cost"]["lora_6"])
+
+
+def test_scores_stand_beside_the_costs_with_their_intervals(finished_run):
+    table = scores_and_costs(load_results(finished_run))
+    assert (table["low"] <= table["high"]).all() and table["average_precision"].notna().all()
+
+
+def test_lora_ships_its_adapter_alone_for_one_more_task():
+    costs = cost_table()
+    assert costs["megabytes_per_task"]["teacher"] == costs["megabytes"]["teacher"]
+    assert costs["megabytes_per_task"]["lora"] < 0.01 * costs["megabytes"]["lora"]
+
+
+def test_without_a_benchmark_times_are_unknown_and_the_rest_is_there(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers.results, "PUBLISHED_RESULTS", tmp_path)
+    costs = cost_table(base)
+    assert costs[TIMES].isna().all(axis=None) and costs.drop(columns=TIMES).notna().all(axis=None)
+    assert latency_table().empty
+
+
+def test_the_table_of_latencies_has_a_row_per_depth_form_and_size(benchmarked):
+    table = latency_table()
+    assert len(table) == 8 and table["comments at once"].unique().tolist() == [1, 32]
+
+
 # --- verdicts --------------------------------------------------------------------------------------------------------
 
 
@@ -238,8 +443,8 @@ def test_no_comparison_stands_in_both_families():
 
 def test_the_table_of_verdicts_has_a_row_per_comparison(base):
     table = verdict_table(base.verdicts(PRIMARY))
-    columns = ["comparison", "difference", "low", "high", "p_value", "detectable", "p_holm", "verdict"]
-    assert list(table.columns) == columns and len(table) == 3
+    assert table["comparison"].tolist() == ["odd − even", "lora − odd", "lora − even"]
+    assert list(verdict_table({}).columns) == list(table.columns)
 
 
 def test_a_student_is_compared_with_its_own_seeds_teacher_alone(copied_run):
