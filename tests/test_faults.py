@@ -32,6 +32,7 @@ from helpers.pipeline import write_notebook
 from helpers.plots import save_figure
 from helpers.results import load_results, write_comparison
 from helpers.runs import Run, read_json
+from tools.publish import copy_file
 
 PROJECT = Path(__file__).resolve().parent.parent
 NAMES = ("teacher", "odd", "lora_6")
@@ -230,6 +231,7 @@ LATER_FILES = {
     "results/comparison.csv": lambda run, target: write_comparison(load_results(run), run.results_dir),
     "figures/picture.png": lambda run, target: save_figure(plt.figure(), run, "picture"),
     "notebooks/01.ipynb": lambda run, target: write_notebook(nbformat.v4.new_notebook(), target),
+    "published/odd-1.json": lambda run, target: copy_file(run.results_dir / "odd-1.json", target),
     "scored/out.csv": score_sample,
     "models/odd-1/onnx/model.onnx": export,
 }
