@@ -1,7 +1,7 @@
-# make run            notebooks 01 to 04 in order, with what is at hand: 15 minutes on 2 CPU cores
-#   PROFILE=study     another run profile (quick, study, base, colab, full, smoke); RUN=name another folder in runs/
+# make run            notebooks 01 to 04b in order, with what is at hand: 15 minutes on 2 CPU cores
+#   PROFILE=base      another run profile (quick, base, colab, full, smoke); RUN=name another folder in runs/
 #   JIGSAW_DIR=path   Kaggle's files: a folder or the competition's zip; SEEDS=1 only these of the profile's seeds
-# make improvements   notebooks 05 (grids, winners, six labels; hours in study, it resumes) and 06, on a finished run
+# make improvements   notebooks 05 (grids and their winners; it resumes) and 06, on a finished run
 # make base           fetch the real 12-layer encoder that PROFILE=base needs (395 MB)
 # make test           ruff, pytest and the notebooks in the smoke profile: 8 minutes
 #   make test-all     the slow tests too (faults, Colab, a broken hub, a browser), then everything with the lowest versions
@@ -10,7 +10,8 @@
 #   SECTIONS=latency  or training: one of the two
 # make lab            JupyterLab in notebooks/
 # make demo           a page on 127.0.0.1: type a comment, see the verdict of the models that were trained last
-# make publish        copy a finished run (RUN=…) into what the repository shows; ANYWAY=1 though it is unfinished
+# make publish        copy a finished run's results (RUN=…) to results/<profile>/; renew README's tables and figures
+#   make tables       renew them from what is published; make notebooks: show the executed notebooks of a run (RUN=…)
 # make submission     NAME="…" ID="…" [COURSE="…"]: one zip of your own finished run (RUN=…), with a cover
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 QUICK := -m "not slow" -n 2 --dist loadfile
 export PROFILE RUN JIGSAW_DIR SEEDS NAME ID COURSE PIP_DISABLE_PIP_VERSION_CHECK
 
-.PHONY: run improvements base test test-all bench test-versions lab demo publish submission first-cells clean
+.PHONY: run improvements base test test-all bench test-versions lab demo publish tables notebooks submission first-cells clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -62,10 +63,16 @@ lab: $(VENV)/installed
 	cd notebooks && $(abspath $(BIN))/jupyter lab --ServerApp.ip=127.0.0.1
 
 publish: $(VENV)/installed
-	@$(BIN)/python -m helpers.publishing publish $(if $(ANYWAY),--anyway)
+	@$(BIN)/python -m tools.publish
+
+tables: $(VENV)/installed
+	@$(BIN)/python -m tools.publish --tables
+
+notebooks: $(VENV)/installed
+	@$(BIN)/python -m tools.publish --notebooks
 
 submission: $(VENV)/installed
-	@$(BIN)/python -m helpers.publishing submission --name "$$NAME" --id "$$ID" --course "$$COURSE" $(if $(PUBLISHED),--published)
+	@$(BIN)/python -m tools.submission --name "$$NAME" --id "$$ID" --course "$$COURSE"
 
 first-cells: $(VENV)/installed
 	@$(BIN)/python -m helpers.pipeline --first-cells

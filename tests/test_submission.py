@@ -1,0 +1,143 @@
+"""What is handed in is the student's own finished run, and works elsewhere."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import pytest
+
+import helpers.results
+from helpers.results import load_results
+from helpers.runs import ROOT, read_json, write_file
+from tools import submission as handing_in
+from tools.submission import check_own, copy_run, cover, main, submission
+
+
+def test_ones_own_results_may_be_handed_in(finished_run):
+    check_own(finished_run, load_results(finished_run))
+
+
+def test_the_published_results_are_not_ones_own(copied_run):
+    shutil.copytree(copied_run.results_dir, helpers.results.PUBLISHED_RESULTS / "smoke")
+    with pytest.raises(ValueError, match=r"the published ones, not yours: majority \(seed 1\)"):
+        check_own(copied_run, load_results(copied_run))
+
+
+@pytest.mark.parametrize(("name", "number"), [("", "1"), ("Ada", ""), ("Ada", "../1"), ("Ada", "a b")])
+def test_without_a_name_and_a_number_nothing_is_packed(finished_run, name, number):
+    with pytest.raises(ValueError, match='give NAME="your name" and ID="your number"'):
+        submission(finished_run, name, number)
+
+
+def test_the_cover_escapes_what_is_typed(finished_run):
+    text = cover(finished_run, load_results(finished_run), "<b>Ada</b> | x\ny", "1", "")
+    assert "| name | &lt;b&gt;Ada&lt;/b&gt; &#124; x y |" in text
+
+
+def test_no_folder_of_the_students_machine_is_handed_in(copied_run, tmp_path):
+    (tmp_path / "zip" / "notebooks").mkdir(parents=True)
+    copy_run(replace(copied_run, jigsaw_dir=tmp_path / "private"), tmp_path / "zip")
+    assert read_json(tmp_path / "zip" / "runs" / copied_run.name / "run.json")["jigsaw_dir"] == "data/jigsaw"
+
+
+def test_a_zip_that_would_be_too_large_is_refused_and_not_left_behind(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "image.png").write_bytes(os.urandom(2_000))
+    monkeypatch.setattr(handing_in, "LARGEST_ZIP", 1_000)
+    with pytest.raises(ValueError, match="hand in a run of a smaller profile"):
+        write_file(tmp_path / "work.zip", lambda temporary: handing_in.pack(tmp_path / "in", temporary))
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_run_that_is_not_there_gets_one_clear_line(capsys, monkeypatch, tmp_path):
+    for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("helpers.runs.ROOT", tmp_path)
+    assert main(["--profile", "smoke", "--name", "Ada", "--id", "1"]) == 2
+    assert "is not finished: no result of" in capsys.readouterr().err
+
+
+# --- the zip ---------------------------------------------------------------------------------------------------------
+
+
+class Links(HTMLParser):
+    """The local targets of a page's links and pictures, and its anchors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets, self.pictures, self.anchors = [], 0, set()
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found.get("id"), found.get("name")}
+        target = found.get("href") if tag == "a" else found.get("src") if tag == "img" else None
+        if target and target.startswith("data:"):
+            self.pictures += 1
+        elif target and "://" not in target:
+            self.targets.append(target)
+
+
+def command(folder, *arguments, **environment):
+    clean = {key: value for key, value in os.environ.items() if key not in ("RUN", "JIGSAW_DIR", "SEEDS", "PROFILE")}
+    outcome = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=folder, env=clean | environment, capture_output=True, text=True
+    )
+    assert outcome.returncode == 0, outcome.stdout[-2_000:] + outcome.stderr[-2_000:]
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """A smoke run, made and handed in from the command line; unpacked in another folder."""
+    name, folder = "test-submission", tmp_path_factory.mktemp("handed-in")
+    try:
+        command(ROOT, "helpers.pipeline", PROFILE="smoke", RUN=name)
+        command(ROOT, "tools.submission", "--run", name, "--name", "Ada Lovelace", "--id", "1815")
+        with zipfile.ZipFile(ROOT / "runs" / name / "submission-1815.zip") as archive:
+            archive.extractall(folder)
+    finally:
+        shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
+    [root] = folder.iterdir()
+    return root
+
+
+@pytest.mark.slow
+def test_the_zip_holds_what_is_asked_for(unpacked):
+    asked = ["COVER.html", "README.md", "README.html", "image.png", "image-1.png", "requirements.txt"]
+    asked += ["helpers/layers.py", "results/base/odd-1.json", "runs/test-submission/results/odd-1.json"]
+    asked += [f"notebooks/{path.stem}.{end}" for path in ROOT.glob("notebooks/*.ipynb") for end in ("ipynb", "html")]
+    assert [name for name in asked if not (unpacked / name).is_file()] == []
+
+
+@pytest.mark.slow
+def test_the_cover_and_its_numbers_are_the_students(unpacked):
+    text = (unpacked / "COVER.md").read_text(encoding="utf-8")
+    assert "| name | Ada Lovelace |" in text and "separable test data, not Jigsaw" in text
+    result = read_json(unpacked / "runs" / "test-submission" / "results" / "odd-1.json")
+    [scores] = re.findall(r"^\| Odd student, distilled.*$", text, flags=re.M)
+    assert f"{result['training_loss']:.3f}" in scores
+
+
+@pytest.mark.slow
+def test_links_and_pictures_of_every_page_work(unpacked):
+    pages = sorted(unpacked.rglob("*.html"))
+    pictures = 0
+    for page in pages:
+        links = Links()
+        links.feed(page.read_text(encoding="utf-8"))
+        pictures += links.pictures
+        for target in links.targets:
+            path, _, anchor = target.partition("#")
+            assert (page.parent / unquote(path)).exists(), f"{page.name}: {target}"
+            assert path or {anchor, unquote(anchor)} & links.anchors, f"{page.name}: {target}"  # as browsers look
+    assert pictures > 10
+
+
+@pytest.mark.slow
+def test_notebook_4_runs_where_it_was_unpacked(unpacked):
+    command(unpacked, "helpers.pipeline", "04_comparison", "--run", "test-submission")

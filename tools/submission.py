@@ -1,0 +1,175 @@
+"""Packs a student's finished run with a cover into one zip to hand in.
+
+python -m tools.submission --name "Ada Lovelace" --id 1815 --run quick-jigsaw
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from datetime import date
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+from helpers.experiments import result_path
+from helpers.pipeline import without_outputs, write_notebook
+from helpers.results import Results, published_dir
+from helpers.runs import ROOT, Run, read_json, tells_errors, write_file, write_json
+from tools.publish import FIGURES, check_finished, chosen_run, results_table
+
+PROJECT_FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml")
+PROJECT_FILES += ("requirements.txt", "constraints.txt", "constraints-lowest.txt", *FIGURES)
+PROJECT_FOLDERS = ("helpers", "tools", "results")
+LARGEST_ZIP = 20_000_000  # bytes
+
+
+def check_own(run: Run, results: Results) -> None:
+    """Refuses results that are the published ones, which nobody's own run has made.
+
+    Raises:
+        ValueError: some are; the message says which.
+    """
+    copied = [
+        f"{name} (seed {seed})"
+        for (name, seed), directory in results.directories.items()
+        if read_json(result_path(published_dir(run), name, seed)) == read_json(result_path(directory, name, seed))
+    ]
+    if copied:
+        raise ValueError(
+            f"these results of run {run.name!r} are the published ones, not yours: {', '.join(copied)}. Train them "
+            f"(`make run PROFILE={run.profile.name}` with the comments at hand, or PROFILE=quick)"
+        )
+
+
+def submission(run: Run, name: str, number: str, course: str = "") -> Path:
+    """Packs a finished run with a cover into one zip, submission-<number>.zip in the run's folder; returns its path.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+        ValueError: no name or number; the run is mixed, or is not the student's own; the zip is too large.
+    """
+    if not name.strip() or not re.fullmatch(r"[\w.-]+", number):
+        raise ValueError('give NAME="your name" and ID="your number" (letters, digits, "-", "_", "." only)')
+    results = check_finished(run)
+    check_own(run, results)
+    target = run.directory / f"submission-{number}.zip"
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / f"{number}-smaller-bert"
+        copy_project(root)
+        copy_run(run, root)
+        (root / "COVER.md").write_text(cover(run, results, name, number, course), encoding="utf-8")
+        write_pages(root)
+        write_file(target, lambda temporary: pack(root, temporary))
+    return target
+
+
+def copy_project(root: Path) -> None:
+    """Copies the code, the published results and the notebooks without outputs to a new folder."""
+    for name in PROJECT_FOLDERS:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in PROJECT_FILES:
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(ROOT / name, root / name)
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        write_notebook(without_outputs(nbformat.read(path, as_version=4)), root / "notebooks" / path.name)
+
+
+def copy_run(run: Run, root: Path) -> None:
+    """Copies the run's results and figures to runs/<run>/, and its executed notebooks over those of the project."""
+    target = root / "runs" / run.name
+    for name in ("results", "grid/results", "figures"):
+        if (run.directory / name).is_dir():
+            shutil.copytree(run.directory / name, target / name)
+    for path in (run.directory / "notebooks").glob("*.ipynb"):
+        shutil.copyfile(path, root / "notebooks" / path.name)
+    facts = {"profile": run.profile.name, "data_source": run.data_source}
+    write_json(target / "run.json", facts | {"jigsaw_dir": "data/jigsaw" if run.jigsaw_dir else None})
+
+
+def cover(run: Run, results: Results, name: str, number: str, course: str) -> str:
+    """The first page, in Markdown: who, when, which run, its results, and the notebooks."""
+    some = next(iter(results.by_name["teacher"].values()))
+    rows = ", ".join(f"{count:,} {split}" for split, count in some["rows"].items())
+    facts = {
+        "name": name,
+        "number": number,
+        "course": course or "–",
+        "date": date.today().isoformat(),
+        "profile": f"{run.profile.name}, {len(results.by_name['teacher'])} seed(s), {some['device']}",
+        "comments": f"{run.data_label}: {rows}",
+        "run": f"runs/{run.name}/",
+        "to run notebook 4 again": f"python -m helpers.pipeline 04_comparison --run {run.name}",
+    }
+    lines = [f"| {what} | {html.escape(str(value)).replace('|', '&#124;')} |" for what, value in facts.items()]
+    table = "\n".join(["| | |", "|---|---|", *(" ".join(line.split()) for line in lines)])
+    notebooks = "\n".join(f"- [{path.stem}](notebooks/{path.name})" for path in _notebooks(ROOT))
+    parts = ["# Three cheaper BERTs for toxic comments", table, "## Test scores of this run", results_table(results)]
+    return "\n\n".join([*parts, "## Notebooks", notebooks, "[README](README.md)"]) + "\n"
+
+
+def _notebooks(root: Path) -> list[Path]:
+    return sorted((root / "notebooks").glob("*.ipynb"))
+
+
+def write_pages(root: Path) -> None:
+    """Writes an HTML page beside COVER.md, README.md and each notebook, pictures inside; their links lead to pages."""
+    exporter = HTMLExporter(embed_images=True)
+    pages = {path: nbformat.read(path, as_version=4) for path in _notebooks(root)}
+    for name in ("COVER.md", "README.md"):
+        pages[root / name] = new_notebook(cells=[new_markdown_cell((root / name).read_text(encoding="utf-8"))])
+    for path, notebook in pages.items():
+        place = {"metadata": {"path": str(path.parent), "name": path.stem}}
+        page, _ = exporter.from_notebook_node(notebook, resources=place)
+        page = re.sub(r'href="((?:notebooks/)?\d\d\w+)\.ipynb"', r'href="\1.html"', page)
+        page = page.replace('href="README.md"', 'href="README.html"')
+        path.with_suffix(".html").write_text(page, encoding="utf-8")
+
+
+def pack(root: Path, target: Path) -> None:
+    """Zips the folder.
+
+    Raises:
+        ValueError: the zip is larger than what may be handed in.
+    """
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(root.parent))
+    if target.stat().st_size > LARGEST_ZIP:
+        raise ValueError(
+            f"the zip would have {target.stat().st_size / 1e6:.0f} MB, more than {LARGEST_ZIP / 1e6:.0f}: hand in a "
+            "run of a smaller profile"
+        )
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.submission", description=__doc__.splitlines()[0])
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--id", required=True, dest="number")
+    parser.add_argument("--course", default="")
+    parser.add_argument("--profile", help="as in `make run`")
+    parser.add_argument("--run", help="name of the run's folder in runs/ (default: the run that finished last)")
+    return parser.parse_args(arguments)
+
+
+@tells_errors()
+def main(arguments: list[str] | None = None) -> int:
+    """Packs a run; returns the exit code. Errors that a person can act on come without a traceback."""
+    options = parse_arguments(arguments)
+    run = chosen_run(options.profile, options.run)
+    path = submission(run, options.name, options.number, options.course)
+    print(f"{run.show_path(path)}: {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
