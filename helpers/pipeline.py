@@ -1,28 +1,26 @@
 """Runs the notebooks in order from the command line, and keeps what they have in common in one place.
 
-python -m helpers.pipeline                                  # notebooks 01 to 04, as `make run` does
-python -m helpers.pipeline 04_comparison --run study-jigsaw
-python -m helpers.pipeline 05_improvements 06_common_mistakes   # on a finished run: hours in study
+python -m helpers.pipeline                                  # notebooks 01 to 04b, as `make run` does
+python -m helpers.pipeline 04_comparison --run quick-jigsaw
+python -m helpers.pipeline 05_improvements 06_common_mistakes   # on a finished run
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import tomllib
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from helpers.config import unknown
-from helpers.environment import check_notebook_task
+from helpers.results import load_results, write_comparison
 from helpers.runs import (
     ROOT,
     Run,
@@ -35,7 +33,8 @@ from helpers.runs import (
 )
 
 NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
-MORE_NOTEBOOKS = ("05_improvements", "06_common_mistakes", "07_demo")  # on a finished run, by name
+MORE_NOTEBOOKS = ("04b_appendix", "05_improvements", "06_common_mistakes", "07_demo")  # on a finished run
+RUN_IN_ORDER = (*NOTEBOOKS, "04b_appendix")  # unless others are asked for
 FIRST_CELL = """\
 # The same in every notebook: finds the project (on Colab: fetches it) and opens the run.
 import subprocess
@@ -68,9 +67,12 @@ def first_cell() -> str:
     return FIRST_CELL.format(repository=repository())
 
 
-def colab_link(name: str) -> str:
-    """Where Colab opens the notebook from the repository."""
-    return f"https://colab.research.google.com/github/{repository().split('github.com/')[-1]}/blob/main/notebooks/{name}.ipynb"
+def colab_link(name: str) -> str | None:
+    """Where Colab opens the notebook from the repository; None as long as nobody has set the repository's address."""
+    owner_and_name = repository().split("github.com/")[-1]
+    if owner_and_name.startswith("OWNER/"):
+        return None
+    return f"https://colab.research.google.com/github/{owner_and_name}/blob/main/notebooks/{name}.ipynb"
 
 
 def title(name: str) -> str:
@@ -86,11 +88,13 @@ def navigation(name: str) -> str:
     for word, neighbour in (("Previous", place - 1), ("Next", place + 1)):
         if 0 <= neighbour < len(names):
             links.append(f"{word}: [{title(names[neighbour])}]({names[neighbour]}.ipynb)")
-    return " · ".join([*links, f"[open in Colab]({colab_link(name)})"])
+    if colab_link(name):
+        links.append(f"[open in Colab]({colab_link(name)})")
+    return " · ".join(links)
 
 
 def write_first_cells() -> None:
-    """Puts the first cell and the links into every notebook, and the badges into README.md, from the address."""
+    """Puts the first cell and the links into every notebook, made from the repository's address."""
     for name in (*NOTEBOOKS, *MORE_NOTEBOOKS):
         path = ROOT / "notebooks" / f"{name}.ipynb"
         notebook = nbformat.read(path, as_version=4)
@@ -100,10 +104,6 @@ def write_first_cells() -> None:
             *text, _ = cell.source.splitlines()
             cell.source = "\n".join([*text, navigation(name)])
         write_notebook(notebook, path)
-    readme = ROOT / "README.md"
-    badges = re.compile(r"https://colab\.research\.google\.com/github/[^)]*/(\w+)\.ipynb")
-    text = badges.sub(lambda found: colab_link(found[1]), readme.read_text(encoding="utf-8"))
-    write_file(readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
@@ -170,12 +170,11 @@ def run_notebook(name: str, run: Run) -> Path:
 
 
 def show_outcome(run: Run) -> None:
-    """Prints the comparison table, if it is there, and where to find the run's files."""
-    path = run.results_dir / "comparison.csv"
-    if path.is_file():
-        table = pd.read_csv(path)
-        columns = ["experiment", "parameters", "trainable_parameters", "accuracy", "f1", "precision", "recall"]
-        columns += ["average_precision", "training_seconds", "latency_ms"]
+    """Writes the comparison of what the run has to comparison.csv, prints its scores, and says where the files are."""
+    results = load_results(run)
+    if results.by_name:
+        table = write_comparison(results, run.results_dir)
+        columns = ["model", "accuracy", "f1", "precision", "recall", "average_precision"]
         print(f"\nTest scores ({run.data_label}, profile {run.profile.name}):\n")
         print(table[columns].to_string(index=False, float_format="{:.3f}".format, na_rep="–"))
     print(f"\nexecuted notebooks (.ipynb, .html): {run.show_path(run.directory / 'notebooks')}/")
@@ -185,7 +184,7 @@ def show_outcome(run: Run) -> None:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m helpers.pipeline", description=__doc__.splitlines()[0])
-    known = f"{' '.join(NOTEBOOKS)}; by name also: {' '.join(MORE_NOTEBOOKS)}"
+    known = f"{' '.join(RUN_IN_ORDER)}; by name also: {' '.join(MORE_NOTEBOOKS[1:])}"
     parser.add_argument("notebooks", nargs="*", help=f"which notebooks (default: {known})")
     add_run_arguments(parser)
     parser.add_argument(
@@ -210,9 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(unknown("notebook", wrong[0], known))
         run = open_run()
         os.environ["RUN"] = run.name
-        check_notebook_task(run)
         print(f"run {run.name}: profile {run.profile.name}, {run.profile.expected_time}; comments: {run.data_label}")
-        for name in options.notebooks or NOTEBOOKS:
+        for name in options.notebooks or RUN_IN_ORDER:
             run_notebook(name, run)
     except DeadKernelError:
         print(

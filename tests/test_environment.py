@@ -9,6 +9,7 @@ import pytest
 import yaml
 from packaging.version import Version
 
+from helpers import pipeline
 from helpers.config import PROFILES
 from helpers.environment import NEEDED
 from helpers.experiments import EXPERIMENTS, Experiment, experiment_settings
@@ -100,6 +101,22 @@ def test_the_code_imports_nothing_from_modules_below():
     for path in (ROOT / "helpers").glob("*.py"):
         for imported in re.findall(r"^from helpers\.(\w+) import", path.read_text(encoding="utf-8"), flags=re.M):
             assert place[imported] < place[path.stem], f"{path.name} imports {imported}"
+
+
+# --- links to Colab --------------------------------------------------------------------------------------------------
+
+
+def test_colab_opens_the_notebook_of_the_repository_whose_address_is_set(monkeypatch):
+    monkeypatch.setattr(pipeline, "repository", lambda: "https://github.com/ada/smaller-bert")
+    link = pipeline.colab_link("02_layer_distillation")
+    assert link.endswith("/github/ada/smaller-bert/blob/main/notebooks/02_layer_distillation.ipynb")
+    assert pipeline.navigation("02_layer_distillation").endswith(f"[open in Colab]({link})")
+
+
+def test_without_an_address_no_link_leads_to_colab(monkeypatch):
+    monkeypatch.setattr(pipeline, "repository", lambda: "https://github.com/OWNER/smaller-bert")
+    assert pipeline.colab_link("02_layer_distillation") is None
+    assert "Colab" not in pipeline.navigation("02_layer_distillation")
 
 
 # --- what is published -----------------------------------------------------------------------------------------------
