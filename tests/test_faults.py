@@ -229,7 +229,7 @@ def export(run: Run, target: Path) -> None:
 # What the stages above do not write: file in the run's folder, and what writes it.
 LATER_FILES = {
     "results/comparison.csv": lambda run, target: write_comparison(load_results(run), run.results_dir),
-    "figures/picture.png": lambda run, target: save_figure(plt.figure(), run, "picture"),
+    "figures/picture.png": lambda run, target: save_figure(plt.figure(), run.figures_dir, "picture"),
     "notebooks/01.ipynb": lambda run, target: write_notebook(nbformat.v4.new_notebook(), target),
     "published/odd-1.json": lambda run, target: copy_file(run.results_dir / "odd-1.json", target),
     "scored/out.csv": score_sample,

@@ -1,8 +1,8 @@
 """What the figures and tables of the notebooks promise besides their looks."""
 
 import io
-import shutil
-from types import SimpleNamespace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,103 +10,180 @@ import pandas as pd
 import PIL.Image
 import pytest
 from datasets import Dataset, DatasetDict
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from helpers import plots
-from helpers.config import LABELS, load_profile
+from helpers.config import LABELS
 from helpers.data import SPLITS, PreparedData
-from helpers.plots import reliability, save_figure, show_table
-from helpers.results import comparison_table, load_results
-from helpers.runs import Run
+from helpers.evaluation import Difference, difference
+from helpers.experiments import EXPERIMENTS
+from helpers.results import Results, published_results
+
+EMPTY = Results({}, {}, [])
+NAMES = ["teacher", "odd", "even", "lora", "lora_6"]
+CLEAR = Difference(0.03, 0.01, 0.05, (0.02, 0.03, 0.04), 0.01, 8.0, 0.001, 0.02, p_holm=0.003, verdict="better")
+ONE_SEED = difference([0.02], np.zeros(10))
+STEPS = [
+    {"layers": [1, 2, 3], "average_precision": 0.8, "cross_entropy": 0.1, "without": {"1": 0.3, "2": 0.1, "3": 0.5}},
+    {"layers": [1, 3], "average_precision": 0.7, "cross_entropy": 0.2, "without": {"1": 0.3, "3": 0.5}},
+]
+COSTS = pd.DataFrame(
+    {
+        "model": ["teacher", "odd", "even", "lora_6"],
+        "average_precision": [0.78, 0.79, 0.77, 0.78],
+        "low": [0.75, 0.76, 0.74, 0.75],
+        "high": [0.81, 0.82, 0.80, 0.81],
+        "latency_ms": [30.0, 15.0, 15.0, 15.0],
+        "megabytes": [440.0, 268.0, 268.0, 268.0],
+        "training_cost": [np.nan] * 4,
+    }
+)
+
+
+def prepared() -> PreparedData:
+    """Four comments a split, two of them toxic; nobody judged the last two for the other labels."""
+    rows = {"toxic": [1, 0, 1, 0], **{label: [1, 0, -1, -1] for label in LABELS[1:]}, "tokens": [3, 9, 90, 400]}
+    splits = DatasetDict({split: Dataset.from_dict(rows) for split in SPLITS})
+    return PreparedData(splits, summary={"source": "Jigsaw"}, fingerprint="")
+
+
+def histories(results: Results) -> dict[str, dict]:
+    return {name: next(iter(results.by_name[name].values()))["history"] for name in ("odd", "even") if results.by_name}
+
+
+# Each figure that is drawn from results, or from what a run computes; without them it is 'not yet run'.
+FIGURES = {
+    "validation_and_test": lambda results, where: plots.validation_and_test(results, where),
+    "soft_targets": lambda results, where: plots.soft_targets({1: np.array([0.1])} if results.by_name else {}, where),
+    "loss_parts": lambda results, where: plots.loss_parts(histories(results), where),
+    "start_and_end": lambda results, where: plots.start_and_end({"Yours": results, "None": EMPTY}, "A title", where),
+    "training_loss": lambda results, where: plots.training_loss(results, NAMES, "A title", where),
+    "verdicts": lambda results, where: plots.verdicts(
+        {"Published run": {"odd − even": CLEAR} if results.by_name else {}, "Your run": {}}, where
+    ),
+    "forest_a_title": lambda results, where: plots.forest(
+        {"Yours": {"odd-temperature_4.0 − odd": ONE_SEED} if results.by_name else {}}, "A title", where
+    ),
+    "test_metrics": lambda results, where: plots.test_metrics(results, where),
+    "precision_recall": lambda results, where: plots.precision_recall(results, where),
+    "cost": lambda results, where: plots.cost(COSTS if results.by_name else COSTS[:0], where),
+    "reliability": lambda results, where: plots.reliability(results, NAMES, where),
+    "layer_removal": lambda results, where: plots.layer_removal(STEPS if results.by_name else [], where),
+    "soft_loss": lambda results, where: plots.soft_loss(histories(results), where),
+}
+
+
+@pytest.fixture(scope="module")
+def published() -> Results:
+    """The first two seeds of the published run."""
+    found = published_results("base")
+    return replace(
+        found, by_name={name: {s: r for s, r in seeds.items() if s < 3} for name, seeds in found.by_name.items()}
+    )
+
+
+@pytest.fixture(autouse=True)
+def quick_intervals(monkeypatch):
+    """The bootstrap takes seconds; that one metric has no interval is a case of its own."""
+    monkeypatch.setattr(Results, "intervals", lambda self, name: {"f1": (0.6, 0.7), "average_precision": (0.7, 0.8)})
 
 
 @pytest.fixture
-def run(tmp_path) -> Run:
-    return Run("plots", tmp_path, load_profile("smoke"), data_source="separable", jigsaw_dir=None, seeds=(1,))
+def drawn(monkeypatch) -> Iterator[None]:
+    """Figures are returned as matplotlib's objects and not saved."""
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figure)
+    yield
+    plt.close("all")
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_saved_in_the_folder_it_was_given(name, published, tmp_path):
+    FIGURES[name](published, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.png"]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_speaks_of_models_by_label_and_not_by_code_name(name, published, tmp_path, drawn):
+    words = texts(FIGURES[name](published, tmp_path))
+    assert not [word for word in words if word in EXPERIMENTS or "_" in word.replace(tmp_path.parent.name, "")]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_without_results_says_that_they_are_not_yet_there(name, tmp_path, capsys):
+    assert FIGURES[name](EMPTY, tmp_path) is None
+    assert capsys.readouterr().out == "not yet run\n"
+
+
+def test_a_figure_of_published_results_names_them_as_its_source(published, tmp_path, drawn):
+    figure = plots.training_loss(published, NAMES, "A title", tmp_path)
+    assert figure.get_supxlabel().startswith("published run: base, Jigsaw, 2 seeds")
+
+
+@pytest.mark.parametrize(
+    ("by_seed", "words"), [([0.02], "one seed: no verdict"), ([0.02, 0.03], "2 seeds: no verdict")]
+)
+def test_a_comparison_of_fewer_than_three_seeds_is_labelled_as_without_verdict(by_seed, words, tmp_path, drawn):
+    found = difference(by_seed, np.linspace(-0.01, 0.01, 10))
+    assert words in texts(plots.verdicts({"Yours": {"odd − even": found}}, tmp_path))
+
+
+@pytest.mark.parametrize("groups", [[CLEAR], [ONE_SEED], [CLEAR, replace(CLEAR, high=0.4)]])
+def test_the_axis_of_a_forest_holds_the_data_and_is_never_narrower_than_its_limit(groups, tmp_path, drawn):
+    figure = plots.forest({str(k): {"odd − even": found} for k, found in enumerate(groups)}, "A title", tmp_path)
+    reach = max(0.1, *(np.nan_to_num(found.high) for found in groups))
+    for panel in figure.axes:
+        low, high = panel.get_xlim()
+        assert low == -high and high >= reach
+
+
+def test_models_of_equal_cost_stand_at_equal_places(tmp_path, drawn):
+    latency, megabytes, unmeasured = plots.cost(COSTS, tmp_path).axes
+    for panel, column in ((latency, "latency_ms"), (megabytes, "megabytes")):
+        [dots] = [found for found in panel.collections if len(found.get_offsets()) == len(COSTS)]
+        assert dots.get_offsets()[:, 0].tolist() == COSTS[column].tolist()
+    assert "not yet measured" in [text.get_text() for text in unmeasured.texts]
+
+
+def test_labels_are_spread_until_they_are_apart_in_the_same_order():
+    moved = plots._spread([5.0, 5.0, 40.0, 4.0], gap=10)
+    assert moved.tolist() == pytest.approx([14 / 3, 14 / 3 + 10, 40, 14 / 3 - 10])
+
+
+def test_a_bar_of_prevalence_is_a_share_of_the_comments_scored_for_the_label(tmp_path, drawn):
+    (axes,) = plots.label_prevalence(prepared(), tmp_path).axes
+    heights = [bar.get_height() for bars in axes.containers for bar in bars]
+    assert heights == [50] * len(SPLITS) * len(LABELS)
+
+
+def test_the_title_says_how_many_comments_are_truncated(tmp_path, drawn):
+    figure = plots.comment_lengths(prepared(), 64, tmp_path)
+    assert figure.get_suptitle() == "50 % of the comments are longer than 64 tokens and are truncated"
 
 
 @pytest.fixture
-def figure() -> plt.Figure:
+def colourful() -> Figure:
     figure, axes = plt.subplots(figsize=(4, 3), dpi=64)
     axes.imshow(np.linspace(0, 1, 10_000).reshape(100, 100), cmap="turbo")
     return figure
 
 
-def test_a_figure_is_written_into_the_runs_folder_in_full_colour(figure, run):
-    save_figure(figure, run, "picture")
-    assert PIL.Image.open(run.figures_dir / "picture.png").mode == "RGBA"
-
-
-def test_the_notebooks_picture_is_a_small_png_of_the_same_shape(figure, run):
-    picture = save_figure(figure, run, "picture")
-    shown, written = PIL.Image.open(io.BytesIO(picture.data)), PIL.Image.open(run.figures_dir / "picture.png")
-    assert len(picture.data) < (run.figures_dir / "picture.png").stat().st_size / 2
+def test_the_notebooks_picture_is_a_small_png_of_the_same_shape(colourful, tmp_path):
+    picture = plots.save_figure(colourful, tmp_path, "picture")
+    shown, written = PIL.Image.open(io.BytesIO(picture.data)), PIL.Image.open(tmp_path / "picture.png")
+    assert len(picture.data) < (tmp_path / "picture.png").stat().st_size / 2
     assert shown.width / shown.height == pytest.approx(written.width / written.height, rel=0.03)
 
 
-def test_a_saved_figure_is_closed_so_that_it_is_not_shown_twice(figure, run):
-    save_figure(figure, run, "picture")
-    assert not plt.fignum_exists(figure.number)
+def test_a_saved_figure_is_closed_so_that_it_is_not_shown_twice(colourful, tmp_path):
+    plots.save_figure(colourful, tmp_path, "picture")
+    assert not plt.fignum_exists(colourful.number)
 
 
-def test_the_reliability_diagram_can_be_drawn_where_bins_are_empty(run):
-    results = SimpleNamespace(
-        labels=lambda: np.array([1, 0, 0, 0]), probabilities=lambda name: np.array([[0.95, 0.02, 0.01, 0.5]])
-    )
-    reliability(results, run, ["odd", "even"])
-    assert (run.figures_dir / "reliability.png").is_file()
-
-
-@pytest.fixture
-def half_scored() -> PreparedData:
-    """Four comments a split, two of them toxic; nobody judged the last two for the other labels."""
-    rows = {"toxic": [1, 0, 1, 0], **{label: [1, 0, -1, -1] for label in LABELS[1:]}}
-    return PreparedData(DatasetDict({split: Dataset.from_dict(rows) for split in SPLITS}), summary={}, fingerprint="")
-
-
-def test_a_bar_of_prevalence_is_a_share_of_the_comments_scored_for_the_label(half_scored, run, monkeypatch):
-    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figure)
-    (axes,) = plots.label_prevalence(half_scored, run).axes
-    heights = [bar.get_height() for bars in axes.containers for bar in bars]
-    assert heights == [50] * len(SPLITS) * len(LABELS)
-
-
-def test_a_cell_of_cooccurrence_is_a_share_of_the_comments_scored_for_both_labels(half_scored, run, monkeypatch):
-    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figure)
-    (axes,) = plots.label_cooccurrence(half_scored, run).axes
-    assert {text.get_text() for text in axes.texts} == {"100"}
-
-
-def test_the_counts_beside_cooccurrence_are_of_comments_that_carry_the_label(half_scored, run, monkeypatch):
-    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figure)
-    (axes,) = plots.label_cooccurrence(half_scored, run).axes
-    counts = [f"{label} ({2 if label == 'toxic' else 1})" for label in LABELS]
-    assert [text.get_text() for text in axes.get_yticklabels()] == counts
-
-
-def test_models_of_equal_cost_stand_side_by_side_inside_the_figure(copied_run, monkeypatch):
-    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figure)
-    results = load_results(copied_run)
-    table = comparison_table(results)
-    figure = plots.average_precision_and_cost(table, results, copied_run)
-    for panel in figure.axes:
-        boxes = [line.get_window_extent() for line in panel.lines]
-        assert all(panel.bbox.contains(*box.min) and panel.bbox.contains(*box.max) for box in boxes)
-        assert len({round(box.x0, 2) for box in boxes}) == len(boxes)
-
-
-def test_html_in_a_comment_is_escaped_when_shown(run):
-    page = show_table(pd.DataFrame({"comment": ["<script>alert(1)</script>"]}), "Errors", run).to_html()
+def test_html_in_a_comment_is_escaped_when_shown():
+    page = plots.show_table(pd.DataFrame({"comment": ["<script>alert(1)</script>"]}), "Errors").to_html()
     assert "<script>" not in page and "&lt;script&gt;" in page
-
-
-def test_an_experiment_that_a_reader_adds_is_drawn_beside_the_others(copied_run, run):
-    results = load_results(copied_run)
-    predictions = copied_run.results_dir / "predictions"
-    shutil.copy(predictions / "odd-1.parquet", predictions / "outer-1.parquet")
-    results.by_name["outer"], results.directories["outer", 1] = results.by_name["odd"], copied_run.results_dir
-    table = comparison_table(results)
-    own = {"outer": next(iter(results.by_name["outer"].values()))}
-    plots.training_loss(own, run)
-    plots.loss_parts(own, run)
-    plots.test_metrics(table[table["experiment"] == "outer"], results, run)
-    assert (run.figures_dir / "test_metrics.png").is_file()
