@@ -20,12 +20,13 @@ from dataclasses import replace
 import torch
 
 from helpers.batches import predict, progress_bar
-from helpers.config import Profile, unknown
+from helpers.config import PROFILES, Profile, unknown
 from helpers.data import PreparedData
 from helpers.evaluation import Difference, row_difference, score, toxic_probability
 from helpers.experiments import (
     EXPERIMENTS,
     Experiment,
+    MissingStage,
     experiment_fingerprint,
     finished_result,
     load_teacher,
@@ -34,8 +35,9 @@ from helpers.experiments import (
 )
 from helpers.layers import NEIGHBOURS, SPREAD_LAYERS, copy_layers
 from helpers.losses import hard_loss
-from helpers.results import Results, find_result, has_results, load_results, published_dir
+from helpers.results import Results, find_result, load_results, published_results
 from helpers.runs import (
+    PUBLISHED_RESULTS,
     Run,
     add_run_arguments,
     fingerprint,
@@ -141,29 +143,29 @@ def hybrids() -> list[Experiment]:
     return [EXPERIMENTS[name] for name in ("lora_6", "odd", "hybrid")]
 
 
-def sections(run: Run) -> dict[str, list[Experiment]]:
-    """The four grids, in the order of notebook 05; each begins with its default.
+def sections(profile: Profile, steps: Sequence[dict] = ()) -> dict[str, list[Experiment]]:
+    """The four grids of a profile, in the order of notebook 05; each begins with its default.
 
-    The task-specific layers are among them once `greedy_removal` has found them.
+    The task-specific layers are among them where `steps` says what `greedy_removal` has found.
     """
-    grid = grid_run(run)
-    steps = _finished_removal(grid)
     return {
         "layers": layer_selections(selection(steps) if steps else None),
-        "soft targets": soft_target_settings(grid.profile),
-        "regularised LoRA": lora_settings(grid.profile),
+        "soft targets": soft_target_settings(profile),
+        "regularised LoRA": lora_settings(profile),
         "hybrid": hybrids(),
     }
+
+
+def sections_of(run: Run) -> dict[str, list[Experiment]]:
+    """The run's four grids, with the task-specific layers once they have been found."""
+    return sections(run.profile, own_removal(run))
 
 
 # --- running a grid --------------------------------------------------------------------------------------------------
 
 
 def grid_results(experiments: Sequence[Experiment], run: Run) -> Results:
-    """What the run's grid has of these experiments; what is published, if the run has no result of its own.
-
-    Nothing is trained: `missing` lists what is not there.
-    """
+    """What the run's grid has of these experiments. Nothing is trained: `missing` lists what is not there."""
     grid = grid_run(run)
     [seed] = grid.seeds
     found = {experiment.name: find_result(grid, experiment, seed) for experiment in experiments}
@@ -273,7 +275,7 @@ def greedy_removal(run: Run) -> list[dict]:
         cross-entropy that removing each of them would give.
     """
     grid = grid_run(run)
-    done = _finished_removal(grid)
+    done = own_removal(run)
     if done:
         return done
     data = prepare(grid)
@@ -315,16 +317,27 @@ def _removal_fingerprint(teacher: str) -> str:
     return fingerprint({"stage": "greedy removal", "teacher": teacher})
 
 
-def _finished_removal(grid: Run) -> list[dict] | None:
-    """The steps, if all are made from the grid's present teacher; the published ones for a run without results."""
-    if not has_results(grid):
-        saved = read_json(published_dir(grid) / "greedy_removal.json")
-        return saved["steps"] if saved and saved["finished"] else None
+def own_removal(run: Run) -> list[dict]:
+    """The steps of greedy removal, if all are made from the present teacher of the run's grid; else none."""
+    grid = grid_run(run)
     teacher = find_result(grid, EXPERIMENTS["teacher"], grid.seeds[0])
     saved = read_json(grid.results_dir / "greedy_removal.json")
-    if not (teacher and saved and saved["finished"]):
-        return None
-    return saved["steps"] if saved["fingerprint"] == _removal_fingerprint(teacher[0]["fingerprint"]) else None
+    fits = teacher and saved and saved["fingerprint"] == _removal_fingerprint(teacher[0]["fingerprint"])
+    return saved["steps"] if fits and saved["finished"] else []
+
+
+def published_removal(profile: str) -> list[dict]:
+    """The steps of greedy removal that are published for a profile; none where there are not any."""
+    return (read_json(PUBLISHED_RESULTS / profile / "grid" / "greedy_removal.json") or {"steps": []})["steps"]
+
+
+def grids(run: Run) -> dict[str, tuple[Results, dict[str, list[Experiment]]]]:
+    """The grids of the published run and of one's own: by title their results, and the sections they belong to."""
+    mine = sections_of(run)
+    return {
+        "Published run": (published_results("base/grid"), sections(PROFILES["base"], published_removal("base"))),
+        "Your run": (grid_results([experiment for tried in mine.values() for experiment in tried], run), mine),
+    }
 
 
 def selection(steps: list[dict]) -> tuple[int, ...]:
@@ -335,14 +348,14 @@ def selection(steps: list[dict]) -> tuple[int, ...]:
 # --- the winners, on test --------------------------------------------------------------------------------------------
 
 
-def winners(results: Results, run: Run) -> list[tuple[str, Experiment, Experiment]]:
-    """What goes to the test set, as (section, winner, default), by the validation scores of the grid's `results`.
+def winners(results: Results, tried: dict[str, list[Experiment]]) -> list[tuple[str, Experiment, Experiment]]:
+    """What goes to the test set, as (section, winner, default), by the validation scores of a grid and its sections.
 
     The best layers and the best soft targets, where they are not the default. Of LoRA's settings the best dropout and
     the best weight decay other than the default's: the sheet asks for regularisation, and another rank is none. The
     hybrid against both that it is made of, which was decided beforehand.
     """
-    tried, found = sections(run), []
+    found = []
     for name in ("layers", "soft targets"):
         best, default = best_of(tried[name], results), tried[name][0]
         if best not in (None, default):
@@ -358,12 +371,35 @@ def winners(results: Results, run: Run) -> list[tuple[str, Experiment, Experimen
 
 def run_winners(grid: Results, run: Run) -> Results:
     """Trains the winners of a grid, and their defaults, with every seed; returns the run's results with theirs."""
-    chosen = list({experiment.name: experiment for _, *pair in winners(grid, run) for experiment in pair}.values())
+    chosen = list(
+        {experiment.name: experiment for _, *pair in winners(grid, sections_of(run)) for experiment in pair}.values()
+    )
     results = load_results(run, extra=chosen)
     if {name for name, _ in results.missing} & {experiment.name for experiment in chosen}:
         train_all(chosen, run)
         results = load_results(run, extra=chosen)
     return results
+
+
+def winner_verdicts(results: Results, chosen: Sequence[tuple[str, Experiment, Experiment]]) -> dict[str, Difference]:
+    """The winners against their defaults on the test set, corrected together; those that `results` lacks are left out.
+
+    `results` are those of the run, `chosen` what `winners` returned.
+    """
+    return results.verdicts((best.name, default.name) for _, best, default in chosen)
+
+
+def check_main_results(run: Run) -> None:
+    """Refuses a run that has not trained its main experiments: better to miss these now than at the end.
+
+    Raises:
+        MissingStage: what is missing, and what makes it.
+    """
+    missing = sorted({name for name, _ in load_results(run).missing})
+    if missing:
+        raise MissingStage(
+            f"run {run.name!r} has no result of {', '.join(missing)} yet: `make run` first (same PROFILE)"
+        )
 
 
 # --- without a notebook ----------------------------------------------------------------------------------------------
@@ -383,13 +419,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     use_run_arguments(options)
     run = open_run()
-    known = [*sections(run), "rates"]
+    known = [*sections_of(run), "rates"]
     chosen = [name for asked in options.sections for name in known if name.startswith(asked)] or known[:-1]
     wrong = [asked for asked in options.sections if not any(name.startswith(asked) for name in known)]
     if wrong:
         raise ValueError(unknown("section", wrong[0], known))
     if not options.sections:
-        load_results(run)  # the winners stand beside the main experiments: better to miss these now than at the end
+        check_main_results(run)
     if "layers" in chosen:
         greedy_removal(run)
     for name in chosen:
@@ -397,7 +433,8 @@ def main(arguments: list[str] | None = None) -> int:
         for title, scored in _section_scores(name, run).items():
             print(f"{scored:.3f}  {title}", flush=True)
     if not options.sections:
-        run_winners(grid_results([experiment for tried in sections(run).values() for experiment in tried], run), run)
+        grid, _ = grids(run)["Your run"]
+        run_winners(grid, run)
     return 0
 
 
@@ -406,7 +443,7 @@ def _section_scores(name: str, run: Run) -> dict[str, float]:
     if name == "rates":
         found = {family: search_rates(family, run) for family in RATES}
         return {f"{family} at {rate:g}": scored for family, scores in found.items() for rate, scored in scores.items()}
-    tried = sections(run)[name]
+    tried = sections_of(run)[name]
     results = run_grid(tried, run)
     return {experiment.title: _validated(results, experiment) for experiment in tried}
 

@@ -96,8 +96,17 @@ class Results:
 
     def intervals(self, name: str) -> dict[str, tuple[float, float]]:
         """95 % intervals of the model's test scores, means over its seeds (helpers.evaluation.intervals)."""
-        thresholds = [result["threshold"] for result in self.by_name[name].values()]
-        return intervals(self.labels(), self.probabilities(name), thresholds)
+        found = self.by_name[name].items()
+        return _intervals(
+            tuple(
+                (
+                    predictions_path(self.directories[name, seed], name, seed),
+                    result["predictions_sha256"],
+                    result["threshold"],
+                )
+                for seed, result in found
+            )
+        )
 
     def history(self, name: str, split: str, score: str = "hard") -> np.ndarray:
         """A model's cross-entropy ("hard") in `training`, or any score on `validation`, by epoch: (seeds, epochs)."""
@@ -112,6 +121,11 @@ class Results:
         """The labels of the same rows in the same order, shape (rows,)."""
         name = next(iter(self.by_name))
         return self._predictions(name, next(iter(self.by_name[name])))[split].labels
+
+    def row_ids(self, split: str = "test") -> np.ndarray:
+        """The ids of the same rows in the same order, shape (rows,)."""
+        name = next(iter(self.by_name))
+        return self._predictions(name, next(iter(self.by_name[name])))[split].row_ids
 
     def difference(self, a: str, b: str) -> Difference:
         """Model a minus model b in test average precision, over the seeds that both have (rule 14 of the design)."""
@@ -143,6 +157,14 @@ def _bootstrapped(path: Path, sha256: str) -> tuple[float, np.ndarray]:
     labels, probabilities = test.labels, toxic_probability(test.logits)
     [observed] = average_precision_of(labels, probabilities, np.ones((1, len(labels)), dtype=int))
     return float(observed), bootstrap_average_precision(labels, probabilities)
+
+
+@functools.lru_cache(maxsize=100)
+def _intervals(files: tuple[tuple[Path, str, float], ...]) -> dict[str, tuple[float, float]]:
+    """Of one model's files of predictions, with their hashes and thresholds; a notebook asks for them several times."""
+    tests = [read_predictions(path, sha256)["test"] for path, sha256, _ in files]
+    probabilities = np.stack([toxic_probability(test.logits) for test in tests])
+    return intervals(tests[0].labels, probabilities, [threshold for *_, threshold in files])
 
 
 def teacher_of(result: dict) -> str | None:

@@ -38,7 +38,7 @@ PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate
 class Run:
     """A run's name, folder, profile and where its data comes from.
 
-    `data_source` is 'jigsaw' (Kaggle's files in `jigsaw_dir`), 'hub' (a mirror of them), 'sample' (written comments)
+    `data_source` is 'jigsaw' (Kaggle's files in `jigsaw_dir`), 'hub' (a mirror of them), 'sample' (synthetic comments)
     or 'separable' (the test suite's).
     """
 
@@ -54,7 +54,7 @@ class Run:
     @property
     def data_label(self) -> str:
         """What every table and figure of this run says about its data."""
-        names = {"jigsaw": "Jigsaw", "hub": "Jigsaw", "sample": "written sample, not Jigsaw"}
+        names = {"jigsaw": "Jigsaw", "hub": "Jigsaw", "sample": "synthetic comments, not Jigsaw"}
         return names.get(self.data_source, "separable test data, not Jigsaw")
 
     @property
@@ -183,7 +183,7 @@ def find_finished_run(name: str | None = None) -> Run:
         )
     where = f"run {name!r} has" if name else "there are"
     raise FileNotFoundError(
-        f"{where} no trained models: `make run` trains them on written comments (15 minutes on 2 CPU "
+        f"{where} no trained models: `make run` trains them on synthetic comments (15 minutes on 2 CPU "
         "cores), `make run JIGSAW_DIR=…` on the real ones; in a notebook, 01 to 03 do"
     )
 
@@ -204,7 +204,7 @@ def find_data_source(
     profile: Profile, jigsaw_dir: str | Path | None = None, saved: dict | None = None
 ) -> tuple[str, Path | None]:
     """Where the comments come from: (source, folder), in the order JIGSAW_DIR, where `saved` had them from,
-    data/jigsaw/, the published results of this profile (which can be read without comments), the profile's own way.
+    data/jigsaw/, the profile's own way.
 
     A test profile (`separable`) always brings its own data.
     """
@@ -225,9 +225,6 @@ def find_data_source(
         return "jigsaw", ROOT / "data" / "jigsaw"
     if saved and saved["jigsaw_dir"]:
         return "jigsaw", Path(saved["jigsaw_dir"])
-    published = read_json(PUBLISHED_RESULTS / "run.json") or {"profile": None}
-    if published["profile"] == profile.name and profile.data_without_files in ("error", "sample"):
-        return published["data_source"], None
     if profile.data_without_files == "error":
         raise FileNotFoundError(no_comments(profile))
     return profile.data_without_files, None
@@ -238,7 +235,7 @@ def no_comments(profile: Profile) -> str:
     return (
         f"PROFILE={profile.name} needs the real comments and found none: download train.csv, test.csv and "
         f"test_labels.csv from {KAGGLE_PAGE} into data/jigsaw/, or set JIGSAW_DIR to the folder that holds them. "
-        "PROFILE=quick also runs without, on written comments."
+        "PROFILE=quick also runs without, on synthetic comments."
     )
 
 

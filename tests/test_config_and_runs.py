@@ -389,7 +389,7 @@ def test_a_run_reopened_by_its_name_keeps_its_comments(comments):
 def test_a_run_on_written_comments_stays_so_when_kaggles_files_come_later(root):
     open_run("quick", name="mine")
     (root / "data" / "jigsaw").mkdir(parents=True)
-    assert open_run(name="mine").data_label == "written sample, not Jigsaw"
+    assert open_run(name="mine").data_label == "synthetic comments, not Jigsaw"
 
 
 def test_a_run_refuses_other_comments(comments):
@@ -401,11 +401,6 @@ def test_a_run_refuses_other_comments(comments):
 def test_base_finds_its_comments_again_without_being_told(comments):
     open_run("base", jigsaw_dir=comments)
     assert open_run("base").jigsaw_dir == comments
-
-
-def test_the_published_results_of_any_profile_are_read_as_what_they_are(root):
-    write_json(root / "results" / "run.json", {"profile": "quick", "data_source": "jigsaw"})
-    assert open_run("quick").data_label == "Jigsaw"
 
 
 def test_a_damaged_run_json_is_not_guessed(root):
@@ -476,7 +471,7 @@ def test_seeds_that_are_no_whole_numbers_are_refused(monkeypatch, asked):
     [
         ("jigsaw", "Jigsaw"),
         ("hub", "Jigsaw"),
-        ("sample", "written sample, not Jigsaw"),
+        ("sample", "synthetic comments, not Jigsaw"),
         ("separable", "separable test data, not Jigsaw"),
     ],
 )
@@ -490,17 +485,6 @@ def test_a_path_inside_the_project_is_shown_relative_to_it(root):
 
 def test_a_path_outside_the_project_is_shown_by_its_name_alone(root):
     assert open_run("smoke", name="mine").show_path(root.parent / "elsewhere" / "model") == "model"
-
-
-def test_the_published_results_of_a_profile_can_be_opened_without_comments(root):
-    write_json(root / "results" / "run.json", {"profile": "base", "data_source": "jigsaw"})
-    assert open_run("base").data_source == "jigsaw"
-
-
-def test_published_results_of_another_profile_do_not_stand_in_for_comments(root):
-    write_json(root / "results" / "run.json", {"profile": "full", "data_source": "hub"})
-    with pytest.raises(FileNotFoundError, match="PROFILE=base needs the real comments"):
-        open_run("base")
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".hidden", "with space"])

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from helpers import experiments, improvements
 from helpers.config import PROFILES
-from helpers.experiments import EXPERIMENTS, experiment_fingerprint, predictions_path
+from helpers.experiments import EXPERIMENTS, MissingStage, experiment_fingerprint, predictions_path
 from helpers.improvements import (
     RATES,
     greedy_removal,
@@ -24,6 +24,7 @@ from helpers.improvements import (
     run_winners,
     search_rates,
     sections,
+    sections_of,
     selection,
     soft_target_settings,
     varied,
@@ -49,7 +50,7 @@ def grid(finished_run, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["soft targets", "regularised LoRA", "layers"])
 def test_a_section_begins_with_its_default(finished_run, name):
-    default = sections(finished_run)[name][0]
+    default = sections_of(finished_run)[name][0]
     main = EXPERIMENTS["lora" if "LoRA" in name else "odd"]
     assert replace(default, title=main.title) == main
 
@@ -71,12 +72,14 @@ def test_a_changed_setting_is_named_in_the_experiment_and_its_family_once():
 
 
 def test_every_experiment_of_a_grid_has_a_name_of_its_own(finished_run):
-    every = [replace(e, title="") for tried in sections(finished_run).values() for e in tried]  # titles say 'default'
+    every = [
+        replace(e, title="") for tried in sections_of(finished_run).values() for e in tried
+    ]  # titles say 'default'
     assert len({experiment.name for experiment in every}) == len(set(every))
 
 
 def test_every_experiment_of_a_section_has_a_title_of_its_own(finished_run):
-    for tried in sections(finished_run).values():
+    for tried in sections_of(finished_run).values():
         assert len({experiment.title for experiment in tried}) == len(tried)
 
 
@@ -130,10 +133,6 @@ def test_what_a_grid_does_not_have_is_listed_and_not_trained(grid):
     assert list(results.by_name) == ["odd"] and results.missing == [("hybrid", 1)]
 
 
-def test_a_grid_of_published_results_is_read_and_not_trained():
-    assert run_grid([EXPERIMENTS["odd"], SPREAD], BASE_RUN).missing == []
-
-
 def test_all_seeds_of_an_experiment_are_trained_before_the_next(finished_run, monkeypatch):
     trained = []
     monkeypatch.setattr(
@@ -161,12 +160,17 @@ def test_greedy_removal_goes_from_all_layers_to_one_and_is_not_done_twice(grid, 
 def test_task_specific_layers_join_once_they_are_found(grid):
     run, _ = grid
     steps = greedy_removal(run)
-    assert sections(run)["layers"][-1].layers == selection(steps)
+    assert sections_of(run)["layers"][-1].layers == selection(steps)
 
 
-def test_the_published_task_specific_layers_are_read_whatever_the_comments_are():
-    on_other_comments = replace(BASE_RUN, data_source="sample")
-    assert sections(on_other_comments)["layers"][-1].layers == (1, 2, 6, 8, 9, 12)
+def test_the_published_task_specific_layers_are_read_whatever_run_is_at_hand(grid):
+    _, tried = improvements.grids(grid[0])["Published run"]
+    assert tried["layers"][-1].layers == (1, 2, 6, 8, 9, 12)
+
+
+def test_winners_are_refused_before_anything_is_trained_where_the_main_experiments_are_missing(finished_run, tmp_path):
+    with pytest.raises(MissingStage, match="`make run` first"):
+        improvements.check_main_results(replace(finished_run, directory=tmp_path))
 
 
 # --- differences on validation ---------------------------------------------------------------------------------------
@@ -174,7 +178,7 @@ def test_the_published_task_specific_layers_are_read_whatever_the_comments_are()
 
 def test_a_difference_is_that_of_average_precision_on_the_validation_rows():
     results = published_results("base/grid")
-    found = grid_differences(results, sections(BASE_RUN)["layers"])["Spread layers"]
+    found = grid_differences(results, sections(BASE)["layers"])["Spread layers"]
     labels = results.labels("validation")
     scores = [average_precision_score(labels, results.probabilities(n, "validation")[0]) for n in ("spread", "odd")]
     assert found.difference == pytest.approx(scores[0] - scores[1])
@@ -182,7 +186,7 @@ def test_a_difference_is_that_of_average_precision_on_the_validation_rows():
 
 
 def test_differences_have_neither_p_nor_verdict():
-    found = grid_differences(published_results("base/grid"), sections(BASE_RUN)["layers"])
+    found = grid_differences(published_results("base/grid"), sections(BASE)["layers"])
     assert {(each.p_value, each.p_holm, each.verdict) for each in found.values()} == {(None, None, None)}
 
 
@@ -226,7 +230,8 @@ def test_a_list_is_not_widened_for_ever(monkeypatch):
     assert len(search_rates("student", BASE_RUN)) == 3 + improvements.MORE_RATES
 
 
-def test_a_students_rate_is_judged_by_the_mean_of_odd_and_even():
+def test_a_students_rate_is_judged_by_the_mean_of_odd_and_even(monkeypatch):
+    monkeypatch.setattr(improvements, "run_grid", lambda tried, run: published_results("base/grid"))
     results = published_results("base/grid").by_name
     scores = [results[name][1]["validation"]["average_precision"] for name in ("odd", "even")]
     assert improvements._rate_score("student", BASE.student_learning_rate, BASE_RUN) == pytest.approx(sum(scores) / 2)
@@ -238,7 +243,7 @@ def test_a_students_rate_is_judged_by_the_mean_of_odd_and_even():
 def scored(run, **scores: float) -> Results:
     """A grid in which every experiment scores 0.5, but for those that are named by their title."""
     by_name = {}
-    for experiment in itertools.chain(*sections(run).values()):
+    for experiment in itertools.chain(*sections_of(run).values()):
         by_name[experiment.name] = {1: {"validation": {"average_precision": scores.get(experiment.title, 0.5)}}}
     return Results(by_name, {}, missing=[])
 
@@ -248,7 +253,7 @@ def named(found: list) -> list[tuple[str, str, str]]:
 
 
 def test_what_does_not_beat_its_default_stays_at_home_but_for_regularisation_and_the_hybrid(finished_run):
-    assert named(winners(scored(finished_run), finished_run)) == [
+    assert named(winners(scored(finished_run), sections_of(finished_run))) == [
         ("regularised LoRA", "dropout 0", "lora"),
         ("regularised LoRA", "weight decay 0", "lora"),
         ("hybrid", "LoRA on the odd layers, distilled", "lora_6"),
@@ -258,7 +263,7 @@ def test_what_does_not_beat_its_default_stays_at_home_but_for_regularisation_and
 
 def test_the_best_of_each_section_goes_to_the_test_set_and_a_larger_rank_does_not(finished_run):
     best = {"Spread layers": 0.6, "T = 4": 0.6, "dropout 0.3": 0.4, "dropout 0": 0.3, "weight decay 0.1": 0.7}
-    found = winners(scored(finished_run, **best, **{"rank 32": 0.9}), finished_run)
+    found = winners(scored(finished_run, **best, **{"rank 32": 0.9}), sections_of(finished_run))
     assert named(found)[:4] == [
         ("layers", "Spread layers", "odd"),
         ("soft targets", "T = 4", "odd"),
@@ -268,7 +273,7 @@ def test_the_best_of_each_section_goes_to_the_test_set_and_a_larger_rank_does_no
 
 
 def test_the_winners_of_the_published_grid_are_found():
-    found = named(winners(published_results("base/grid"), BASE_RUN))
+    found = named(winners(*improvements.grids(BASE_RUN)["Published run"]))
     assert [title for _, title, _ in found[:2]] == ["Task-specific layers", "T = 1"]
 
 
