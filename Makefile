@@ -30,6 +30,7 @@ run: $(VENV)/installed
 	@$(BIN)/python -m helpers.pipeline
 
 improvements: $(VENV)/installed
+	@$(BIN)/python -m helpers.improvements
 	@$(BIN)/python -m helpers.pipeline 05_improvements 06_common_mistakes
 
 base: $(VENV)/installed

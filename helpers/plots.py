@@ -32,7 +32,7 @@ from helpers.data import SPLITS, PreparedData
 from helpers.evaluation import Difference, calibration_bins, toxic_probability
 from helpers.experiments import EXPERIMENTS
 from helpers.results import Results
-from helpers.runs import PUBLISHED_RESULTS, write_file
+from helpers.runs import PUBLISHED_RESULTS, data_label, read_json, write_file
 
 MODELS = {  # a short label, and one colour in every figure: greys for what the three answers are measured against
     "majority": ("Always 'clean'", "#c9c9c9"),
@@ -98,8 +98,9 @@ def _source(results: Results) -> str:
 
 
 def _owner(where: Path) -> str:
-    """The source of what a notebook has just computed: the run that the folder belongs to."""
-    return f"your run: {where.parent.name}"
+    """The source of what a notebook has just computed: the run that the folder belongs to, and its comments."""
+    run = read_json(where.parent / "run.json")
+    return f"your run: {where.parent.name}" + (f", {data_label(run['data_source'])}" if run else "")
 
 
 def _not_yet_run() -> None:
@@ -197,7 +198,7 @@ def _best_first(results: Results) -> list[str]:
 def label_prevalence(data: PreparedData, where: Path) -> Image:
     """The share of comments that carry each label, among those scored for it, one bar per split."""
     title = f"How rare is each label? {100 * data.prevalence('train'):.1f} % of the training comments are toxic"
-    note = f"{_owner(where)}, {data.summary['source']}; only comments that were scored for the label count"
+    note = f"{_owner(where)}; only comments that were scored for the label count"
     figure, ((axes,),) = _new(title, note, 3.7, "y")
     for place, (split, name) in enumerate(zip(SPLITS, ("teacher", "odd", "even"), strict=True)):
         shares = [100 * data.prevalence(split, label) for label in DATA_LABELS]
@@ -215,7 +216,7 @@ def comment_lengths(data: PreparedData, max_length: int, where: Path) -> Image:
     tokens, toxic = map(np.concatenate, columns)
     longer = 100 * (tokens > max_length).mean()
     title = f"{longer:.0f} % of the comments are longer than {max_length} tokens and are truncated"
-    figure, ((axes,),) = _new(title, f"{_owner(where)}, {data.summary['source']}; all three splits", 3.5)
+    figure, ((axes,),) = _new(title, f"{_owner(where)}; all three splits", 3.5)
     for value, name, colour in ((0, "clean", COLOURS["odd"]), (1, "toxic", COLOURS["first_six"])):
         chosen = tokens[toxic == value]
         look = {"facecolor": (*to_rgb(colour), 0.2), "edgecolor": colour, "linewidth": 1.5, "label": name}

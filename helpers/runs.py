@@ -54,8 +54,7 @@ class Run:
     @property
     def data_label(self) -> str:
         """What every table and figure of this run says about its data."""
-        names = {"jigsaw": "Jigsaw", "hub": "Jigsaw", "sample": "synthetic comments, not Jigsaw"}
-        return names.get(self.data_source, "separable test data, not Jigsaw")
+        return data_label(self.data_source)
 
     @property
     def data_dir(self) -> Path:
@@ -82,6 +81,12 @@ class Run:
         """The path as a reader should see it: relative to the project where it lies inside."""
         path = Path(os.path.abspath(path))  # not resolved: runs/ may be a link
         return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def data_label(data_source: str) -> str:
+    """What tables and figures say about comments of this source."""
+    names = {"jigsaw": "Jigsaw", "hub": "Jigsaw", "sample": "synthetic comments, not Jigsaw"}
+    return names.get(data_source, "separable test data, not Jigsaw")
 
 
 def open_run(profile: str | None = None, name: str | None = None, jigsaw_dir: str | Path | None = None) -> Run:

@@ -1,4 +1,4 @@
-"""A written sample, not Jigsaw: comments in the shape of Kaggle's files, for a first run with no data at hand.
+"""A synthetic comments, not Jigsaw: comments in the shape of Kaggle's files, for a first run with no data at hand.
 
 `write_sample_comments` writes train.csv, test.csv and test_labels.csv from a seed. Nothing in them was written by a
 Wikipedia editor: a grammar (below) makes talk-page comments with Jigsaw's label frequencies and lengths; the peoples
@@ -886,7 +886,7 @@ def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[dict]) -> No
 
 def main() -> None:
     """Write the three files from the command line: python -m helpers.sample_comments DIR --train-rows 10000."""
-    parser = argparse.ArgumentParser(description="Write a Jigsaw-shaped corpus (a written sample, not Jigsaw).")
+    parser = argparse.ArgumentParser(description="Write a Jigsaw-shaped corpus (a synthetic comments, not Jigsaw).")
     parser.add_argument("directory", type=Path, help="where train.csv, test.csv and test_labels.csv go")
     parser.add_argument("--train-rows", type=int, default=4_000)
     parser.add_argument("--test-rows", type=int, default=2_000)

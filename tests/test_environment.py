@@ -96,7 +96,7 @@ def test_an_unsupported_python_gets_one_clear_line(tmp_path, version):
 def test_the_code_imports_nothing_from_modules_below():
     """helpers/ reads from top to bottom: a module imports only from those before it in DESIGN's order."""
     order = "config runs devices environment sample_comments data models layers losses lora batches targets training "
-    order += "evaluation deploy experiments results improvements probes discussion plots mistakes demo pipeline"
+    order += "evaluation deploy experiments results improvements plots diagrams checks mistakes demo pipeline"
     place = {name: number for number, name in enumerate(order.split())}
     for path in (ROOT / "helpers").glob("*.py"):
         for imported in re.findall(r"^from helpers\.(\w+) import", path.read_text(encoding="utf-8"), flags=re.M):
@@ -132,8 +132,8 @@ def test_the_report_has_the_courseworks_headings_in_their_order():
     assert -1 not in places and places == sorted(places)
 
 
-def test_the_readmes_example_is_an_experiment_that_can_stand_among_the_others():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+def test_the_example_for_contributors_is_an_experiment_that_can_stand_among_the_others():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.S)
     example = eval(code, {"Experiment": Experiment})
     assert example.name not in EXPERIMENTS and experiment_settings(example, 1, PROFILES["base"])["layers"]
 
@@ -144,7 +144,8 @@ def test_the_published_predictions_hold_no_comment():
     assert paths and all(list(pd.read_parquet(path)) == columns for path in paths)
 
 
-def test_pictures_and_links_in_the_readme_lead_somewhere():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_pictures_and_links_of_a_page_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
     assert targets and [target for target in targets if not (ROOT / target).exists()] == []

@@ -101,7 +101,7 @@ def test_a_notebook_that_was_changed_since_it_was_run_is_found(run):
 
 
 def test_a_notebook_of_another_run_is_found(run):
-    write_executed(run, "04_comparison", "run: quick-sample; comments: written sample, not Jigsaw\n")
+    write_executed(run, "04_comparison", "run: quick-sample; comments: synthetic comments, not Jigsaw\n")
     with pytest.raises(ValueError, match="is mixed: its notebook 04_comparison was run on another run"):
         check_finished(run)
 

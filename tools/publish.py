@@ -58,7 +58,13 @@ from helpers.runs import (
 PAGES = ("README.md", "CONTRIBUTING.md")
 SHOWN_NOTEBOOKS = (*NOTEBOOKS, *MORE_NOTEBOOKS[:-1])  # the demo's outputs are a page that is served while it runs
 ANSWERS = ("odd", "even", "lora", "teacher")  # the three answers to the sheet's question, and what they replace
-FIGURES = {"figures/verdicts.png": "verdicts", "image.png": "training_loss", "image-1.png": "test_metrics"}
+FIGURES = {
+    "figures/verdicts.png": "verdicts",
+    "figures/start_and_end.png": "start_and_end",
+    "image.png": "training_loss",
+    "image-1.png": "test_metrics",
+}
+START_AND_END = "The even copy starts ahead, and the odd student ends ahead"
 TRAINING_LOSS = "Training loss falls for all models; on validation LoRA's is the lowest"
 SHAPES = {
     "minilm-stacked": "MiniLM, stacked to 12 × 384",
@@ -73,7 +79,7 @@ NOT_YET_RUN, UNKNOWN = "not yet run", "–"
 
 
 def check_real_comments(run: Run) -> None:
-    """Refuses a run on written comments."""
+    """Refuses a run on synthetic comments."""
     if run.data_source not in ("jigsaw", "hub"):
         raise ValueError(f"run {run.name!r} was made on {run.data_label}; publish a run on the real comments")
 
@@ -128,7 +134,7 @@ def publish(run: Run) -> None:
 
     Raises:
         FileNotFoundError: the run is not finished.
-        ValueError: the run is mixed, or made on written comments.
+        ValueError: the run is mixed, or made on synthetic comments.
     """
     check_real_comments(run)
     check_finished(run)
@@ -354,10 +360,11 @@ def renew_pages(published: Results) -> None:
 
 
 def draw_figures(published: Results) -> None:
-    """Draws figures/verdicts.png, image.png (training loss) and image-1.png (test metrics)."""
+    """Draws the pictures of README.md, FIGURES."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         plots.verdicts({"Published run": published.verdicts(PRIMARY)}, directory)
+        plots.start_and_end({"Published run": published}, START_AND_END, directory)
         plots.training_loss(published, ("teacher", "odd", "even", "lora"), TRAINING_LOSS, directory)
         plots.test_metrics(published, directory)
         for target, name in FIGURES.items():
