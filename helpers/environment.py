@@ -131,12 +131,12 @@ def use_drive() -> None:
 def start_notebook(keep_on_drive: bool = False) -> Run:
     """What every notebook's first cell ends with: installs what is missing, opens the run, says what it runs on."""
     added = install_missing()
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's hint; the bars here are plain text
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks transformers by an older name
     from helpers.devices import device_name  # here, because it imports what may just have been installed
 
     if keep_on_drive:
         use_drive()
-    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's hint; the bars here are plain text
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks transformers by an older name
     run = open_run()
     if added:
         print("installed:", ", ".join(added))

@@ -169,6 +169,12 @@ def test_an_executed_notebook_counts_its_cells_from_one(finished):
         assert counts == list(range(1, len(counts) + 1))
 
 
+def test_an_executed_notebook_shows_no_warning(finished):
+    for notebook in executed(finished[1]):
+        shown = [output for cell in code_cells(notebook) for output in cell.outputs if output.get("name") == "stderr"]
+        assert shown == []
+
+
 def test_an_executed_notebook_has_a_page_beside_it(finished):
     for name in NOTEBOOKS:
         assert (finished[1] / "notebooks" / f"{name}.html").stat().st_size > 10_000

@@ -17,7 +17,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -175,8 +175,11 @@ def isolated(function: Callable, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def training_speed(rounds: int, rows: dict[str, int]) -> dict:
-    """By task and recipe: comments per second, memory, utilisation (medians) and the ratios to the usual recipe."""
+def training_speed(rounds: int, rows: dict[str, int]) -> Iterator[dict]:
+    """By task and recipe: comments per second, memory, utilisation (medians) and the ratios to the usual recipe.
+
+    After each round those of the rounds until then, so that a benchmark that is stopped has measured something.
+    """
     measured = {task: {recipe: [] for recipe in RECIPES} for task in TASKS}
     for number in range(1, rounds + 1):
         for task in TASKS:
@@ -185,7 +188,7 @@ def training_speed(rounds: int, rows: dict[str, int]) -> dict:
                 measured[task][recipe].append(found)
                 speed = f"{found['comments_per_second']:.2f} comments per second"
                 print(f"round {number}, {task}, {RECIPES[recipe]}: {speed}", flush=True)
-    return {task: {recipe: summary(task, recipe, measured) for recipe in RECIPES} for task in TASKS}
+        yield {task: {recipe: summary(task, recipe, measured) for recipe in RECIPES} for task in TASKS}
 
 
 def summary(task: str, recipe: str, measured: dict) -> dict:
@@ -240,7 +243,7 @@ def matrix_products_per_second(config, tokens: int = 2_048, repeats: int = 15) -
 
 
 @torch.inference_mode()
-def latency(rounds: int) -> dict:
+def latency(rounds: int) -> Iterator[dict]:
     """Milliseconds for one comment and for 32, on the CPU, of 12 and 6 layers, in PyTorch and in int8: p50 and p95.
 
     An int8 model takes its comments one by one; PyTorch takes 32 of them padded together.
@@ -260,7 +263,7 @@ def latency(rounds: int) -> dict:
             in_int8 = [partial(small, **batch) for batch in batches]
             found[f"{layers} layers, PyTorch, {size}"] = timed(in_torch * rounds, size)
             found[f"{layers} layers, int8, {size}"] = timed(in_int8 * rounds, size)
-    return found
+    yield found
 
 
 def timed(calls: list[Callable], comments: int) -> dict[str, float]:
@@ -312,11 +315,11 @@ def main(arguments: list[str] | None = None) -> int:
         "device": device_name(),
         "versions": versions(),
         "max_length": PROFILE.max_length,
-        "rounds": options.rounds,
     }
     for section in options.sections or sections:
-        found = sections[section](options.rounds)
-        write_json(path, (read_json(path) or {}) | {section: about | {"found": found}})
+        for done, found in enumerate(sections[section](options.rounds), start=1):
+            rounds = done if section == "training" else options.rounds
+            write_json(path, (read_json(path) or {}) | {section: about | {"rounds": rounds, "found": found}})
     print(f"written: {path.relative_to(ROOT)}")
     return 0
 
