@@ -57,7 +57,6 @@ DATA_SETTINGS = ("train_rows", "validation_rows", "test_rows", "max_length", "sp
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, NotImplementedError)
 BROKEN_ZIP += (ValueError,)  # an offset below 0, a name that is not the UTF-8 it is said to be
 HUB_MIRROR = "dirtycomputer/Toxic_Comment_Classification_Challenge"  # Kaggle's three files, unchanged in size
-KAGGLE_TRAIN_ROWS = 159_571  # rows of train.csv on the competition's page
 LARGEST_FILE = 2**30  # bytes; Kaggle's largest is 68 MB, so anything above this is not one of its files
 
 
@@ -79,10 +78,6 @@ class PreparedData:
     def labels(self, split: str, label: str = "toxic") -> np.ndarray:
         """The labels of a split as an array of 0 and 1, shape (rows,); labels but `toxic` may hold -1 in test."""
         return np.asarray(self.splits[split][label])
-
-    def all_labels(self, split: str) -> np.ndarray:
-        """The six labels of a split in the order of LABELS, shape (rows, 6)."""
-        return np.column_stack([self.labels(split, label) for label in LABELS])
 
     def positives(self, split: str, label: str = "toxic") -> int:
         """How many rows of a split carry the label; a row that is not scored for it does not."""

@@ -12,9 +12,10 @@ of the run. An interrupted grid resumes.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -35,7 +36,7 @@ from helpers.experiments import (
 )
 from helpers.layers import NEIGHBOURS, SPREAD_LAYERS, copy_layers
 from helpers.losses import hard_loss
-from helpers.results import Results, find_result, load_results, published_results
+from helpers.results import Results, find_result, load_results, own_results, published_results
 from helpers.runs import (
     PUBLISHED_RESULTS,
     Run,
@@ -164,16 +165,9 @@ def sections_of(run: Run) -> dict[str, list[Experiment]]:
 # --- running a grid --------------------------------------------------------------------------------------------------
 
 
-def grid_results(experiments: Sequence[Experiment], run: Run) -> Results:
+def grid_results(experiments: Iterable[Experiment], run: Run) -> Results:
     """What the run's grid has of these experiments. Nothing is trained: `missing` lists what is not there."""
-    grid = grid_run(run)
-    [seed] = grid.seeds
-    found = {experiment.name: find_result(grid, experiment, seed) for experiment in experiments}
-    return Results(
-        by_name={name: {seed: pair[0]} for name, pair in found.items() if pair},
-        directories={(name, seed): pair[1] for name, pair in found.items() if pair},
-        missing=[(name, seed) for name, pair in found.items() if not pair],
-    )
+    return own_results(grid_run(run), experiments)
 
 
 def run_grid(experiments: Sequence[Experiment], run: Run) -> Results:
@@ -322,7 +316,7 @@ def own_removal(run: Run) -> list[dict]:
     grid = grid_run(run)
     teacher = find_result(grid, EXPERIMENTS["teacher"], grid.seeds[0])
     saved = read_json(grid.results_dir / "greedy_removal.json")
-    fits = teacher and saved and saved["fingerprint"] == _removal_fingerprint(teacher[0]["fingerprint"])
+    fits = teacher and saved and saved["fingerprint"] == _removal_fingerprint(teacher["fingerprint"])
     return saved["steps"] if fits and saved["finished"] else []
 
 
@@ -336,7 +330,7 @@ def grids(run: Run) -> dict[str, tuple[Results, dict[str, list[Experiment]]]]:
     mine = sections_of(run)
     return {
         "Published run": (published_results("base/grid"), sections(PROFILES["base"], published_removal("base"))),
-        "Your run": (grid_results([experiment for tried in mine.values() for experiment in tried], run), mine),
+        "Your run": (grid_results(itertools.chain(*mine.values()), run), mine),
     }
 
 
@@ -433,8 +427,7 @@ def main(arguments: list[str] | None = None) -> int:
         for title, scored in _section_scores(name, run).items():
             print(f"{scored:.3f}  {title}", flush=True)
     if not options.sections:
-        grid, _ = grids(run)["Your run"]
-        run_winners(grid, run)
+        run_winners(grid_results(itertools.chain(*sections_of(run).values()), run), run)
     return 0
 
 

@@ -79,13 +79,6 @@ def train_briefly(
     return {"history": history, "average_precision": kept["average_precision"]}
 
 
-def first_and_last(history: dict, part: str) -> tuple[float, float]:
-    """The mean of a loss part over the first and over the last quarter of the steps."""
-    steps = history["steps"][part]
-    quarter = max(1, len(steps) // 4)
-    return float(np.mean(steps[:quarter])), float(np.mean(steps[-quarter:]))
-
-
 def leaked_scores(model: torch.nn.Module, data: PreparedData, shares: Sequence[float]) -> pd.DataFrame:
     """Test scores of one model when such a share of the test rows is exchanged for rows it was trained on.
 

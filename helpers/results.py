@@ -119,13 +119,11 @@ class Results:
 
     def labels(self, split: str = "test") -> np.ndarray:
         """The labels of the same rows in the same order, shape (rows,)."""
-        name = next(iter(self.by_name))
-        return self._predictions(name, next(iter(self.by_name[name])))[split].labels
+        return self._first_predictions()[split].labels
 
     def row_ids(self, split: str = "test") -> np.ndarray:
         """The ids of the same rows in the same order, shape (rows,)."""
-        name = next(iter(self.by_name))
-        return self._predictions(name, next(iter(self.by_name[name])))[split].row_ids
+        return self._first_predictions()[split].row_ids
 
     def difference(self, a: str, b: str) -> Difference:
         """Model a minus model b in test average precision, over the seeds that both have (rule 14 of the design)."""
@@ -140,6 +138,9 @@ class Results:
         """A family of comparisons, by title 'a − b', corrected together; pairs without a common seed are left out."""
         known = [(a, b) for a, b in pairs if self.common_seeds(a, b)]
         return holm_verdicts({f"{a} − {b}": self.difference(a, b) for a, b in known})
+
+    def _first_predictions(self) -> dict:
+        return self._predictions(*next(iter(self.directories)))
 
     def _predictions(self, name: str, seed: int) -> dict:
         path = predictions_path(self.directories[name, seed], name, seed)
@@ -219,31 +220,37 @@ def load_results(run: Run, extra: Sequence[Experiment] = ()) -> Results:
     Raises:
         ValueError: the profile lists an experiment that nobody knows, or the results come from several data sets.
     """
-    by_name, directories, missing = {}, {}, []
-    for experiment in dict.fromkeys([*map(find_experiment, run.profile.experiments), *extra]):
-        for seed in experiment_seeds(experiment, run.profile.seeds):
-            found = find_result(run, experiment, seed)
-            if found is None:
-                missing.append((experiment.name, seed))
-                continue
-            result, directories[experiment.name, seed] = found
-            by_name.setdefault(experiment.name, {})[seed] = result
-    hashes = {result["inputs"]["data"] for seeds in by_name.values() for result in seeds.values()}
+    found = own_results(run, [*map(find_experiment, run.profile.experiments), *extra])
+    hashes = {result["inputs"]["data"] for seeds in found.by_name.values() for result in seeds.values()}
     if len(hashes) > 1:
         raise ValueError(
             f"the results of run {run.name!r} come from {len(hashes)} different data sets; run 01 to 03 again"
         )
+    return found
+
+
+def own_results(run: Run, experiments: Iterable[Experiment]) -> Results:
+    """What the run has of these experiments, each name once, with the profile's seeds; `missing` lists the rest."""
+    by_name, directories, missing = {}, {}, []
+    for name, experiment in {experiment.name: experiment for experiment in experiments}.items():
+        for seed in experiment_seeds(experiment, run.profile.seeds):
+            result = find_result(run, experiment, seed)
+            if result is None:
+                missing.append((name, seed))
+                continue
+            by_name.setdefault(name, {})[seed] = result
+            directories[name, seed] = run.results_dir
     return Results(by_name, directories, missing)
 
 
-def find_result(run: Run, experiment: Experiment, seed: int) -> tuple[dict, Path] | None:
-    """The run's own result and its folder, if its fingerprint is that of the run's settings and comments."""
+def find_result(run: Run, experiment: Experiment, seed: int) -> dict | None:
+    """The run's own result, if its fingerprint is that of the run's settings and comments."""
     data, result = read_json(run.data_dir / "data.json"), read_result(run.results_dir, experiment.name, seed)
     if result is None or result["data"] != run.data_label:
         return None
     data_hash = data["fingerprint"] if data else result["inputs"]["data"]
     fits = result["fingerprint"] == experiment_fingerprint(experiment, seed, run.profile, data_hash)
-    return (result, run.results_dir) if fits else None
+    return result if fits else None
 
 
 def has_results(run: Run) -> bool:

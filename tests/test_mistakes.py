@@ -7,13 +7,8 @@ import torch
 from helpers import mistakes
 from helpers.data import load_data
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
-from helpers.mistakes import first_and_last, gradient_sizes, leaked_scores, shared_tensors
+from helpers.mistakes import gradient_sizes, leaked_scores, shared_tensors
 from helpers.runs import RunInUse
-
-
-def test_the_ends_of_a_loss_are_the_means_of_its_first_and_last_quarter():
-    history = {"steps": {"soft": [1.0, 3.0, 9.0, 9.0, 9.0, 9.0, 5.0, 7.0]}}
-    assert first_and_last(history, "soft") == (2.0, 6.0)
 
 
 def test_with_the_factor_the_gradient_keeps_its_size_over_temperatures():
