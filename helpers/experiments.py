@@ -27,12 +27,11 @@ import pandas as pd
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from helpers.batches import predict
+from helpers.batches import TeacherTargets, device_name, load_targets, predict, save_targets, this_process
 from helpers.config import MAIN_EXPERIMENTS, Profile, unknown
 from helpers.data import PreparedData, load_data, majority_logits, prepare_data, tfidf_logits
-from helpers.deploy import latency_batches, measure_deployment, measure_latency, plain_model, torch_call
-from helpers.devices import device_name, this_process
 from helpers.evaluation import best_threshold, score, teacher_gate, toxic_probability
+from helpers.export import latency_batches, measure_deployment, measure_latency, plain_model, torch_call
 from helpers.layers import (
     EVEN_LAYERS,
     FIRST_SIX,
@@ -62,7 +61,6 @@ from helpers.runs import (
     write_file,
     write_json,
 )
-from helpers.targets import TeacherTargets, load_targets, save_targets
 from helpers.training import Checkpoints, TrainingError, TrainingSettings, average_precision, train
 
 

@@ -14,13 +14,12 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from helpers.batches import predict
+from helpers.batches import TeacherTargets, load_targets, predict, save_targets
 from helpers.data import PreparedData, load_data
 from helpers.evaluation import best_threshold, score, toxic_probability
 from helpers.experiments import EXPERIMENTS, training_settings
 from helpers.losses import soft_loss
 from helpers.runs import Run, fingerprint, only_writer
-from helpers.targets import TeacherTargets, load_targets, save_targets
 from helpers.training import Checkpoints, train
 
 ROWS, EPOCHS = 600, 2

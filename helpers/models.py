@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from transformers.utils import logging as transformers_logging
 
 from helpers.config import unknown
-from helpers.environment import MINILM_PACKAGE, hub_reachable
+from helpers.notebook import MINILM_PACKAGE, hub_reachable
 from helpers.runs import ROOT, file_sha256, is_disk_error, new_directory
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

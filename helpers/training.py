@@ -23,11 +23,23 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 from torch.utils.data import DataLoader
 
-from helpers.batches import Collator, LengthBatches, additive_mask, predict, progress_bar, token_lengths
-from helpers.devices import make_accelerator, on_gpu, peak_memory_bytes, reset_peak_memory
+from helpers.batches import (
+    Collator,
+    LengthBatches,
+    TeacherTargets,
+    additive_mask,
+    cls_states,
+    make_accelerator,
+    on_gpu,
+    peak_memory_bytes,
+    predict,
+    progress_bar,
+    reset_peak_memory,
+    token_lengths,
+    with_targets,
+)
 from helpers.losses import distillation_loss, hard_loss
 from helpers.runs import fingerprint, is_sealed, new_directory, read_json, seal, write_json
-from helpers.targets import TeacherTargets, cls_states, with_targets
 
 LOG_STEPS = 20  # the losses of so many steps are read at once: each reading makes the host wait for the GPU
 

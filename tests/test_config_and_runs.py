@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-import helpers.environment
+import helpers.notebook
 import helpers.runs
 from helpers.config import PROFILES, load_profile
-from helpers.environment import use_drive
+from helpers.notebook import use_drive
 from helpers.runs import (
     Run,
     RunInUse,
@@ -613,8 +613,8 @@ def drive(root, monkeypatch) -> Path:
     module.drive = types.SimpleNamespace(mount=lambda place: Path(place).mkdir())
     monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
     monkeypatch.setitem(sys.modules, "google.colab", module)
-    monkeypatch.setattr(helpers.environment, "DRIVE", root / "drive")
-    monkeypatch.setattr(helpers.environment, "ROOT", root)
+    monkeypatch.setattr(helpers.notebook, "DRIVE", root / "drive")
+    monkeypatch.setattr(helpers.notebook, "ROOT", root)
     return root / "drive" / "MyDrive" / root.name / "runs"
 
 

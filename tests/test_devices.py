@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from helpers.devices import device_name, mixed_precision
+from helpers.batches import device_name, mixed_precision
 from helpers.runs import ROOT
 
 T4, A100, H100 = (7, 5), (8, 0), (9, 0)
@@ -72,7 +72,7 @@ def test_the_peak_of_memory_is_that_since_the_reset():
     """200 MB that come and go before the reset count for nothing, 100 MB after it do."""
     code = """
 import torch
-from helpers.devices import peak_memory_bytes, reset_peak_memory
+from helpers.batches import peak_memory_bytes, reset_peak_memory
 torch.ones(50_000_000)
 before = peak_memory_bytes()
 reset_peak_memory()

@@ -25,14 +25,14 @@ from jupyter_client.manager import start_new_kernel
 
 import helpers.runs
 from helpers.data import load_data
-from helpers.deploy import measure_deployment, score_file
 from helpers.experiments import load_trained
+from helpers.export import measure_deployment, score_file
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.pipeline import write_notebook
 from helpers.plots import save_figure
 from helpers.results import load_results, write_comparison
 from helpers.runs import Run, read_json
 from tools.publish import copy_file
+from tools.run_notebooks import write_notebook
 
 PROJECT = Path(__file__).resolve().parent.parent
 NAMES = ("teacher", "odd", "lora_6")
@@ -373,7 +373,7 @@ def notebooks() -> Iterator[Callable[..., Path]]:
     def run(name: str, seconds: float | None = None) -> Path:
         folder = PROJECT / "runs" / name
         made.append(folder)
-        command = [sys.executable, "-m", "helpers.pipeline", "--profile", "smoke", "--run", name]
+        command = [sys.executable, "-m", "tools.run_notebooks", "--profile", "smoke", "--run", name]
         with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             try:
                 _, errors = process.communicate(timeout=seconds)

@@ -18,8 +18,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from helpers.demo import build_page, launch, load_models
-from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS
 from helpers.runs import ROOT
+from tools.run_notebooks import MORE_NOTEBOOKS, NOTEBOOKS
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [

@@ -13,10 +13,10 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-import helpers.pipeline
+import tools.run_notebooks
 from helpers.config import PROFILES
-from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, first_cell, navigation
 from helpers.runs import ROOT, Run
+from tools.run_notebooks import MORE_NOTEBOOKS, NOTEBOOKS, first_cell, navigation
 
 PATHS = [ROOT / "notebooks" / f"{name}.ipynb" for name in (*NOTEBOOKS, *MORE_NOTEBOOKS)]
 RUN = "test-notebooks"
@@ -124,7 +124,7 @@ def pipeline(*arguments, **environment):
     """Runs the command line as a person would, in a process of its own."""
     clean = {key: value for key, value in os.environ.items() if key not in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS")}
     return subprocess.run(
-        [sys.executable, "-m", "helpers.pipeline", *arguments],
+        [sys.executable, "-m", "tools.run_notebooks", *arguments],
         cwd=ROOT,
         env=clean | environment,
         capture_output=True,
@@ -244,10 +244,10 @@ def test_a_notebook_that_fails_shows_no_outputs_of_an_earlier_run(tmp_path, monk
         cell.outputs, cell.execution_count = [nbformat.v4.new_output("stream", text="of another run")], 1
     (tmp_path / "notebooks").mkdir()
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "failing.ipynb")
-    monkeypatch.setattr(helpers.pipeline, "ROOT", tmp_path)
+    monkeypatch.setattr(tools.run_notebooks, "ROOT", tmp_path)
     run = Run("r", tmp_path / "run", PROFILES["smoke"], "separable", None, (1,))
     with pytest.raises(CellExecutionError):
-        helpers.pipeline.run_notebook("failing", run)
+        tools.run_notebooks.run_notebook("failing", run)
     written = nbformat.read(run.directory / "notebooks" / "failing.ipynb", as_version=4)
     assert [output.output_type for cell in written.cells for output in cell.outputs] == ["error"]
 

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 import helpers.training as training
 from conftest import build_model, build_rows
 from helpers.layers import copy_layers
-from helpers.targets import load_targets, save_targets
+from helpers.batches import load_targets, save_targets
 from test_training import DISTILLING, SETTINGS
 
 folder, rows = Path(sys.argv[1]), build_rows(int(sys.argv[2]))

@@ -11,7 +11,6 @@ import pytest
 import helpers.results
 from helpers.config import PROFILES
 from helpers.data import load_data
-from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS
 from helpers.results import published_results
 from helpers.runs import PUBLISHED_RESULTS, ROOT, find_data_source, read_json, write_json
 from tools import publish as publishing
@@ -26,6 +25,7 @@ from tools.publish import (
     renew_pages,
     with_tables,
 )
+from tools.run_notebooks import MORE_NOTEBOOKS, NOTEBOOKS
 
 
 @pytest.fixture

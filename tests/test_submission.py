@@ -96,7 +96,7 @@ def unpacked(tmp_path_factory):
     """A smoke run, made and handed in from the command line; unpacked in another folder."""
     name, folder = "test-submission", tmp_path_factory.mktemp("handed-in")
     try:
-        command(ROOT, "helpers.pipeline", PROFILE="smoke", RUN=name)
+        command(ROOT, "tools.run_notebooks", PROFILE="smoke", RUN=name)
         command(ROOT, "tools.submission", "--run", name, "--name", "Ada Lovelace", "--id", "1815")
         with zipfile.ZipFile(ROOT / "runs" / name / "submission-1815.zip") as archive:
             archive.extractall(folder)
@@ -140,4 +140,4 @@ def test_links_and_pictures_of_every_page_work(unpacked):
 
 @pytest.mark.slow
 def test_notebook_4_runs_where_it_was_unpacked(unpacked):
-    command(unpacked, "helpers.pipeline", "04_comparison", "--run", "test-submission")
+    command(unpacked, "tools.run_notebooks", "04_comparison", "--run", "test-submission")

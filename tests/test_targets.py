@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from helpers.batches import Collator
-from helpers.targets import TeacherTargets, load_targets, save_targets, with_targets
+from helpers.batches import Collator, TeacherTargets, load_targets, save_targets, with_targets
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,9 @@ from conftest import damage_file
 from datasets import Dataset
 
 import helpers.training
-from helpers.batches import bucketed_batches, token_lengths
+from helpers.batches import bucketed_batches, load_targets, save_targets, token_lengths
 from helpers.layers import copy_layers
 from helpers.lora import add_adapters
-from helpers.targets import load_targets, save_targets
 from helpers.training import (
     Checkpoints,
     TrainingError,

@@ -36,17 +36,26 @@ from transformers import (
     PreTrainedModel,
 )
 
-from helpers.batches import Collator, token_lengths
+from helpers.batches import (
+    Collator,
+    device_name,
+    load_targets,
+    mixed_precision,
+    on_gpu,
+    peak_memory_bytes,
+    reset_peak_memory,
+    save_targets,
+    this_process,
+    token_lengths,
+)
 from helpers.config import PROFILES, unknown
 from helpers.data import PreparedData
-from helpers.deploy import OnnxModel, export_onnx, quantise
-from helpers.devices import device_name, mixed_precision, on_gpu, peak_memory_bytes, reset_peak_memory, this_process
 from helpers.experiments import prepare
+from helpers.export import OnnxModel, export_onnx, quantise
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
 from helpers.lora import add_adapters
 from helpers.losses import distillation_loss, hard_loss
 from helpers.runs import ROOT, Run, find_data_source, read_json, tells_errors, versions, write_json
-from helpers.targets import load_targets, save_targets
 from helpers.training import TrainingSettings, learning_rate_at, train
 
 # MiniLM's tokenizer is bert-base's; no weights are read

@@ -26,7 +26,6 @@ from helpers import plots
 from helpers.config import PROFILES, Profile
 from helpers.data import data_files, read_jigsaw, split_rows
 from helpers.experiments import EXPERIMENTS, predictions_path, result_path
-from helpers.pipeline import MORE_NOTEBOOKS, NOTEBOOKS, without_outputs, write_notebook
 from helpers.results import (
     PRIMARY,
     SECONDARY,
@@ -54,6 +53,7 @@ from helpers.runs import (
     write_file,
     write_json,
 )
+from tools.run_notebooks import MORE_NOTEBOOKS, NOTEBOOKS, without_outputs, write_notebook
 
 PAGES = ("README.md", "CONTRIBUTING.md")
 SHOWN_NOTEBOOKS = (*NOTEBOOKS, *MORE_NOTEBOOKS[:-1])  # the demo's outputs are a page that is served while it runs

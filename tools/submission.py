@@ -20,10 +20,10 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from helpers.experiments import result_path
-from helpers.pipeline import without_outputs, write_notebook
 from helpers.results import Results, published_dir
 from helpers.runs import ROOT, Run, read_json, tells_errors, write_file, write_json
 from tools.publish import FIGURES, check_finished, chosen_run, results_table
+from tools.run_notebooks import without_outputs, write_notebook
 
 PROJECT_FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml")
 PROJECT_FILES += ("requirements.txt", "constraints.txt", "constraints-lowest.txt", *FIGURES)
@@ -107,7 +107,7 @@ def cover(run: Run, results: Results, name: str, number: str, course: str) -> st
         "profile": f"{run.profile.name}, {len(results.by_name['teacher'])} seed(s), {some['device']}",
         "comments": f"{run.data_label}: {rows}",
         "run": f"runs/{run.name}/",
-        "to run notebook 4 again": f"python -m helpers.pipeline 04_comparison --run {run.name}",
+        "to run notebook 4 again": f"python -m tools.run_notebooks 04_comparison --run {run.name}",
     }
     lines = [f"| {what} | {html.escape(str(value)).replace('|', '&#124;')} |" for what, value in facts.items()]
     table = "\n".join(["| | |", "|---|---|", *(" ".join(line.split()) for line in lines)])

@@ -11,7 +11,8 @@ import helpers.runs
 from helpers import deploy
 from helpers.batches import Collator
 from helpers.data import DataError, load_data
-from helpers.deploy import (
+from helpers.experiments import load_trained
+from helpers.export import (
     OnnxModel,
     export_onnx,
     find_model,
@@ -25,7 +26,6 @@ from helpers.deploy import (
     score_file,
     windows,
 )
-from helpers.experiments import load_trained
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.training import predict
 

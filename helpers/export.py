@@ -1,6 +1,6 @@
 """From a trained model to a fast one: ONNX, int8, and scoring a file of any size.
 
-    python -m helpers.deploy score IN.csv OUT.csv --model odd
+    python -m helpers.export score IN.csv OUT.csv --model odd
 
 ONNX holds the model as a graph that a small runtime executes without Python's overhead. Quantising turns its float32
 weights into int8 with one scale per output channel and rounds activations as they come: a quarter of the bytes, and
@@ -321,7 +321,7 @@ def find_model(name: str, seed: int, run: str | None) -> tuple[Path, dict]:
 def main(arguments: list[str] | None = None) -> int:
     """Scores a file from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m helpers.deploy", description="Scores comments with a trained model."
+        prog="python -m helpers.export", description="Scores comments with a trained model."
     )
     score = parser.add_subparsers(required=True, metavar="score").add_parser("score", help="score a CSV file")
     score.add_argument("source", type=Path, help="a CSV file with a column comment_text (and id)")

@@ -11,8 +11,8 @@ from packaging.version import Version
 
 from helpers import pipeline
 from helpers.config import PROFILES
-from helpers.environment import NEEDED
 from helpers.experiments import EXPERIMENTS, Experiment, experiment_settings
+from helpers.notebook import NEEDED
 from helpers.runs import ROOT
 
 

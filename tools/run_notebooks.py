@@ -1,8 +1,8 @@
 """Runs the notebooks in order from the command line, and keeps what they have in common in one place.
 
-python -m helpers.pipeline                                  # notebooks 01 to 04b, as `make run` does
-python -m helpers.pipeline 04_comparison --run quick-jigsaw
-python -m helpers.pipeline 05_improvements 06_common_mistakes   # on a finished run
+python -m tools.run_notebooks                                  # notebooks 01 to 04b, as `make run` does
+python -m tools.run_notebooks 04_comparison --run quick-jigsaw
+python -m tools.run_notebooks 05_improvements 06_common_mistakes   # on a finished run
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if ROOT is None:
         subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, str(ROOT)], check=True)
 sys.path.insert(0, str(ROOT))
 
-from helpers.environment import start_notebook
+from helpers.notebook import start_notebook
 
 run = start_notebook(KEEP_ON_DRIVE)"""
 
@@ -183,7 +183,7 @@ def show_outcome(run: Run) -> None:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m helpers.pipeline", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.run_notebooks", description=__doc__.splitlines()[0])
     known = f"{' '.join(RUN_IN_ORDER)}; by name also: {' '.join(MORE_NOTEBOOKS[1:])}"
     parser.add_argument("notebooks", nargs="*", help=f"which notebooks (default: {known})")
     add_run_arguments(parser)

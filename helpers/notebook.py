@@ -133,7 +133,7 @@ def start_notebook(keep_on_drive: bool = False) -> Run:
     added = install_missing()
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's hint; the bars here are plain text
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks transformers by an older name
-    from helpers.devices import device_name  # here, because it imports what may just have been installed
+    from helpers.batches import device_name  # here, because it imports what may just have been installed
 
     if keep_on_drive:
         use_drive()
