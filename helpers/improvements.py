@@ -45,7 +45,6 @@ from helpers.runs import (
     only_writer,
     open_run,
     read_json,
-    resumes,
     tells_errors,
     use_run_arguments,
     write_json,
@@ -407,7 +406,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 @tells_errors(TrainingError)
-@resumes
 def main(arguments: list[str] | None = None) -> int:
     """Trains the sections asked for and prints their scores; returns the exit code."""
     options = parse_arguments(arguments)
