@@ -329,7 +329,7 @@ def only_writer(run: Run, name: str = "data") -> Iterator[None]:
     lock_path.parent.mkdir(parents=True, exist_ok=True)
     holder = lock_path.with_suffix(".json")
     try:
-        held = filelock.FileLock(lock_path).acquire(timeout=0)
+        held = filelock.FileLock(lock_path, is_singleton=True).acquire(timeout=0)  # this process may nest it
     except filelock.Timeout:
         by = read_json(holder) or {"process": "unknown", "since": "unknown"}
         raise RunInUse(
