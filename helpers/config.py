@@ -17,11 +17,9 @@ from pydantic_core import ArgsKwargs, PydanticCustomError
 
 LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 MAIN_EXPERIMENTS = ("majority", "tfidf", "teacher", "odd", "even", "lora", "lora_6")
-
-
 Rate = Annotated[float, Field(gt=0)]  # AdamW's peak learning rate
 Share = Annotated[float, Field(gt=0, lt=1)]
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)  # "3" is no number
 
 
 @dataclass(frozen=True, config=STRICT)

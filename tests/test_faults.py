@@ -7,18 +7,15 @@ longer than all else, and each trains for four epochs, with a checkpoint after e
 import errno
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import psutil
 import pytest
 from jupyter_client.manager import start_new_kernel
 
@@ -328,43 +325,3 @@ def test_an_interrupted_cell_that_is_run_again_ends_as_if_it_was_not(uninterrupt
         client.stop_channels()
         manager.shutdown_kernel(now=True)
     assert outcome(run_of(tmp_path)) == uninterrupted[0]
-
-
-# --- the notebooks ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def notebooks() -> Iterator[Callable[..., Path]]:
-    """A function that runs the notebooks in a run of that name, and kills all of it after so many seconds."""
-    made = []
-
-    def run(name: str, seconds: float | None = None) -> Path:
-        made.append(PROJECT / "runs" / name)
-        command = [sys.executable, "-m", "tools.run_notebooks", "--profile", "smoke", "--run", name]
-        with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-            try:
-                _, errors = process.communicate(timeout=seconds)
-                assert process.returncode == 0, errors[-3_000:]
-                assert seconds is None, "it ended before it could be killed"
-            except subprocess.TimeoutExpired:
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    child.kill()  # the kernel
-                process.kill()
-        return made[-1]
-
-    yield run
-    for folder in made:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(folder.with_name(f".{folder.name}"), ignore_errors=True)  # its locks
-
-
-@pytest.mark.slow
-def test_notebooks_killed_twice_end_as_if_they_were_not(notebooks):
-    started = time.monotonic()
-    expected = outcome(notebooks("faults-uninterrupted"))
-    seconds, moments, finished = time.monotonic() - started, random.Random(2), {}
-    for _ in range(2):
-        finished |= finished_at(notebooks("faults-killed", moments.uniform(0.15, 0.3) * seconds))
-    run = notebooks("faults-killed")
-    assert outcome(run) == expected
-    assert finished.items() <= finished_at(run).items()

@@ -155,19 +155,14 @@ def make_folders(*folders: Path) -> None:
         folder.mkdir(parents=True)
 
 
-def test_jigsaw_dir_goes_first_and_may_be_relative_to_the_project(root, comments, tmp_path):
-    make_folders(root / "data" / "jigsaw", tmp_path / "kaggle")
-    assert find_data_source(PROFILES["base"]) == ("jigsaw", comments)
-
-
-def test_the_projects_own_folder_goes_before_kaggles_mount(root, tmp_path):
-    make_folders(root / "data" / "jigsaw", tmp_path / "kaggle")
-    assert find_data_source(PROFILES["quick"]) == ("jigsaw", root / "data" / "jigsaw")
-
-
-def test_on_kaggle_the_competitions_own_mount_is_found(tmp_path):
-    make_folders(tmp_path / "kaggle")
-    assert find_data_source(PROFILES["quick"]) == ("jigsaw", tmp_path / "kaggle")
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_comments_are_looked_for_in_jigsaw_dir_then_in_the_project_then_on_kaggles_mount(root, monkeypatch, first):
+    places = ["downloads/jigsaw", "data/jigsaw", "../kaggle"][first:]
+    folders = [(root / place).resolve() for place in places]
+    make_folders(*folders)
+    if first == 0:
+        monkeypatch.setenv("JIGSAW_DIR", places[0])
+    assert find_data_source(PROFILES["base"]) == ("jigsaw", folders[0])
 
 
 @pytest.mark.parametrize(("profile", "source"), [("quick", "sample"), ("full", "hub")])
