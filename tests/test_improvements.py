@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
@@ -97,7 +98,7 @@ def test_the_grid_has_at_most_1500_rows():
 def test_a_grid_is_never_scored_on_test_and_lies_apart_from_the_runs_results(grid):
     run, _ = grid
     assert "test" not in read_json(grid_run(run).results_dir / "odd-1.json")
-    frame = experiments.pd.read_parquet(predictions_path(grid_run(run).results_dir, "odd", 1))
+    frame = pd.read_parquet(predictions_path(grid_run(run).results_dir, "odd", 1))
     assert set(frame["split"]) == {"validation"}
     assert not run.results_dir.exists()
 
@@ -241,7 +242,6 @@ def test_the_winners_of_the_published_grid_are_found():
 def test_the_winners_are_trained_once_with_every_seed_and_their_defaults(copied_run, monkeypatch):
     trained = []
     original = improvements.run_experiment
-    monkeypatch.setattr(experiments, "measure_deployment", lambda *_: {})
     monkeypatch.setattr(improvements, "run_experiment", lambda *found: trained.append(found) or original(*found))
     assert "hybrid" in run_winners(copied_run).by_name
     assert trained

@@ -418,7 +418,7 @@ def test_a_student_is_compared_with_its_own_seeds_teacher_alone(copied_run):
 def test_predictions_are_read_and_resampled_once_for_any_number_of_verdicts_and_intervals(monkeypatch, forget_scores):
     read, drawn, original = [], [], pd.read_parquet
     zeros = dict.fromkeys(("f1", "average_precision"), np.zeros(10))
-    monkeypatch.setattr(experiments.pd, "read_parquet", lambda path: read.append(path) or original(path))
+    monkeypatch.setattr(pd, "read_parquet", lambda path: read.append(path) or original(path))
     monkeypatch.setattr(helpers.results, "bootstrap_scores", lambda *of_file: drawn.append(of_file) or zeros)
     results = published_results("base")
     results.verdicts(PRIMARY), results.verdicts(SECONDARY), results.intervals("odd")
