@@ -31,7 +31,7 @@ from helpers.batches import TeacherTargets, device_name, load_targets, predict, 
 from helpers.config import MAIN_EXPERIMENTS, Profile, unknown
 from helpers.data import PreparedData, load_data, majority_logits, prepare_data, tfidf_logits
 from helpers.evaluation import best_threshold, score, teacher_gate, toxic_probability
-from helpers.export import latency_batches, measure_deployment, measure_latency, plain_model, torch_call
+from helpers.export import measure_deployment
 from helpers.layers import (
     EVEN_LAYERS,
     FIRST_SIX,
@@ -514,9 +514,6 @@ def _training_facts(experiment, seed, run, data, model, history, before, after) 
             "training_seconds": history.pop("seconds"),
             "peak_memory_bytes": history.pop("peak_memory_bytes"),
             "bytes": model_bytes(experiment, seed, run),
-            "latency": measure_latency(
-                torch_call(plain_model(model)), latency_batches(data, model.config.pad_token_id)
-            ),
         },
         "history": history,
     }

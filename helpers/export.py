@@ -16,7 +16,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from helpers.batches import Collator, progress_bar
 from helpers.config import load_profile
 from helpers.data import DataError, PreparedData, tokenise
-from helpers.evaluation import latency, row_difference, toxic_probability
+from helpers.evaluation import toxic_probability
 from helpers.lora import merge_adapters
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.runs import (
@@ -161,50 +160,28 @@ def onnx_logits(model: OnnxModel, dataset: Dataset, pad_token_id: int) -> np.nda
 
 
 def measure_deployment(model: torch.nn.Module, directory: Path, data: PreparedData, logits: np.ndarray) -> dict:
-    """Exports the model to `directory`, holds the exports to PyTorch's test logits (N, C) and measures all three forms.
+    """Exports the model to `directory` and holds the exports to PyTorch's test logits (N, C).
 
     Returns:
-        For pytorch, onnx and int8: `batch_1` and `batch_32` (p50_ms, p95_ms, comments_a_second) and `bytes`; for the
-        exports also `largest_difference` of a logit and `average_precision`: the change with its 95 % interval.
+        For pytorch, onnx and int8: `bytes`; for the exports also `largest_difference` of a logit.
     """
     plain = plain_model(model).cpu()
     with new_directory(directory) as temporary:
         export_onnx(plain, temporary / FORMATS["onnx"])
         quantise(temporary / FORMATS["onnx"], temporary / FORMATS["int8"])
         seal(temporary, "exports")
-    batches = latency_batches(data, plain.config.pad_token_id)
-    weights = sum(p.numel() * p.element_size() for p in plain.parameters())
-    facts = {"pytorch": measure_latency(torch_call(plain), batches) | {"bytes": weights}}
-    labels, probabilities = data.labels("test"), toxic_probability(logits)
+    facts = {"pytorch": {"bytes": sum(p.numel() * p.element_size() for p in plain.parameters())}}
     for name, file in FORMATS.items():
-        exported = OnnxModel(directory / file)
-        found = onnx_logits(exported, data.splits["test"], plain.config.pad_token_id)
-        change = asdict(row_difference(labels, toxic_probability(found), probabilities))
-        facts[name] = measure_latency(exported, batches) | {
-            "bytes": (directory / file).stat().st_size,
-            "largest_difference": float(np.abs(found - logits).max()),
-            "average_precision": {key: change[key] for key in ("difference", "low", "high")},
-        }
+        found = onnx_logits(OnnxModel(directory / file), data.splits["test"], plain.config.pad_token_id)
+        difference = float(np.abs(found - logits).max())
+        facts[name] = {"bytes": (directory / file).stat().st_size, "largest_difference": difference}
     return facts
-
-
-def latency_batches(data: PreparedData, pad_token_id: int, comments: int = 64) -> dict[str, list[dict]]:
-    """The same test comments one by one and 32 at a time, as tensors."""
-    rows = data.splits["test"].select(range(min(comments, len(data.splits["test"]))))
-    collate = Collator(pad_token_id)
-    of_32 = [collate(list(rows.select(range(i, min(i + 32, len(rows)))))) for i in range(0, len(rows), 32)]
-    return {"batch_1": [collate([row]) for row in rows], "batch_32": of_32}
 
 
 def torch_call(model: torch.nn.Module) -> Callable:
     """The model as a function of ids and mask that returns when the logits are on the CPU: a GPU answers before."""
     device = next(model.parameters()).device
     return lambda input_ids, attention_mask: model(input_ids.to(device), attention_mask.to(device)).logits.cpu()
-
-
-def measure_latency(call: Callable, batches: dict[str, list[dict]]) -> dict:
-    """Latency and throughput of a model or an export, by batch size."""
-    return {name: latency(call, of_size) for name, of_size in batches.items()}
 
 
 # --- scoring a file --------------------------------------------------------------------------------------------------

@@ -518,11 +518,10 @@ def reliability(results: Results, names: Sequence[str], where: Path) -> Image | 
         panel.set_visible(False)
     for panel, (name, colour) in zip(panels.flat, _colours(names).items(), strict=False):
         bins = calibration_bins(results.labels(), toxic_probability(results.logits(name, seed, "test")))
-        bins = bins[bins["rows"] > 0]
         panel.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
         interval = proportion_confint(bins["toxic"], bins["rows"], method="wilson")
-        panel.vlines(bins["said"], *interval, color=colour, linewidth=1.5, alpha=0.6)
-        panel.plot(bins["said"], bins["seen"], "o-", color=colour, markersize=5, linewidth=1)
+        panel.vlines(bins["predicted"], *interval, color=colour, linewidth=1.5, alpha=0.6)
+        panel.plot(bins["predicted"], bins["observed"], "o-", color=colour, markersize=5, linewidth=1)
         panel.set(
             title=model_label(name),
             xlim=(0, 1),

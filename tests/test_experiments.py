@@ -373,8 +373,7 @@ def test_a_trained_models_result_has_parameters_losses_and_costs_too(finished_ru
     result = read_json(result_path(finished_run.results_dir, name, 1))
     assert {"parameters", "trainable_parameters", "training_loss", "training_loss_total", "history"} <= result.keys()
     assert result["before_training"].keys() == {"average_precision"}
-    assert result["costs"].keys() >= {"peak_memory_bytes", "bytes", "latency"}
-    assert result["costs"]["latency"].keys() == {"batch_1", "batch_32"}
+    assert result["costs"].keys() >= {"peak_memory_bytes", "bytes"}
 
 
 @pytest.mark.parametrize("name", TRAINED)

