@@ -256,8 +256,8 @@ def test_what_does_not_beat_its_default_stays_at_home_but_for_regularisation_and
     assert named(winners(scored(finished_run), sections_of(finished_run))) == [
         ("regularised LoRA", "dropout 0", "lora"),
         ("regularised LoRA", "weight decay 0", "lora"),
-        ("hybrid", "LoRA on the odd layers, distilled", "lora_6"),
-        ("hybrid", "LoRA on the odd layers, distilled", "odd"),
+        ("hybrid", "LoRA, distilled", "lora_6"),
+        ("hybrid", "LoRA, distilled", "odd"),
     ]
 
 
@@ -307,4 +307,4 @@ def test_a_section_may_be_run_alone(smoke_run, capsys):
     assert improvements.main(["hybrid", "--profile", "smoke"]) == 0
     made = {path.name for path in grid_run(smoke_run).results_dir.glob("*.json")}
     assert made == {"teacher-1.json", "lora_6-1.json", "odd-1.json", "hybrid-1.json"}
-    assert "LoRA on the odd layers, distilled" in capsys.readouterr().out
+    assert "LoRA, distilled" in capsys.readouterr().out
