@@ -202,7 +202,7 @@ def test_a_students_rate_is_judged_by_the_mean_of_odd_and_even(monkeypatch):
 
 # --- the winners -----------------------------------------------------------------------------------------------------
 
-HYBRIDS = [("hybrid", "LoRA on the odd layers, distilled", name) for name in ("lora_6", "odd")]
+HYBRIDS = [("hybrid", "LoRA, distilled", name) for name in ("lora_6", "odd")]
 
 
 def named_winners(scores: dict[str, float]) -> list[tuple[str, str, str]]:
@@ -268,4 +268,4 @@ def test_a_section_may_be_run_alone(smoke_run, capsys):
     assert improvements.main(["hybrid", "--profile", "smoke"]) == 0
     made = {path.name for path in grid_run(smoke_run).results_dir.glob("*.json")}
     assert made == {"teacher-1.json", "lora_6-1.json", "odd-1.json", "hybrid-1.json"}
-    assert "LoRA on the odd layers, distilled" in capsys.readouterr().out
+    assert "LoRA, distilled" in capsys.readouterr().out

@@ -91,17 +91,17 @@ def test_a_typed_comment_gets_its_verdict(page):
 
 
 def test_another_model_gives_its_own_verdict(page):
-    assert "Teacher, 12 layers calls a comment toxic" in judged(page, "hello there")
+    assert "Teacher calls a comment toxic" in judged(page, "hello there")
     page.find_element(By.XPATH, "//*[@id='model']//label[contains(., 'Even student')]").click()
-    wait_for(page, lambda: "Even student, distilled calls a comment toxic" in text_of(page, "verdict"))
+    wait_for(page, lambda: "Even student calls a comment toxic" in text_of(page, "verdict"))
 
 
 def test_all_models_stand_side_by_side_with_their_latency(page):
     type_comment(page, "hello there")
     page.find_element(By.ID, "ask-all").click()
-    wait_for(page, lambda: "LoRA, 12 layers" in text_of(page, "side-by-side"))
+    wait_for(page, lambda: "LoRA" in text_of(page, "side-by-side"))
     shown = text_of(page, "side-by-side")
-    assert "milliseconds" in shown and "Odd student, distilled" in shown
+    assert "milliseconds" in shown and "Odd student" in shown
 
 
 @pytest.mark.parametrize("text", ["", "  "], ids=["nothing", "spaces"])
