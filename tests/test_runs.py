@@ -92,6 +92,11 @@ def test_a_failing_write_leaves_the_old_file_and_no_temporary_one(tmp_path, monk
     assert os.listdir(tmp_path) == ["value.json"]
 
 
+def test_nan_is_refused_since_others_cannot_parse_it(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "value.json", {"loss": float("nan")})
+
+
 def fill(path: Path, *names: str) -> None:
     with new_directory(path) as directory:
         assert not (path / names[0]).exists()
