@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import tomllib
@@ -45,26 +46,6 @@ KERNEL_DIED = (
     "the notebook's kernel died: it was stopped, or the machine ran out of memory (a smaller profile needs less). The "
     "same command resumes from the last checkpoint"
 )
-FIRST_CELL = """\
-# The same in every notebook: finds the project (on Colab: fetches it) and opens the run.
-import subprocess
-import sys
-from pathlib import Path
-
-REPOSITORY = "{repository}"
-KEEP_ON_DRIVE = False  # on Colab: True keeps runs/ on your Google Drive, for a session that drops
-here = Path.cwd()
-ROOT = next((folder for folder in (here, *here.parents) if (folder / "helpers").is_dir()), None)
-if ROOT is None:
-    ROOT = here / REPOSITORY.rsplit("/", 1)[-1]
-    if not ROOT.is_dir():
-        subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, str(ROOT)], check=True)
-sys.path.insert(0, str(ROOT))
-
-from helpers.notebook import start_notebook
-
-run = start_notebook(KEEP_ON_DRIVE)"""
-
 
 # --- what the notebooks share ----------------------------------------------------------------------------------------
 
@@ -75,36 +56,31 @@ def repository() -> str:
     return project["project"]["urls"]["Repository"]
 
 
-def first_cell() -> str:
-    """The source of every notebook's first code cell."""
-    return FIRST_CELL.format(repository=repository())
-
-
 def read_notebook(name: str) -> nbformat.NotebookNode:
+    """A notebook of notebooks/, with its outputs."""
     return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
 
 
-def navigation(name: str) -> str:
-    """The last line of a notebook's first and last cell: links to its neighbours and, with an address, to Colab."""
-    place, links = ALL_NOTEBOOKS.index(name), []
-    for word, neighbours in (("Previous", ALL_NOTEBOOKS[:place][-1:]), ("Next", ALL_NOTEBOOKS[place + 1 :][:1])):
-        for other in neighbours:
-            title = read_notebook(other).cells[0].source.removeprefix("# ").split(":")[0]  # '2 · Layer distillation'
-            links.append(f"{word}: [{title}]({other}.ipynb)")
+def first_cell() -> str:
+    """The source of every notebook's first code cell: notebook 1's, with the repository's address."""
+    source = next(cell.source for cell in read_notebook(NOTEBOOKS[0]).cells if cell.cell_type == "code")
+    return re.sub(r'^REPOSITORY = ".*"$', f'REPOSITORY = "{repository()}"', source, flags=re.M)
+
+
+def colab_link(name: str) -> str:
+    """What follows the links to a notebook's neighbours; nothing as long as nobody has set the repository's address."""
     owner_and_name = repository().removeprefix("https://github.com/")
-    if not owner_and_name.startswith("OWNER/"):
-        page = f"https://colab.research.google.com/github/{owner_and_name}/blob/main/notebooks/{name}.ipynb"
-        links.append(f"[open in Colab]({page})")
-    return " · ".join(links)
+    page = f"https://colab.research.google.com/github/{owner_and_name}/blob/main/notebooks/{name}.ipynb"
+    return "" if owner_and_name.startswith("OWNER/") else f" · [open in Colab]({page})"
 
 
 def write_first_cells() -> None:
-    """Writes the first cell and the links of every notebook, made from the repository's address."""
+    """Writes what depends on the repository's address: the first code cells, and the links to Colab."""
     for name in ALL_NOTEBOOKS:
         notebook = read_notebook(name)
         next(cell for cell in notebook.cells if cell.cell_type == "code").source = first_cell()
         for cell in (notebook.cells[0], notebook.cells[-1]):
-            cell.source = "\n".join([*cell.source.splitlines()[:-1], navigation(name)])
+            cell.source = re.sub(r"( · \[open in Colab]\(.*\))?\Z", colab_link(name), cell.source, count=1)
         write_notebook(notebook, ROOT / "notebooks" / f"{name}.ipynb")
 
 
