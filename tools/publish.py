@@ -21,27 +21,11 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from helpers import plots
+from helpers import plots, results
 from helpers.config import PROFILES, Profile
 from helpers.data import data_files, read_jigsaw, split_rows
 from helpers.experiments import EXPERIMENTS, predictions_path, result_path
-from helpers.results import (
-    PRIMARY,
-    SECONDARY,
-    Results,
-    comparison_table,
-    cost_table,
-    find_result,
-    has_results,
-    load_results,
-    model_costs,
-    model_title,
-    published_dir,
-    published_results,
-    read_results,
-    verdict_table,
-    write_comparison,
-)
+from helpers.results import PRIMARY, SECONDARY, Results
 from helpers.runs import (
     ROOT,
     Run,
@@ -105,21 +89,21 @@ def check_finished(run: Run) -> Results:
         FileNotFoundError: something has not been run; the message says what makes it.
         ValueError: the parts of the run do not belong together.
     """
-    results, unfinished = load_results(run), f"run {run.name!r} is not finished"
-    if results.missing:
-        names = ", ".join(f"{name} (seed {seed})" for name, seed in results.missing)
+    found, unfinished = results.load_results(run), f"run {run.name!r} is not finished"
+    if found.missing:
+        names = ", ".join(f"{name} (seed {seed})" for name, seed in found.missing)
         raise FileNotFoundError(f"{unfinished}: no result of {names}; run 01 to 03 again")
     paths = {name: run.directory / "notebooks" / f"{name}.ipynb" for name in SHOWN_NOTEBOOKS}
     absent = [name for name in NOTEBOOKS if not paths[name].is_file()]
     if absent:
         raise FileNotFoundError(f"{unfinished}: run {', '.join(absent)} first")
-    for (name, seed), directory in results.directories.items():
+    for (name, seed), directory in found.directories.items():
         if result_path(directory, name, seed).stat().st_mtime > paths["04_comparison"].stat().st_mtime:
             newer = f"{name} (seed {seed}) is newer than notebook 04_comparison"
             raise ValueError(f"run {run.name!r} is mixed: {newer}; run it again")
     for path in filter(Path.is_file, paths.values()):
         check_notebook(path, run)
-    return results
+    return found
 
 
 def check_notebook(path: Path, run: Run) -> None:
@@ -141,18 +125,18 @@ def publish(run: Run) -> None:
     """Copies the results of a finished run on real comments to results/<profile>/, in place of what stood there."""
     check_real_comments(run)
     check_finished(run)
-    with new_directory(published_dir(run)) as directory:
+    with new_directory(results.published_dir(run)) as directory:
         copy_results(run, directory)
-        write_comparison(read_results(directory), directory)
+        results.write_comparison(results.read_results(directory), directory)
         write_json(directory / "data.json", data_facts(run.profile, data_files(run)))
         grid = replace(run, directory=run.directory / "grid", part="grid")
-        if has_results(grid):
+        if results.has_results(grid):
             copy_results(grid, directory / "grid")
 
 
 def copy_results(run: Run, directory: Path) -> None:
     """Copies the results and predictions that fit the run's settings, comments and teachers to a new folder."""
-    found = read_results(run.results_dir)
+    found = results.read_results(run.results_dir)
     (directory / "predictions").mkdir(parents=True)
     for name, seed in found.directories:
         if belongs(name, seed, found, run):
@@ -166,7 +150,7 @@ def copy_results(run: Run, directory: Path) -> None:
 def belongs(name: str, seed: int, found: Results, run: Run) -> bool:
     """Whether a result is of the run as it is now; one of a grid is if its comments and its teacher are the run's."""
     if name in EXPERIMENTS:
-        return find_result(run, EXPERIMENTS[name], seed) is not None
+        return results.find_result(run, EXPERIMENTS[name], seed) is not None
     inputs, data = found.by_name[name][seed]["inputs"], read_json(run.data_dir / "data.json") or {}
     teacher = found.by_name.get("teacher", {}).get(seed, {})
     return inputs["data"] == data.get("fingerprint") and inputs.get("teacher") in (None, teacher.get("fingerprint"))
@@ -225,22 +209,22 @@ def written_scores(table: pd.DataFrame) -> pd.DataFrame:
         deviations = table["average_precision_sd"].map(" ± {:.3f}".format, na_action="ignore")
         scores["average_precision"] += deviations.astype(object).fillna("")
     scores.loc[table["average_precision"].isna(), "average_precision"] = "not yet run"
-    return scores.assign(model=[model_title(name) for name in table.index])
+    return scores.assign(model=[results.model_title(name) for name in table.index])
 
 
 def answer_table(published: Results) -> str:
     """The three answers and their teacher: score and costs."""
-    tables = (make(published).set_index("experiment").reindex(ANSWERS) for make in (comparison_table, model_costs))
-    scores, costs = next(tables), written(next(tables), COSTS)
+    scores = results.comparison_table(published).set_index("experiment").reindex(ANSWERS)
+    costs = results.model_costs(published).set_index("experiment").reindex(ANSWERS)
     columns = ["model", "average_precision", "latency_ms", "megabytes", "megabytes_per_task", "training_cost"]
-    return markdown(written_scores(scores).join(costs)[columns])
+    return markdown(written_scores(scores).join(written(costs, COSTS))[columns])
 
 
-def results_table(results: Results) -> str:
+def results_table(found: Results) -> str:
     """Training loss and test scores of every model; an experiment without a result is not yet run."""
-    found = comparison_table(results).set_index("experiment")
-    names = dict.fromkeys([*EXPERIMENTS, *found.index])
-    return markdown(written_scores(found.reindex(list(names)))[["model", *SCORES]])
+    table = results.comparison_table(found).set_index("experiment")
+    names = dict.fromkeys([*EXPERIMENTS, *table.index])
+    return markdown(written_scores(table.reindex(list(names)))[["model", *SCORES]])
 
 
 def verdict_tables(published: Results) -> str:
@@ -248,7 +232,7 @@ def verdict_tables(published: Results) -> str:
     forms = dict.fromkeys(("difference", "low", "high"), "{:+.3f}") | {"p_holm": "{:.3f}", "detectable": "{:.3f}"}
     tables = []
     for title, pairs in {"question of the exercise": PRIMARY, "other comparisons": SECONDARY}.items():
-        found = verdict_table(published.verdicts(pairs))
+        found = results.verdict_table(published.verdicts(pairs))
         table = written(found, {"comparison": "{}"} | forms | {"verdict": "{}"}).rename(columns={"comparison": title})
         table.insert(2, "95 % interval", table.pop("low") + " to " + table.pop("high"))
         tables.append(markdown(table))
@@ -257,7 +241,7 @@ def verdict_tables(published: Results) -> str:
 
 def costs_table(published: Results) -> str:
     """What the teacher, a student and LoRA cost."""
-    costs = cost_table(published)
+    costs = results.cost_table(published)
     costs = costs.assign(**{column: costs[column] / 1e6 for column in ("parameters", "trainable_parameters")})
     return markdown(written(costs, {"model": "{}", "parameters": "{:.1f}", "trainable_parameters": "{:.2f}"} | COSTS))
 
@@ -337,7 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if not options.tables:
         publish(chosen_run())
-    renew_pages(published_results())
+    renew_pages(results.published_results())
     return 0
 
 

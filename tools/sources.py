@@ -144,7 +144,7 @@ def _of_result(result: dict, path: list[str]) -> float:
 
 
 def _of_parts(found: dict, rest: str) -> float:
-    """What lies in nested dicts, whose keys may hold other signs than letters: '12 layers, int8, 1' is 12_layers_int8_1."""
+    """A number in nested dicts, whose keys are written with letters alone: '12 layers, int8, 1' as 12_layers_int8_1."""
     for part in rest.split("."):
         found = {re.sub(r"\W+", "_", key): inner for key, inner in found.items()}[part]
     return found
