@@ -69,8 +69,3 @@ def test_a_ratio_is_the_median_of_the_rounds_each_against_its_own_round():
 def test_the_file_is_named_for_the_device(monkeypatch):
     monkeypatch.setattr(benchmark, "device_name", lambda: "NVIDIA H100 80GB HBM3")
     assert benchmark.results_path().name == "nvidia-h100-80gb-hbm3.json"
-
-
-def test_an_unknown_section_gets_one_clear_line(capsys):
-    assert benchmark.main(["latencies"]) == 2
-    assert "Did you mean 'latency'?" in capsys.readouterr().err

@@ -274,7 +274,7 @@ def test_a_kernel_that_dies_is_said(run_cells):
 def test_ctrl_c_stops_the_notebook_and_says_how_to_go_on(run_cells):
     press = "import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)"
     code, shown, _ = run_cells("print('before')", press)
-    assert code == 130 and "the same command goes on" in shown
+    assert code == 130 and "same command" in shown
 
 
 def test_no_other_python_of_the_machine_runs_a_notebook(run_cells, tmp_path, monkeypatch):
