@@ -32,11 +32,9 @@ from helpers.experiments import (
     experiment_fingerprint,
     experiment_seeds,
     find_experiment,
-    predictions_path,
-    read_predictions,
-    read_result,
 )
 from helpers.layers import ODD_LAYERS
+from helpers.predictions import predictions_path, read_predictions, read_result
 from helpers.runs import PUBLISHED_RESULTS, Run, read_json, write_file
 
 # The sheet's own question. These three are corrected among themselves by Holm's method.

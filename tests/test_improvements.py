@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
@@ -112,7 +113,7 @@ def test_the_grid_has_at_most_1500_rows():
 def test_a_grid_is_never_scored_on_test(grid):
     run, _ = grid
     assert "test" not in read_json(grid_run(run).results_dir / "odd-1.json")
-    frame = experiments.pd.read_parquet(predictions_path(grid_run(run).results_dir, "odd", 1))
+    frame = pd.read_parquet(predictions_path(grid_run(run).results_dir, "odd", 1))
     assert set(frame["split"]) == {"validation"}
 
 
@@ -282,7 +283,6 @@ def test_the_hybrid_and_what_it_is_held_to_are_the_named_experiments():
 
 
 def test_the_winners_are_trained_once_with_every_seed(copied_run, monkeypatch):
-    monkeypatch.setattr(experiments, "measure_deployment", lambda *_: {})
     results = run_winners(scored(copied_run), copied_run)
     assert {"lora-dropout_0.0", "lora-weight_decay_0.0", "hybrid"} <= set(results.by_name)
     monkeypatch.setattr(improvements, "run_experiment", None)

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 
 import helpers.evaluation
 import helpers.results
-from helpers import experiments
+from helpers import experiments, predictions
 from helpers.config import PROFILES
 from helpers.data import DATA_SETTINGS, load_data
 from helpers.evaluation import METRICS, toxic_probability
@@ -59,7 +59,7 @@ def base() -> helpers.results.Results:
 @pytest.fixture
 def forget_scores():
     """What was read of predictions is read again, before the test and after it."""
-    caches = (experiments.predicted_scores, experiments.read_predictions)
+    caches = (predictions.predicted_scores, predictions.read_predictions)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -462,7 +462,7 @@ def test_a_student_is_compared_with_its_own_seeds_teacher_alone(copied_run):
 
 def test_predictions_are_read_once_for_any_number_of_verdicts(monkeypatch, forget_scores):
     read, original = [], pd.read_parquet
-    monkeypatch.setattr(experiments.pd, "read_parquet", lambda path: read.append(path) or original(path))
+    monkeypatch.setattr(pd, "read_parquet", lambda path: read.append(path) or original(path))
     results = published_results("base")
     results.verdicts(PRIMARY)
     results.verdicts(SECONDARY)
