@@ -104,25 +104,23 @@ def test_without_a_run_the_error_says_how_to_make_one(empty_project, capsys):
     assert "`make run` trains them" in capsys.readouterr().err
 
 
-def test_a_run_without_models_is_named(empty_project):
-    with pytest.raises(FileNotFoundError, match="run 'mine' has no trained models"):
-        find_finished_run("mine")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine", "run 'mine' has no trained models"),
+        ("first", "was made with PROFILE=smoke, and PROFILE=base is set"),
+    ],
+)
+def test_a_run_without_models_or_of_another_profile_is_refused(two_runs, monkeypatch, name, message):
+    monkeypatch.setenv("PROFILE", "base" if name == "first" else "auto")
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        find_finished_run(name)
 
 
-def test_a_run_of_another_profile_than_the_one_asked_for_is_refused(two_runs, monkeypatch):
-    monkeypatch.setenv("PROFILE", "base")
-    with pytest.raises(ValueError, match="was made with PROFILE=smoke, and PROFILE=base is set"):
-        find_finished_run("first")
-
-
-def test_the_run_whose_models_were_trained_last_is_taken(two_runs):
+def test_the_run_that_was_trained_last_is_taken_but_a_finished_one_goes_before(two_runs):
     (two_runs[0] / "models" / "odd-1" / "fingerprint.json").touch()
     assert find_finished_run().name == "first"
     assert find_finished_run("second").name == "second"
-
-
-def test_a_finished_run_goes_before_one_that_was_trained_later(two_runs):
-    (two_runs[0] / "models" / "odd-1" / "fingerprint.json").touch()
     (two_runs[1] / "results" / "comparison.csv").touch()
     assert find_finished_run().name == "second"
 

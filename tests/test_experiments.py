@@ -1,6 +1,5 @@
 """The rows of the comparison: what each depends on, that it is made once, and what it leaves behind."""
 
-import shutil
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -95,46 +94,32 @@ def test_the_students_keep_the_layers_they_are_named_after():
 
 # --- fingerprints ----------------------------------------------------------------------------------------------------
 
-# What is made again when a setting changes. A changed teacher changes its students and what stands on its copy.
-CHANGES = {
-    # On the same data; a model with another tokeniser changes the data, and so everything (tests/test_data.py).
-    "pretrained": ("minilm-stacked", TRAINED_AT_ALL),
-    "epochs": (9, TRAINED_AT_ALL),
-    "batch_size": (4, TRAINED_AT_ALL),
-    "teacher_learning_rate": (1e-4, FROM_THE_TEACHER | {"teacher"}),
-    "student_learning_rate": (1e-4, STUDENTS),
-    "lora_learning_rate": (1e-4, LORA),
-    "lora_rank": (4, LORA),
-    "lora_alpha": (4, LORA),
-    "lora_dropout": (0.3, LORA),
-    "lora_targets": ("all_linear", LORA),
-    "temperature": (3.0, DISTILLED),
-    "alpha": (0.9, DISTILLED),
-    "beta": (0.0, DISTILLED),
-    "weight_decay": (0.1, TRAINED_AT_ALL),
-    "warmup_ratio": (0.3, TRAINED_AT_ALL),
-    "max_grad_norm": (0.5, TRAINED_AT_ALL),
-    "seeds": ((1, 2, 3), set()),
-    "name": ("other", set()),
-    "expected_time": ("a year", set()),
-    "experiments": (("teacher",), set()),
-    "data_without_files": ("error", set()),
-    "micro_batch_size": (4, set()),  # the gradients are the whole batch's either way
-}
-NOT_SETTINGS = {"seed": (2, TRAINED_AT_ALL), "data": ("other data", set(EXPERIMENTS))}
+CHANGES = (  # what is made again when a setting changes; a changed teacher changes what stands on its copy
+    (set(), {"seeds": (1, 2, 3), "name": "other", "expected_time": "a year", "experiments": ("teacher",)}),
+    (set(), {"data_without_files": "error", "micro_batch_size": 4}),  # the gradients are the whole batch's either way
+    (TRAINED_AT_ALL, {"pretrained": "minilm-stacked", "epochs": 9, "batch_size": 4, "seed": 2}),
+    (TRAINED_AT_ALL, {"weight_decay": 0.1, "warmup_ratio": 0.3, "max_grad_norm": 0.5}),
+    (FROM_THE_TEACHER | {"teacher"}, {"teacher_learning_rate": 1e-4}),
+    (STUDENTS, {"student_learning_rate": 1e-4}),
+    (LORA, {"lora_learning_rate": 1e-4, "lora_rank": 4, "lora_alpha": 4, "lora_dropout": 0.3}),
+    (LORA, {"lora_targets": "all_linear"}),
+    (DISTILLED, {"temperature": 3.0, "alpha": 0.9, "beta": 0.0}),
+    (set(EXPERIMENTS), {"data": "other data"}),
+)
 OF_THE_DATA = {"train_rows", "validation_rows", "test_rows", "max_length", "split_seed"}  # tests/test_data.py
 
 
 def test_every_setting_stands_in_the_table_of_what_it_changes():
-    assert set(CHANGES) | OF_THE_DATA == {field.name for field in fields(SMOKE)}
+    settings = {setting for _, changes in CHANGES for setting in changes} - {"seed", "data"}
+    assert settings | OF_THE_DATA == {field.name for field in fields(SMOKE)}
 
 
 def test_a_setting_changes_the_fingerprints_of_what_depends_on_it_and_no_other():
-    before, changed = fingerprints(), {}
-    for setting, (value, _) in (CHANGES | NOT_SETTINGS).items():
-        after = fingerprints(**{setting: value})
-        changed[setting] = {name for name in before if before[name] != after[name]}
-    assert changed == {setting: expected for setting, (_, expected) in (CHANGES | NOT_SETTINGS).items()}
+    before = fingerprints()
+    for expected, changes in CHANGES:
+        for setting, value in changes.items():
+            after = fingerprints(**{setting: value})
+            assert {name for name in before if before[name] != after[name]} == expected, setting
 
 
 def test_all_experiments_have_fingerprints_of_their_own():
@@ -157,36 +142,21 @@ def test_changed_settings_make_a_finished_experiment_again(copied_run, no_traini
 
 
 @pytest.mark.parametrize(
-    "lost",
-    [
-        "results/lora-1.json",
-        "models/lora-1",
-        "models/lora-1/adapter_model.safetensors",
-    ],
-)
-def test_an_experiment_that_lost_a_file_is_made_again(copied_run, no_training, lost):
-    path = copied_run.directory / lost
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(Retrained):
-        run_experiment("lora", 1, copied_run)
-
-
-@pytest.mark.parametrize(
-    ("damaged", "damage"),
+    ("file", "damage"),
     [
         ("results/lora-1.json", "altered"),
+        ("results/lora-1.json", "lost"),
         ("results/predictions/lora-1.parquet", "cut"),
         ("models/lora-1/adapter_model.safetensors", "altered"),
-        ("models/lora-1/model.safetensors", "altered"),
+        ("models/lora-1/model.safetensors", "lost"),
     ],
 )
-def test_an_experiment_with_a_damaged_file_is_made_again_and_the_file_is_named(
-    copied_run, no_training, capsys, damaged, damage
-):
-    damage_file(copied_run.directory / damaged, damage)
+def test_an_experiment_with_a_lost_or_damaged_file_is_made_again(copied_run, no_training, capsys, file, damage):
+    path = copied_run.directory / file
+    path.unlink() if damage == "lost" else damage_file(path, damage)
     with pytest.raises(Retrained):
         run_experiment("lora", 1, copied_run)
-    assert f"{damaged.split('/')[-1]} was cut or changed" in capsys.readouterr().out
+    assert damage == "lost" or f"{path.name} was cut or changed" in capsys.readouterr().out
 
 
 def test_damaged_data_is_never_used_and_made_again_alike(copied_run, finished_run):
@@ -198,50 +168,30 @@ def test_damaged_data_is_never_used_and_made_again_alike(copied_run, finished_ru
     assert again.splits["train"].to_dict() == load_data(finished_run).splits["train"].to_dict()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"max_length": 12}, "prepared with other settings than the profile has now: run 01"),
-        ({"pretrained": "all-mpnet-base-v2"}, "tokenised for tiny-random, not for all-mpnet-base-v2: run 01"),
-    ],
-)
-def test_comments_prepared_otherwise_are_not_trained_on(copied_run, change, message):
-    changed = replace(copied_run, profile=replace(copied_run.profile, **change))
-    with pytest.raises(FileNotFoundError, match=message):
+def test_comments_tokenised_for_another_model_are_not_trained_on(copied_run):
+    changed = replace(copied_run, profile=replace(copied_run.profile, pretrained="all-mpnet-base-v2"))
+    with pytest.raises(FileNotFoundError, match="tokenised for tiny-random, not for all-mpnet-base-v2: run 01"):
         run_experiment("odd", 1, changed)
 
 
 @pytest.mark.parametrize("name", ["odd", "lora_6"])
-def test_what_stands_on_a_teacher_names_the_notebook_that_trains_it(smoke_run, name):
-    with pytest.raises(MissingStage, match=r"no teacher with seed 1 yet: run 02_layer_distillation first"):
-        run_experiment(name, 1, smoke_run)
+def test_what_stands_on_a_teacher_is_not_made_before_the_teacher_of_its_own_seed(copied_run, name):
+    message = r"no teacher with seed 2 yet: run 02_layer_distillation first .* teacher --seeds 2"
+    with pytest.raises(MissingStage, match=message):
+        run_experiment(name, 2, copied_run)
 
 
-def test_a_student_is_not_made_from_a_teacher_of_another_seed(copied_run):
-    with pytest.raises(MissingStage, match=r"no teacher with seed 2 yet.* teacher --seeds 2"):
-        run_experiment("odd", 2, copied_run)
-
-
-@pytest.fixture
-def run_with_untrained_teacher(copied_run):
-    """The finished run, but its teacher failed the gate and no student is there."""
+def test_a_teacher_that_failed_the_gate_is_not_distilled_but_its_copy_may_learn_from_labels(copied_run, no_training):
     path = result_path(copied_run.results_dir, "teacher", 1)
     result = read_json(path)
     result["gate"] |= {"passed": False, "average_precision": 0.123}
     write_json(path, result)
     for name in ("odd", "odd_hard"):
         result_path(copied_run.results_dir, name, 1).unlink()
-    return copied_run
-
-
-def test_distilling_a_teacher_that_failed_the_gate_is_refused_with_its_score(run_with_untrained_teacher, no_training):
     with pytest.raises(TrainingError, match=r"average precision of 0\.123.*it has not learned"):
-        run_experiment("odd", 1, run_with_untrained_teacher)
-
-
-def test_labels_alone_need_no_teacher_that_passed_the_gate(run_with_untrained_teacher, no_training):
+        run_experiment("odd", 1, copied_run)
     with pytest.raises(Retrained):
-        run_experiment("odd_hard", 1, run_with_untrained_teacher)
+        run_experiment("odd_hard", 1, copied_run)
 
 
 def test_a_distilled_student_reads_the_data_and_its_teacher_once(copied_run, no_training, monkeypatch):
@@ -282,22 +232,27 @@ def test_a_student_starts_as_a_copy_of_the_fine_tuned_teacher_that_can_be_traine
 # --- what is left behind ---------------------------------------------------------------------------------------------
 
 
-def test_a_result_has_the_keys_that_the_comparison_reads(finished_run):
-    needed = {"experiment", "seed", "profile", "data", "fingerprint", "settings", "inputs", "versions", "device"}
-    for name in SMOKE.experiments:
-        result = read_result(finished_run.results_dir, name, 1)
-        assert needed | {"rows", "threshold", "validation", "test", "costs"} <= result.keys()
-        assert result["costs"].keys() >= {"training_seconds", "prerequisite_seconds"}
-        assert set(METRICS) == result["validation"].keys() == result["test"].keys()
-
-
-def test_a_trained_models_result_has_parameters_losses_and_costs_too_and_no_latency(saved):
-    needed = {"parameters", "trainable_parameters", "training_loss", "training_loss_total", "history"}
-    costs = {"training_seconds", "prerequisite_seconds", "peak_memory_bytes", "bytes"}
-    for name in TRAINED:
-        assert needed <= saved[name].keys()
-        assert saved[name]["before_training"].keys() == {"average_precision"}
-        assert saved[name]["costs"].keys() == costs
+def test_a_result_has_the_keys_that_the_comparison_reads_and_no_latency(saved, finished_run):
+    needed = {
+        "experiment",
+        "seed",
+        "profile",
+        "data",
+        "fingerprint",
+        "settings",
+        "inputs",
+        "versions",
+        "device",
+        "rows",
+    }
+    of_trained = {"parameters", "trainable_parameters", "training_loss", "history", "before_training"}
+    costs = {"training_seconds", "prerequisite_seconds"}
+    for name, result in saved.items():
+        trained = name in TRAINED
+        assert needed | (of_trained if trained else set()) <= result.keys()
+        assert result["costs"].keys() == costs | ({"peak_memory_bytes", "bytes"} if trained else set())
+        scores = read_result(finished_run.results_dir, name, 1)
+        assert set(METRICS) == scores["validation"].keys() == scores["test"].keys()
 
 
 def test_training_loss_is_cross_entropy_at_the_epoch_whose_weights_are_kept(saved):

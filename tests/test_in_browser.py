@@ -104,9 +104,8 @@ def test_all_models_stand_side_by_side_with_their_latency(page):
     assert "milliseconds" in shown and "Odd student, distilled" in shown
 
 
-@pytest.mark.parametrize("text", ["", "  "], ids=["nothing", "spaces"])
-def test_an_empty_comment_is_asked_for(page, text):
-    assert judged(page, text) == "Type a comment first."
+def test_an_empty_comment_is_asked_for(page):
+    assert judged(page, "  ") == "Type a comment first."
 
 
 @pytest.mark.parametrize("text", ["word " * 2_000, "\U0001f600 \U0001f468\u200d\U0001f469"], ids=["very long", "emoji"])
