@@ -24,8 +24,8 @@ from helpers.data import DataError, without_surrogates
 from helpers.experiments import EXPERIMENTS, load_trained
 from helpers.export import comment_probabilities, plain_model, score_file
 from helpers.models import CLASS_NAMES
-from helpers.predictions import read_result
 from helpers.runs import Run, find_finished_run, is_sealed, tells_errors
+from helpers.saved import read_result
 
 SHOWN = ("teacher", "odd", "even", "lora", "lora_6", "hybrid")
 SMALLEST_CHANGE = 0.01  # of a probability: below it no word is coloured

@@ -17,37 +17,30 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
 
 import torch
-from transformers import AutoModelForSequenceClassification
 
-from helpers.batches import TeacherTargets, device_name, load_targets, predict, save_targets, this_process
+from helpers.batches import TeacherTargets, load_targets, predict, save_targets, this_process
 from helpers.config import Profile, unknown
 from helpers.data import PreparedData, load_data, majority_logits, prepare_data, tfidf_logits
 from helpers.evaluation import teacher_gate, toxic_probability
 from helpers.layers import EVEN_LAYERS, FIRST_SIX, LAST_SIX, ODD_LAYERS, copy_layers, merge_layers
-from helpers.lora import add_adapters, count_parameters, load_adapter, save_adapter
+from helpers.lora import add_adapters, count_parameters
 from helpers.models import find_pretrained, load_model, load_tokenizer, lora_targets, model_card, pretrained_sha256
-from helpers.predictions import predictions_path, read_result, result_path, write_predictions
 from helpers.runs import (
     Run,
     add_run_arguments,
     file_sha256,
     fingerprint,
     is_sealed,
-    is_whole,
-    new_directory,
     only_writer,
     open_run,
     read_json,
     resumes,
-    seal,
     tells_errors,
     use_run_arguments,
-    versions,
-    write_json,
 )
+from helpers.saved import MissingStage, load_trained, read_result, save_model, write_predictions, write_result
 from helpers.training import Checkpoints, TrainingError, TrainingSettings, average_precision, train
 
 
@@ -99,10 +92,6 @@ FINGERPRINTED = ("epochs", "batch_size", "learning_rate", "weight_decay", "warmu
 FINGERPRINTED += ("temperature", "alpha", "beta")
 NOT_FINGERPRINTED = ("micro_batch_size",)  # how a batch is computed, not what is
 NAMES_IN_JSON = {"warmup_ratio": "warmup_share", "max_grad_norm": "max_gradient_norm"}
-
-
-class MissingStage(FileNotFoundError):
-    """An earlier stage has not run; the message says what makes it."""
 
 
 def find_experiment(name: str) -> Experiment:
@@ -246,7 +235,7 @@ def fit_baseline(training: Training) -> None:
     logits = {"majority": majority_logits, "tfidf": tfidf_logits}[training.experiment.name](training.data)
     costs = {"training_seconds": time.perf_counter() - started, "prerequisite_seconds": 0.0}
     write_predictions(*training.result_key, training.data, logits)
-    write_result(training, {"costs": costs})
+    write_training(training, {"costs": costs})
 
 
 def train_and_score(training: Training) -> None:
@@ -267,13 +256,17 @@ def train_and_score(training: Training) -> None:
     if not is_first:
         return
     logits = {split: predict(model, splits[split], label=f"{experiment.name}: {split}").numpy() for split in run.scored}
-    save_model(training, model, write_predictions(*training.result_key, training.data, logits))
+    scores = write_predictions(*training.result_key, training.data, logits)
+    model.config.threshold = scores["threshold"]
+    rows = {split: len(rows) for split, rows in splits.items()}
+    card = model_card(experiment.title, run.data_label, rows, run.profile.max_length, scores)
+    save_model(model, run.model_dir(experiment.name, seed), run.profile, card, training.made_from)
     facts, labels = describe_model(training, model, history), training.data.labels("validation")
     facts["before_training"] = {"average_precision": average_precision(labels, before)}
     facts["costs"]["prerequisite_seconds"] = prerequisite_seconds
     if experiment.name == "teacher":
         facts["gate"] = teacher_gate(labels, toxic_probability(before), toxic_probability(logits["validation"]))
-    write_result(training, facts)
+    write_training(training, facts)
     shutil.rmtree(run.checkpoint_dir(experiment.name, seed), ignore_errors=True)
 
 
@@ -346,47 +339,6 @@ def teacher_targets(training: Training, teacher: torch.nn.Module, result: dict) 
 # --- what is left on disk --------------------------------------------------------------------------------------------
 
 
-def save_model(training: Training, model: torch.nn.Module, scores: dict) -> None:
-    """Saves all that others need to use the model: weights, base, labels, tokenizer, threshold, and a model card."""
-    experiment, run = training.experiment, training.run
-    tokenizer = load_tokenizer(find_pretrained(run.profile.pretrained))
-    tokenizer.model_max_length = run.profile.max_length
-    model.config.threshold = scores["threshold"]
-    rows = {split: len(rows) for split, rows in training.data.splits.items()}
-    card = model_card(experiment.title, run.data_label, rows, run.profile.max_length, scores)
-    if experiment.adapter:
-        card += "\nThe adapter lies beside its base. Needs `pip install peft`: without it the base alone answers.\n"
-    with new_directory(run.model_dir(experiment.name, training.seed)) as temporary:
-        if experiment.adapter:
-            save_adapter(model, temporary)
-        else:
-            model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        seal(temporary, training.made_from)
-
-
-def load_trained(name: str, seed: int, run: Run) -> torch.nn.Module:
-    """A trained model of this run in eval mode, on the run's device; a LoRA model with its adapters on their own base.
-
-    A model that is not there, or of which a file is gone or damaged, is a MissingStage.
-    """
-    directory = run.model_dir(name, seed)
-    sealed = read_json(directory / "fingerprint.json")
-    files = sealed["files"].items() if sealed else []
-    broken = [part for part, sha256 in files if not is_whole(directory / part, sha256)]
-    if broken or not sealed:
-        raise MissingStage(
-            f"run {run.name!r} has no whole model {name} with seed {seed} (missing or damaged: "
-            f"{', '.join(broken) or 'fingerprint.json'}): run the notebook that trains it, or "
-            f"`python -m helpers.experiments {name} --seeds {seed}`"
-        )
-    if (directory / "base.json").is_file():
-        return load_adapter(directory).to(this_process().device)
-    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
-    return model.eval().to(this_process().device)
-
-
 def describe_model(training: Training, model: torch.nn.Module, history: dict) -> dict:
     """What a result says about a trained and saved model besides its scores.
 
@@ -417,8 +369,8 @@ def describe_model(training: Training, model: torch.nn.Module, history: dict) ->
     return facts
 
 
-def write_result(training: Training, facts: dict) -> None:
-    """Writes the JSON, which makes the experiment finished; its predictions have been written."""
+def write_training(training: Training, facts: dict) -> None:
+    """Writes the result, which makes the experiment finished; its predictions have been written."""
     experiment, seed, profile = training.experiment, training.seed, training.run.profile
     result = {
         "experiment": experiment.name,
@@ -428,13 +380,9 @@ def write_result(training: Training, facts: dict) -> None:
         "fingerprint": training.made_from,
         "settings": experiment_settings(experiment, seed, profile),
         "inputs": experiment_inputs(experiment, seed, profile, training.data.fingerprint),
-        "versions": versions(),
-        "device": device_name(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": {split: len(rows) for split, rows in training.data.splits.items()},
-        "predictions_sha256": file_sha256(predictions_path(*training.result_key)),
     }
-    write_json(result_path(*training.result_key), result | facts)
+    write_result(*training.result_key, result | facts)
 
 
 # --- without a notebook ----------------------------------------------------------------------------------------------

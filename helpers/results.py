@@ -34,8 +34,8 @@ from helpers.experiments import (
     find_experiment,
 )
 from helpers.layers import ODD_LAYERS
-from helpers.predictions import predictions_path, read_predictions, read_result
 from helpers.runs import PUBLISHED_RESULTS, Run, read_json, write_file
+from helpers.saved import predictions_path, read_predictions, read_result
 
 # The sheet's own question. These three are corrected among themselves by Holm's method.
 PRIMARY = (("odd", "even"), ("lora", "odd"), ("lora", "even"))

@@ -27,8 +27,8 @@ from helpers.experiments import (
 )
 from helpers.lora import count_parameters
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.predictions import LOGITS, predictions_path, read_result, result_path
 from helpers.runs import ROOT, read_json, write_json
+from helpers.saved import LOGITS, predictions_path, read_result, result_path
 from helpers.training import TrainingError, predict
 
 SMOKE = load_profile("smoke")

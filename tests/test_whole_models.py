@@ -12,7 +12,7 @@ from helpers.data import tokenise
 from helpers.evaluation import toxic_probability
 from helpers.experiments import MissingStage, load_trained
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.predictions import read_result
+from helpers.saved import read_result
 
 COMMENTS = ["You are kind.", "idiot", "", "😀 😀", "word " * 300, "an edit war " * 9]
 

@@ -19,9 +19,9 @@ import nbformat
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from helpers.experiments import result_path
 from helpers.results import Results, published_dir
 from helpers.runs import ROOT, Run, read_json, tells_errors, write_file, write_json
+from helpers.saved import result_path
 from tools.publish import FIGURES, check_finished, chosen_run, results_table
 from tools.run_notebooks import without_outputs, write_notebook
 
