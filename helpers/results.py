@@ -30,11 +30,9 @@ from helpers.experiments import (
     experiment_fingerprint,
     experiment_seeds,
     find_experiment,
-    predictions_path,
-    read_predictions,
-    read_result,
 )
 from helpers.runs import PUBLISHED_RESULTS, Run, read_json, write_file
+from helpers.saved import predictions_path, read_predictions, read_result
 
 # The sheet's own question. These three are corrected among themselves by Holm's method.
 PRIMARY = (("odd", "even"), ("lora", "odd"), ("lora", "even"))

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 
 from helpers import experiments, improvements
 from helpers.config import PROFILES
-from helpers.experiments import EXPERIMENTS, experiment_fingerprint, predictions_path
+from helpers.experiments import EXPERIMENTS, experiment_fingerprint
 from helpers.improvements import (
     RATES,
     greedy_removal,
@@ -28,6 +28,7 @@ from helpers.improvements import (
 )
 from helpers.results import Results, published_results
 from helpers.runs import read_json, write_json
+from helpers.saved import predictions_path
 
 BASE = PROFILES["base"]
 SECTIONS = sections(BASE, published_removal("base"))

@@ -104,9 +104,8 @@ def test_all_models_stand_side_by_side_with_their_latency(page):
     assert "milliseconds" in shown and "Odd student" in shown
 
 
-@pytest.mark.parametrize("text", ["", "  "], ids=["nothing", "spaces"])
-def test_an_empty_comment_is_asked_for(page, text):
-    assert judged(page, text) == "Type a comment first."
+def test_an_empty_comment_is_asked_for(page):
+    assert judged(page, "  ") == "Type a comment first."
 
 
 @pytest.mark.parametrize("text", ["word " * 2_000, "\U0001f600 \U0001f468\u200d\U0001f469"], ids=["very long", "emoji"])
@@ -153,7 +152,7 @@ def test_a_file_that_cannot_be_scored_is_explained_on_the_page(page, tmp_path):
     source.write_text("id,text\n1,hello\n")
     open_file_tab(page)
     upload(page, source)
-    wait_for(page, lambda: "no column comment_text" in page.find_element(By.TAG_NAME, "body").text)
+    wait_for(page, lambda: "needs one column comment_text" in page.find_element(By.TAG_NAME, "body").text)
 
 
 def test_the_page_asks_no_other_host_and_logs_no_error(page, address):

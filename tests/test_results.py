@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 
 import helpers.evaluation
 import helpers.results
-from helpers import experiments
+from helpers import experiments, saved
 from helpers.config import PROFILES
 from helpers.data import DATA_SETTINGS, load_data
 from helpers.evaluation import METRICS, toxic_probability
@@ -21,9 +21,6 @@ from helpers.experiments import (
     MissingStage,
     experiment_fingerprint,
     fingerprinted,
-    predictions_path,
-    read_result,
-    result_path,
     training_settings,
 )
 from helpers.models import pretrained_sha256
@@ -42,6 +39,7 @@ from helpers.results import (
     write_comparison,
 )
 from helpers.runs import PUBLISHED_RESULTS, Run, file_sha256, fingerprint, read_json, write_json
+from helpers.saved import predictions_path, read_result, result_path
 from helpers.training import TrainingSettings
 
 BASE = PUBLISHED_RESULTS / "base"
@@ -57,7 +55,7 @@ def base() -> helpers.results.Results:
 @pytest.fixture
 def forget_scores():
     """What was read or computed of predictions is so again, before the test and after it."""
-    caches = (experiments.predicted_scores, experiments.read_predictions, helpers.results._bootstrap)
+    caches = (saved.predicted_scores, saved.read_predictions, helpers.results._bootstrap)
     for cache in caches:
         cache.cache_clear()
     yield

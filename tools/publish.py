@@ -24,7 +24,7 @@ import pandas as pd
 from helpers import plots, results
 from helpers.config import PROFILES, Profile
 from helpers.data import data_files, read_jigsaw, split_rows
-from helpers.experiments import EXPERIMENTS, predictions_path, result_path
+from helpers.experiments import EXPERIMENTS
 from helpers.results import PRIMARY, SECONDARY, Results
 from helpers.runs import (
     ROOT,
@@ -39,6 +39,7 @@ from helpers.runs import (
     write_file,
     write_json,
 )
+from helpers.saved import predictions_path, result_path
 from tools.run_notebooks import ALL_NOTEBOOKS, NOTEBOOKS, read_notebook, without_outputs, write_notebook
 
 PAGES = ("README.md", "CONTRIBUTING.md")

@@ -19,7 +19,6 @@ import nbformat
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from helpers.experiments import result_path
 from helpers.results import Results, published_dir
 from helpers.runs import (
     ROOT,
@@ -31,6 +30,7 @@ from helpers.runs import (
     write_file,
     write_json,
 )
+from helpers.saved import result_path
 from tools.publish import FIGURES, check_finished, chosen_run, results_table
 from tools.run_notebooks import ALL_NOTEBOOKS, read_notebook, without_outputs, write_notebook
 
