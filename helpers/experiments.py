@@ -53,7 +53,6 @@ from helpers.runs import (
     only_writer,
     open_run,
     read_json,
-    resumes,
     seal,
     tells_errors,
     use_run_arguments,
@@ -264,7 +263,7 @@ def run_experiment(name: str | Experiment, seed: int, run: Run, weights: bool = 
     done = finished_result(experiment, seed, run, made_from, weights)
     if done is not None:
         return done
-    with only_writer(run) if state.is_main_process else nullcontext():
+    with only_writer(run, f"{experiment.name}-{seed}") if state.is_main_process else nullcontext():
         if experiment.start != "baseline":
             _run_training(experiment, seed, run, data, made_from)
         elif state.is_main_process:
@@ -403,7 +402,7 @@ def teacher_targets(seed: int, run: Run, data: PreparedData) -> tuple[TeacherTar
     made_from = fingerprint({"teacher": result["fingerprint"]})
     targets = load_targets(directory, made_from)
     if targets is None:
-        with only_writer(run):
+        with only_writer(run, f"targets-{seed}"):
             save_targets(teacher, data.splits["train"], directory, made_from)
         targets = load_targets(directory, made_from)
     return targets, read_json(directory / "time.json")["seconds"]
@@ -588,7 +587,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 @tells_errors(TrainingError)
-@resumes
 def main(arguments: list[str] | None = None) -> int:
     """Runs the stages of the notebooks 01 to 03 for the experiments asked for; returns the exit code."""
     options = parse_arguments(arguments)

@@ -38,7 +38,6 @@ from helpers.runs import (
     only_writer,
     open_run,
     read_json,
-    resumes,
     tells_errors,
     use_run_arguments,
     write_json,
@@ -292,7 +291,6 @@ def run_winners(run: Run) -> Results:
 
 
 @tells_errors(TrainingError)
-@resumes
 def main(arguments: list[str] | None = None) -> int:
     """Trains the sections asked for and prints their scores; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m helpers.improvements", description=__doc__.splitlines()[0])

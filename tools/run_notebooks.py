@@ -26,7 +26,6 @@ from helpers.runs import (
     Run,
     add_run_arguments,
     open_run,
-    resumes,
     tells_errors,
     use_run_arguments,
     write_file,
@@ -194,7 +193,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 @tells_errors()
-@resumes
 def main(arguments: list[str] | None = None) -> int:
     """Runs the notebooks asked for; returns the exit code. Errors that a person can act on come without a traceback."""
     options = parse_arguments(arguments)
