@@ -85,8 +85,7 @@ def sections(profile: Profile, steps: Sequence[dict]) -> dict[str, list[Experime
     """
     odd, lora = functools.partial(varied, "odd", profile), functools.partial(varied, "lora", profile)
     selections = {"spread": ("Spread layers", SPREAD_LAYERS), "merged": ("Means of neighbours", NEIGHBOURS)}
-    if steps:
-        kept = next(step["layers"] for step in steps if len(step["layers"]) == 6)
+    for kept in (step["layers"] for step in steps if len(step["layers"]) == 6):
         selections["task_specific"] = ("Task-specific layers", tuple(kept))
     slower = _rounded(profile.lora_learning_rate / 3)  # at the full rate adapters on all linear maps collapse
     return {
@@ -203,13 +202,13 @@ def greedy_removal(run: Run) -> list[dict]:
         One step each from 12 layers down to 1: `layers` (kept), `cross_entropy`, `average_precision`, `without` (the
         cross-entropy that removing each of them would give), and `next` (the layers of the next step).
     """
-    if done := own_removal(run):
-        return done
-    grid = grid_run(run)
+    steps, grid = own_removal(run), grid_run(run)
+    if steps and not steps[-1]["next"]:
+        return steps
     data = prepare(grid)
     run_experiment("teacher", grid.seeds[0], grid)
     teacher, result = load_teacher(grid.seeds[0], grid)
-    steps = _saved_steps(grid)
+    steps = own_removal(run)
     layers = steps[-1]["next"] if steps else list(range(1, 13))
     with only_writer(grid):
         while layers:
@@ -242,17 +241,12 @@ def _removal_fingerprint(teacher: dict) -> str:
     return fingerprint({"stage": "greedy removal", "teacher": teacher["fingerprint"]})
 
 
-def _saved_steps(grid: Run) -> list[dict]:
-    """The steps of a grid that were saved so far, if they are those of its present teacher."""
+def own_removal(run: Run) -> list[dict]:
+    """The steps of greedy removal in the run's grid so far, if they are those of its present teacher; else none."""
+    grid = grid_run(run)
     teacher = find_result(grid, EXPERIMENTS["teacher"], grid.seeds[0])
     saved = read_json(grid.results_dir / "greedy_removal.json")
     return saved["steps"] if teacher and saved and saved["fingerprint"] == _removal_fingerprint(teacher) else []
-
-
-def own_removal(run: Run) -> list[dict]:
-    """The steps of greedy removal in the run's grid; none where they are not all there."""
-    steps = _saved_steps(grid_run(run))
-    return steps if steps and not steps[-1]["next"] else []
 
 
 def published_removal(profile: str) -> list[dict]:
