@@ -131,6 +131,8 @@ def write_pages(root: Path) -> None:
         page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook, resources=place)
         page = re.sub(r'href="((?:notebooks/)?\d\d\w+)\.ipynb"', r'href="\1.html"', page)
         page = page.replace('href="README.md"', 'href="README.html"')
+        # Links within a page are lower case, as GitHub wants them; nbconvert's headings are not.
+        page = re.sub(r'(<h\d id="|href="#)([^"]+)', lambda found: found[1] + found[2].lower(), page)
         path.with_suffix(".html").write_text(page, encoding="utf-8")
 
 
