@@ -75,7 +75,7 @@ def test_a_damaged_model_and_an_adapter_without_its_base_are_not_shown(copied_ru
 def test_the_page_says_what_the_models_were_trained_on_and_how_often_the_chosen_one_errs(models, finished_run):
     text = about(models["odd"], finished_run)
     assert "64 comments (separable test data, not Jigsaw; run `smoke-separable`" in text
-    assert f"*Odd student, distilled* found {models['odd'].result['test']['recall']:.0%}" in text
+    assert f"*Odd student* found {models['odd'].result['test']['recall']:.0%}" in text
     assert "These models err" in text and "Do not moderate anybody" in text
 
 

@@ -16,7 +16,17 @@ from helpers.notebook import NEEDED
 from helpers.runs import ROOT
 
 READING_ORDER = ("notebook", "config", "runs", "data", "models", "batches", "layers", "losses", "lora", "training")
-READING_ORDER += ("evaluation", "experiments", "results", "improvements", "mistakes", "plots", "diagrams", "checks")
+READING_ORDER += (
+    "evaluation",
+    "saved",
+    "experiments",
+    "results",
+    "improvements",
+    "mistakes",
+    "plots",
+    "diagrams",
+    "checks",
+)
 READING_ORDER += ("export", "demo")
 # The first cell imports these inside functions, once it has installed what they need.
 IMPORTED_LATER = {"notebook": {"runs", "batches"}}
