@@ -15,19 +15,10 @@ from helpers.experiments import EXPERIMENTS, Experiment, experiment_settings
 from helpers.notebook import NEEDED
 from helpers.runs import ROOT
 
-READING_ORDER = ("notebook", "config", "runs", "data", "models", "batches", "layers", "losses", "lora", "training")
-READING_ORDER += (
-    "evaluation",
-    "saved",
-    "experiments",
-    "results",
-    "improvements",
-    "mistakes",
-    "plots",
-    "diagrams",
-    "checks",
+READING_ORDER = (
+    *("notebook", "config", "runs", "data", "models", "batches", "layers", "losses", "lora", "training", "evaluation"),
+    *("saved", "experiments", "results", "improvements", "mistakes", "plots", "diagrams", "checks", "export", "demo"),
 )
-READING_ORDER += ("export", "demo")
 # The first cell imports these inside functions, once it has installed what they need.
 IMPORTED_LATER = {"notebook": {"runs", "batches"}}
 HELPERS = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "helpers").glob("[!_]*.py")}
