@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
-from helpers import models
+from helpers import models, notebook
 from helpers.models import encoder_layers, find_pretrained, hub_reachable, load_model, load_tokenizer
 
 
