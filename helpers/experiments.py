@@ -26,7 +26,7 @@ from helpers.data import PreparedData, load_data, majority_logits, prepare_data,
 from helpers.evaluation import teacher_gate, toxic_probability
 from helpers.layers import EVEN_LAYERS, FIRST_SIX, LAST_SIX, ODD_LAYERS, copy_layers, merge_layers
 from helpers.lora import add_adapters, count_parameters
-from helpers.models import find_pretrained, load_model, load_tokenizer, lora_targets, model_card, pretrained_sha256
+from helpers.models import find_pretrained, load_model, load_tokenizer, lora_targets, pretrained_sha256
 from helpers.runs import (
     Run,
     add_run_arguments,
@@ -39,7 +39,15 @@ from helpers.runs import (
     tells_errors,
     use_run_arguments,
 )
-from helpers.saved import MissingStage, load_trained, read_result, save_model, write_predictions, write_result
+from helpers.saved import (
+    MissingStage,
+    load_trained,
+    model_card,
+    read_result,
+    save_model,
+    write_predictions,
+    write_result,
+)
 from helpers.training import Checkpoints, TrainingError, TrainingSettings, average_precision, train
 
 

@@ -1,7 +1,7 @@
 """Which teacher layers a student keeps, and the copy of those layers.
 
-Layers are counted as people count them, from 1. Code counts from 0, and that is the commonest mistake of this
-exercise: indices 1, 3, 5, … are the *even* layers. The one conversion stands in `copy_layers`.
+Layers are counted from 1, as people count. Code counts from 0, and that is the commonest mistake of this exercise:
+indices 1, 3, 5, … are the *even* layers. The one conversion stands in `source_name`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ LAYER_NAME = re.compile(r"^(?P<before>.*\bencoder\.layer\.)(?P<index>\d+)(?P<aft
 
 
 def check_layers(layers: Sequence[int], teacher_layers: int) -> None:
-    """Refuses a selection that is not a rising list of layers between 1 and the teacher's number of layers.
-
-    Raises:
-        ValueError: what was asked, and what is allowed.
-    """
+    """Refuses, with a ValueError, a selection that is not a rising list of layers from 1 to the teacher's last."""
     allowed = f"give layers from 1 to {teacher_layers}, each once, in rising order; got {list(layers)}"
     if not layers:
         raise ValueError(f"a student needs at least one layer; {allowed}")
@@ -43,12 +39,9 @@ def check_layers(layers: Sequence[int], teacher_layers: int) -> None:
 def copy_layers(teacher: torch.nn.Module, layers: Sequence[int]) -> torch.nn.Module:
     """A student with the given teacher layers, counted from 1, and embeddings, pooler, classifier.
 
-    Tensors are copied, never modules: a module that is assigned would be shared with the teacher,
-    and training one would train the other. The student's config records where its layers came from
-    (`teacher_layers`). It has the teacher's type and is returned in eval mode; the teacher is
-    untouched.
-
-    After DistilBERT (Sanh et al. 2019, arXiv:1910.01108), which took every other layer of BERT.
+    Tensors are copied, never modules: a shared module would let training the student train the teacher. The student
+    has the teacher's type, is in eval mode, and its config records where its layers came from (`teacher_layers`). The
+    teacher is untouched. After DistilBERT (Sanh et al. 2019, arXiv:1910.01108), which took every other layer.
 
     Raises:
         ValueError: a layer that the teacher does not have, a repeated one, or none.
@@ -70,13 +63,8 @@ def copy_layers(teacher: torch.nn.Module, layers: Sequence[int]) -> torch.nn.Mod
 def merge_layers(teacher: torch.nn.Module, groups: Sequence[Sequence[int]]) -> torch.nn.Module:
     """A student whose layers are the means of groups of teacher layers, for instance ((1, 2), (3, 4), …).
 
-    Layers are counted from 1 and all groups have the same size. Otherwise as `copy_layers`.
-
-    Raises:
-        ValueError: groups of different sizes, or layers that `copy_layers` refuses.
+    Layers are counted from 1, and all groups have the same size; a ValueError otherwise. The rest is as `copy_layers`.
     """
-    if len({len(group) for group in groups}) != 1:
-        raise ValueError(f"groups of layers must have the same size; got {[list(group) for group in groups]}")
     check_layers([layer for group in groups for layer in group], len(encoder_layers(teacher)))
     choices = list(zip(*groups, strict=True))  # for pairs: the first of each, the second of each
     student, source = copy_layers(teacher, choices[0]), teacher.state_dict()
@@ -91,10 +79,9 @@ def merge_layers(teacher: torch.nn.Module, groups: Sequence[Sequence[int]]) -> t
 
 
 def source_name(student_name: str, layers: Sequence[int]) -> str:
-    """The teacher's name of the tensor that a student's tensor is copied from.
+    """The teacher's name of the tensor that a student's tensor is copied from; outside the layers, the same name.
 
-    In the odd student, index 0 (its first layer) comes from the teacher's index 0, which is layer 1,
-    and index 1 from index 2, which is layer 3. Tensors outside the layers keep their name.
+    The odd student's index 0 comes from the teacher's index 0, which is layer 1; its index 1 from index 2, layer 3.
     """
     match = LAYER_NAME.match(student_name)
     if match is None:
@@ -104,18 +91,15 @@ def source_name(student_name: str, layers: Sequence[int]) -> str:
 
 
 def copied_tensors(student: torch.nn.Module, teacher: torch.nn.Module, layers: Sequence[int]) -> list[dict]:
-    """The proof of a copy: where tensors came from, how many are equal, how many share storage.
+    """The proof of a copy: where tensors came from, how many are equal, and how many share storage.
 
-    A row a student layer, counted from 1, and one for what is outside the layers: embeddings, pooler, classifier.
+    One row per student layer, counted from 1, and one for what is outside: embeddings, pooler, classifier.
     """
     mine, theirs = student.state_dict(), teacher.state_dict()
-    named: dict[int | str, list[str]] = {layer: [] for layer in (*range(1, len(layers) + 1), "outside")}
-    for name in mine:
-        match = LAYER_NAME.match(name)
-        named[int(match["index"]) + 1 if match else "outside"].append(name)
+    places = {name: int(match["index"]) + 1 if (match := LAYER_NAME.match(name)) else "outside" for name in mine}
     rows = []
-    for (place, names), layer in zip(named.items(), (*layers, "outside"), strict=True):
-        pairs = [(mine[name], theirs[source_name(name, layers)]) for name in names]
+    for place, layer in [*enumerate(layers, start=1), ("outside", "outside")]:
+        pairs = [(mine[name], theirs[source_name(name, layers)]) for name in mine if places[name] == place]
         rows.append(
             {
                 "student layer": place,
@@ -126,23 +110,3 @@ def copied_tensors(student: torch.nn.Module, teacher: torch.nn.Module, layers: S
             }
         )
     return rows
-
-
-def bert_parameters(config, layers: int) -> int:
-    """The number of parameters of a BERT or MPNet classifier with so many layers, by formula.
-
-    H hidden, I intermediate, V vocabulary, P positions, S segment types (MPNet: none), C classes:
-
-        embeddings  (V + P + S)·H + 2H         MPNet: + 32 relative distances · heads
-        a layer     4(H² + H) + (H·I + I) + (I·H + H) + 4H
-        pooler      H² + H
-        classifier  H·C + C
-
-    With bert-base and two classes: 109,483,778 at 12 layers and 66,956,546 at 6.
-    """
-    h, i = config.hidden_size, config.intermediate_size
-    segments = getattr(config, "type_vocab_size", 0)
-    embeddings = (config.vocab_size + config.max_position_embeddings + segments) * h + 2 * h
-    embeddings += getattr(config, "relative_attention_num_buckets", 0) * config.num_attention_heads
-    layer = 4 * (h * h + h) + (h * i + i) + (i * h + h) + 4 * h
-    return embeddings + layers * layer + (h * h + h) + (h * config.num_labels + config.num_labels)

@@ -18,15 +18,17 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from helpers.models import encoder_layers, lora_targets
 from helpers.runs import file_sha256, read_json, write_json
 
+# peft asks transformers by an older name of a property; nothing a reader could act on
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+
 
 def add_adapters(
     model: torch.nn.Module, *, rank: int, alpha: int, dropout: float, seed: int, targets: list[str] | None = None
 ) -> PeftModel:
     """The model with adapters on `targets` (default: query and value); only they and the classifier will be trained.
 
-    The task type SEQ_CLS matters: without it the classifier, which is drawn at random, stays frozen
-    and is not saved. The config is made anew for each model, since peft writes into the one it is
-    given. `model` itself is changed.
+    The task type SEQ_CLS matters: without it the classifier, which is drawn at random, stays frozen and is not saved.
+    Each model gets a config of its own, since peft writes into it. `model` itself is changed.
     """
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -35,9 +37,7 @@ def add_adapters(
         lora_alpha=alpha,
         lora_dropout=dropout,
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft asks transformers by an older name of a property; nothing a reader could act on
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 
@@ -67,28 +67,21 @@ def lora_parameters(model: torch.nn.Module, rank: int, targets: list[str] | None
 
 
 def save_adapter(model: PeftModel, directory: Path) -> None:
-    """Saves the base, the adapters and the classifier into one folder, in safetensors.
+    """Saves the base as it was before the adapters came, the adapters and the classifier into one folder (safetensors).
 
-    transformers loads such a folder whole, base and adapters, wherever it lies. An adapter fits any BERT of the same
-    shape with no more than a warning, so base.json keeps the hash of the base that it was trained on.
+    transformers loads such a folder whole, wherever it lies. An adapter fits any BERT of the same shape with no more
+    than a warning, so base.json keeps the hash of the base that it was trained on.
     """
+    base, weights = model.get_base_model(), {}
+    for name, tensor in base.state_dict().items():
+        if ".lora_" not in name and ".modules_to_save." not in name:
+            weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor
     directory.mkdir(parents=True, exist_ok=True)
-    model.get_base_model().save_pretrained(directory, state_dict=base_weights(model))
+    base.save_pretrained(directory, state_dict=weights)
     model.peft_config["default"].base_model_name_or_path = "model.safetensors beside this file"
     # The embeddings are never trained here; left to itself, peft would ask the hub whether they were.
     model.save_pretrained(directory, save_embedding_layers=False)
     write_json(directory / "base.json", {"sha256": file_sha256(directory / "model.safetensors")})
-
-
-def base_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The tensors of the base as it was before the adapters came, by their plain names."""
-    state = model.get_base_model().state_dict()
-    plain = {name.replace(".base_layer.", ".").replace(".original_module.", "."): name for name in state}
-    return {
-        short: state[name]
-        for short, name in plain.items()
-        if ".lora_" not in short and ".modules_to_save." not in short
-    }
 
 
 def load_adapter(directory: Path) -> PeftModel:
@@ -108,9 +101,7 @@ def load_adapter(directory: Path) -> PeftModel:
     # Made from its config: from_pretrained would see the adapter beside it and load that too.
     model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32)
     model.load_state_dict(load_file(weights), strict=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # as above
-        return PeftModel.from_pretrained(model, directory).eval()
+    return PeftModel.from_pretrained(model, directory).eval()
 
 
 def merge_adapters(model: PeftModel) -> torch.nn.Module:

@@ -59,6 +59,38 @@ def save_model(model: torch.nn.Module, directory: Path, profile: Profile, card: 
         seal(temporary, made_from)
 
 
+def model_card(title: str, data: str, rows: dict[str, int], max_length: int, scores: dict) -> str:
+    """README.md of a model's folder, in Markdown: what it learned from, how well it does, what it must not be used for.
+
+    `scores` are those of predicted_scores; without a test score the card says that there is none.
+    """
+    measured = "- **Scores:** not measured on test."
+    if "test" in scores:
+        named = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores["test"].items())
+        measured = (
+            f"- **Scores on {rows['test']:,} test comments,** at the threshold {scores['threshold']:.3f} "
+            f"that validation chose (`threshold` in config.json): {named}. Precision, recall and F1 are those of the "
+            "toxic class."
+        )
+    return f"""# {title}
+
+Calls a comment `toxic` or `not toxic`. Made by a coursework on cheaper models than a 12-layer BERT.
+
+- **Data:** {data}; {rows["train"]:,} training comments, {rows["validation"]:,} to choose the epoch and the \
+threshold by. English comments from Wikipedia's talk pages.
+{measured}
+- **Limits:** it errs often, above all on comments unlike its training data, and it flags harmless ones \
+that name identities. It reads {max_length} tokens. Do not moderate anybody with it.
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", "path/to/this/folder", truncation=True)
+classify("Thank you for fixing the dates.", top_k=None)
+```
+"""
+
+
 def load_trained(name: str, seed: int, run: Run) -> torch.nn.Module:
     """A trained model of this run in eval mode, on the run's device; a LoRA model with its adapters on their own base.
 

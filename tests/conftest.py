@@ -19,14 +19,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    MPNetConfig,
-    MPNetForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+from transformers import BertConfig, BertForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
 
 import helpers.results
 import helpers.runs
@@ -40,7 +33,6 @@ torch.set_num_threads(1)  # models as small as these only lose by sharing their 
 
 FAMILIES = {
     "bert": (BertConfig, BertForSequenceClassification),
-    "roberta": (RobertaConfig, RobertaForSequenceClassification),
     "mpnet": (MPNetConfig, MPNetForSequenceClassification),
 }
 
@@ -120,11 +112,6 @@ def tiny_rows():
 @pytest.fixture
 def tiny_bert() -> torch.nn.Module:
     return build_model("bert")
-
-
-@pytest.fixture
-def tiny_roberta() -> torch.nn.Module:
-    return build_model("roberta")
 
 
 @pytest.fixture

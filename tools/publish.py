@@ -25,6 +25,7 @@ from helpers import plots, results
 from helpers.config import PROFILES, Profile
 from helpers.data import data_files, read_jigsaw, split_rows
 from helpers.experiments import EXPERIMENTS
+from helpers.models import PRETRAINED
 from helpers.results import PRIMARY, SECONDARY, Results
 from helpers.runs import (
     ROOT,
@@ -49,12 +50,6 @@ START_AND_END = "The even copy starts ahead, and the odd student ends ahead"
 TRAINING_LOSS = "Training loss falls for all models; on validation LoRA's is the lowest"
 FIGURES = {"image.png": "training_loss", "image-1.png": "test_metrics"}
 FIGURES |= {f"figures/{name}.png": name for name in ("verdicts", "start_and_end")}
-SHAPES = {
-    "minilm-stacked": "MiniLM, stacked to 12 × 384",
-    "all-mpnet-base-v2": "all-mpnet-base-v2, 12 × 768",
-    "bert-base-uncased": "bert-base-uncased, 12 × 768",
-    "tiny-random": "random, 12 × 32",
-}
 # A table's columns: what the reader sees, the column of the comparison or of the costs, and how a number is written.
 SCORES = ("training_loss", "accuracy", "f1", "precision", "recall", "average_precision")
 COSTS = {"megabytes": "{:,.0f}", "megabytes_per_task": "{:,.1f}", "latency_ms": "{:,.0f}"}
@@ -252,7 +247,7 @@ def profiles_table(_: Results) -> str:
     rows = []
     for profile in PROFILES.values():
         counts = (profile.train_rows, profile.validation_rows, profile.test_rows)
-        row = {"profile": f"`{profile.name}`", "pretrained": SHAPES.get(profile.pretrained, profile.pretrained)}
+        row = {"profile": f"`{profile.name}`", "pretrained": PRETRAINED[profile.pretrained].description}
         row["rows train / validation / test"] = " / ".join(map(_count, counts))
         row |= {"tokens": str(profile.max_length), "epochs": str(profile.epochs), "seeds": str(len(profile.seeds))}
         rows.append(row | {"expected time": profile.expected_time})
