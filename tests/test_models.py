@@ -1,7 +1,6 @@
 """Where a pretrained model comes from, and what it is when it is loaded."""
 
 import errno
-import hashlib
 import importlib.metadata
 import os
 import socket
@@ -11,6 +10,7 @@ import time
 import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -25,22 +25,13 @@ from helpers.notebook import hub_reachable
 MPNET_FILES = {*models.FILES, "special_tokens_map.json"}
 
 
-def out_of_space(*_, **__):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def out_of_reach(*_, **__):
-    raise LocalEntryNotFoundError("no route to host, and nothing in the cache")
+NO_HUB = LocalEntryNotFoundError("no route to host, and nothing in the cache")
+FULL_DISK = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture(scope="module")
 def stacked() -> torch.nn.Module:
     return load_model(find_pretrained("minilm-stacked"), seed=1)
-
-
-@pytest.fixture(scope="module")
-def minilm_weights() -> dict[str, torch.Tensor]:
-    return load_file(find_pretrained("minilm-stacked").directory / "model.safetensors")
 
 
 @pytest.fixture
@@ -55,9 +46,6 @@ def online(monkeypatch) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     notebook._made_offline.clear()
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
@@ -78,9 +66,6 @@ def test_a_row_describes_the_model_that_is_loaded(name):
     assert PRETRAINED[name].family == config.model_type
 
 
-# --- packages --------------------------------------------------------------------------------------------------------
-
-
 def test_packaged_weights_that_are_not_the_published_ones_are_refused(monkeypatch, not_found_yet):
     monkeypatch.setitem(PRETRAINED, "minilm-stacked", replace(PRETRAINED["minilm-stacked"], sha256="0" * 64))
     with pytest.raises(
@@ -96,11 +81,8 @@ def test_packaged_weights_that_are_not_the_published_ones_are_refused(monkeypatc
 def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it(
     monkeypatch, not_found_yet, tmp_path, name, command
 ):
-    def not_installed(package):
-        raise importlib.metadata.PackageNotFoundError(package)
-
     monkeypatch.setattr(models, "ROOT", tmp_path)
-    monkeypatch.setattr(importlib.metadata, "distribution", not_installed)
+    monkeypatch.setattr(importlib.metadata.Distribution, "discover", lambda **_: iter(()))
     with pytest.raises(FileNotFoundError, match=command):
         find_pretrained(name)
 
@@ -108,13 +90,6 @@ def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs
 def test_the_package_is_read_and_never_imported(not_found_yet):
     find_pretrained("minilm-stacked")
     assert models.MINILM_PACKAGE not in sys.modules
-
-
-def test_weights_are_hashed_once_per_process(monkeypatch, not_found_yet):
-    hashed, original = [], models.file_sha256
-    monkeypatch.setattr(models, "file_sha256", lambda path: hashed.append(path) or original(path))
-    assert find_pretrained("minilm-stacked") is find_pretrained("minilm-stacked")
-    assert len(hashed) == 1
 
 
 @pytest.fixture
@@ -136,71 +111,40 @@ def pieces(monkeypatch, tmp_path, not_found_yet) -> None:
     monkeypatch.setattr(importlib.metadata, "distribution", distribution)
 
 
-def test_a_model_in_five_pieces_is_joined_once(pieces, monkeypatch):
+def test_a_model_in_five_pieces_is_joined_once_and_files_that_stray_are_left_out(pieces, monkeypatch, tmp_path):
     directory = PRETRAINED["all-mpnet-base-v2"].find()
     assert {path.name: path.read_text() for path in directory.iterdir()} == {name: name for name in MPNET_FILES}
+    assert not list(tmp_path.rglob("stray.txt"))
     monkeypatch.setattr(importlib.metadata, "distribution", None)
     assert PRETRAINED["all-mpnet-base-v2"].find() == directory
 
 
-def test_an_archives_other_members_are_left_alone(pieces, tmp_path):
-    PRETRAINED["all-mpnet-base-v2"].find()
-    assert not list(tmp_path.rglob("stray.txt"))
-
-
-def test_joined_weights_that_are_not_the_published_ones_are_refused(pieces):
-    with pytest.raises(ValueError, match=r"has SHA-256.*run: rm -rf runs/pretrained && make base"):
-        find_pretrained("all-mpnet-base-v2")
-
-
-# --- the hub ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def asked(monkeypatch, tmp_path, not_found_yet) -> list[dict]:
-    """What the hub is asked for, where it gives files that hold their own names."""
-    asked = []
-
-    def give(repository: str, name: str, **options) -> str:
-        asked.append({"repository": repository, "name": name} | options)
-        (tmp_path / name).write_text(name)
-        return str(tmp_path / name)
-
+def test_bert_base_is_fetched_in_one_revision(monkeypatch, tmp_path):
+    give = Mock(side_effect=lambda repository, name, **_: str(tmp_path / name))
     monkeypatch.setattr(models, "hub_reachable", lambda: True)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", give)
-    return asked
-
-
-def test_bert_base_is_fetched_in_one_revision(asked, monkeypatch, tmp_path):
-    found = hashlib.sha256(b"model.safetensors").hexdigest()
-    monkeypatch.setitem(PRETRAINED, "bert-base-uncased", replace(PRETRAINED["bert-base-uncased"], sha256=found))
-    assert find_pretrained("bert-base-uncased").directory == tmp_path
-    assert {each["revision"] for each in asked} == {models.BERT_BASE_REVISION}
-    assert {"config.json", "model.safetensors", "tokenizer.json"} < {each["name"] for each in asked}
-
-
-def test_weights_of_the_hub_that_are_not_the_published_ones_are_refused(asked):
-    with pytest.raises(ValueError, match=r"model\.safetensors has SHA-256.*--force-download"):
-        find_pretrained("bert-base-uncased")
+    assert PRETRAINED["bert-base-uncased"].find() == tmp_path
+    assert {call.kwargs["revision"] for call in give.mock_calls} == {models.BERT_BASE_REVISION}
+    assert [call.args for call in give.mock_calls] == [("bert-base-uncased", name) for name in models.FILES]
 
 
 @pytest.mark.parametrize(
     ("online", "failure", "error", "message"),
     [
-        (False, out_of_reach, FileNotFoundError, "bert-base-uncased is not in the local cache.*PROFILE=quick"),
-        (True, out_of_space, OSError, "No space left"),
+        (False, NO_HUB, FileNotFoundError, "bert-base-uncased is not in the local cache.*PROFILE=quick"),
+        (True, FULL_DISK, OSError, "No space left"),
     ],
     ids=["no hub", "full disk"],
 )
 def test_a_hub_that_is_away_and_a_full_disk_are_told_apart(monkeypatch, not_found_yet, online, failure, error, message):
     monkeypatch.setattr(models, "hub_reachable", lambda: online)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", failure)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", Mock(side_effect=failure))
     with pytest.raises(error, match=message):
         find_pretrained("bert-base-uncased")
 
 
 def test_without_a_hub_the_library_and_the_processes_started_later_stay_offline(monkeypatch, online):
-    monkeypatch.setattr(socket, "create_connection", out_of_reach)
+    monkeypatch.setattr(socket, "create_connection", Mock(side_effect=NO_HUB))
     assert hub_reachable() is False
     assert huggingface_hub.is_offline_mode()
     assert os.environ["HF_HUB_OFFLINE"] == "1"
@@ -224,7 +168,7 @@ def test_whoever_asked_to_stay_offline_does(monkeypatch, online, hub):
 
 
 def test_the_question_takes_no_longer_than_it_may_though_a_name_server_hangs(monkeypatch, online):
-    released = threading.Event()
+    released, out_of_reach = threading.Event(), Mock(side_effect=NO_HUB)
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: released.wait(20) and out_of_reach())
     started = time.perf_counter()
     answer = hub_reachable(seconds=0.2)
@@ -234,25 +178,15 @@ def test_the_question_takes_no_longer_than_it_may_though_a_name_server_hangs(mon
     assert seconds < 5
 
 
-# --- loading ---------------------------------------------------------------------------------------------------------
-
-
-def test_each_layer_of_the_stack_is_minilms_of_the_same_place_in_its_half(stacked, minilm_weights):
+def test_the_stack_is_minilms_layers_twice_with_its_embeddings_and_pooler(stacked):
+    weights = load_file(find_pretrained("minilm-stacked").directory / "model.safetensors")
     assert len(encoder_layers(stacked)) == stacked.config.num_hidden_layers == 12
     for index, layer in enumerate(encoder_layers(stacked)):
         for name, tensor in layer.state_dict().items():
-            assert torch.equal(tensor, minilm_weights[f"encoder.layer.{index % 6}.{name}"]), (index, name)
-
-
-def test_the_two_halves_of_the_stack_share_no_tensor(stacked):
-    pointers = [tensor.data_ptr() for tensor in stacked.parameters()]
-    assert len(set(pointers)) == len(pointers)
-
-
-def test_stacked_minilm_has_minilms_embeddings_and_pooler(stacked, minilm_weights):
-    mine = {name: tensor for name, tensor in stacked.bert.state_dict().items() if not name.startswith("encoder.")}
-    assert len(mine) == 7
-    assert all(torch.equal(tensor, minilm_weights[name]) for name, tensor in mine.items())
+            assert torch.equal(tensor, weights[f"encoder.layer.{index % 6}.{name}"]), (index, name)
+    outside = {name: tensor for name, tensor in stacked.bert.state_dict().items() if not name.startswith("encoder.")}
+    assert len(outside) == 7
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in outside.items())
 
 
 def test_a_loaded_model_is_a_float32_classifier_of_two_named_classes_in_eval_mode(stacked):
