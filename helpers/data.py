@@ -120,7 +120,8 @@ def read_rows(name: str, lines: Iterable[str], columns: tuple[str, ...]) -> Iter
 
 def _find_problem(row: list[str], header: list[str], columns: tuple[str, ...]) -> str | None:
     if damaged := re.search("[\0\udc80-\udcff]", "".join(row)):
-        return f"holds a byte that is not UTF-8 text (0x{ord(damaged[0]) & 0xFF:02x}); save the file as UTF-8"
+        byte = f"0x{ord(damaged[0]) & 0xFF:02x}"
+        return f"holds a byte that is not UTF-8 text ({byte}); save the file as UTF-8, or download it again"
     wrong = [column for column in columns if header.count(column) != 1]
     if wrong:
         return f"must name {', '.join(wrong)} once, separated by commas; it is {', '.join(header)[:200]}"
@@ -173,8 +174,7 @@ def _read_zip(archive: Path | io.BytesIO, name: str) -> bytes | None:
 def check_rows(name: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """The rows with integer labels and unique ids, and how many exact repetitions were dropped.
 
-    Raises DataError for an empty id, an id with two different rows, and a label that is not 0 or 1, or -1 in
-    test_labels.csv.
+    Raises DataError for an empty id, an id with two different rows, and a label that is not 0, 1, or in test -1.
     """
     unique = frame.drop_duplicates()
     _refuse(name, unique[unique["id"].str.strip() == ""], "no id")
@@ -182,8 +182,8 @@ def check_rows(name: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     labels = [label for label in LABELS if label in frame]
     allowed = ["0", "1", str(UNSCORED)] if name == "test_labels.csv" else ["0", "1"]
     for label in labels:
-        wrong = unique[~unique[label].isin(allowed)]
-        _refuse(name, wrong, f"{label}={wrong[label].max()!r}; labels are {', '.join(allowed)}")
+        wrong = sorted(set(unique[label]) - set(allowed))
+        _refuse(name, unique[unique[label].isin(wrong)], f"{label} in {wrong[:3]}; labels are {', '.join(allowed)}")
     return unique.astype(dict.fromkeys(labels, int)).reset_index(drop=True), len(frame) - len(unique)
 
 

@@ -4,8 +4,6 @@ What is read here is written on the spot: small files in Kaggle's shape, with ha
 shared sample read real ones, and they are skipped where it is absent.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import gzip
@@ -52,9 +50,6 @@ from helpers.runs import ROOT, Run, file_sha256
 
 CLEAN, TOXIC, UNSCORED = "000000", "100000", ("-1",) * 6
 TOXIC_SHAPES = ("100000", "101010", "100010", "111010", "101011", "100100")
-
-
-# --- generators ------------------------------------------------------------------------------------------------------
 
 
 def some_rows(prefix: str, clean: int, toxic: int) -> list[list[str]]:
@@ -122,11 +117,6 @@ def small_profile(**changes) -> Profile:
     return dataclasses.replace(PROFILES["smoke"], **(sizes | changes))
 
 
-def whole_profile(**changes) -> Profile:
-    """Validation is drawn; train and test take every row that is left."""
-    return small_profile(**({"train_rows": None, "test_rows": None} | changes))
-
-
 def make_run(directory: Path, source: Path | None, profile: Profile | None = None, data_source="jigsaw") -> Run:
     profile = profile or small_profile()
     return Run("try", directory / "run", profile, data_source, source, profile.seeds)
@@ -161,8 +151,6 @@ def prepared(tmp_path_factory) -> PreparedData:
     directory = tmp_path_factory.mktemp("prepared")
     return prepare(make_run(directory, write_folder(directory / "jigsaw", kaggle_files())))
 
-
-# --- where the files lie ---------------------------------------------------------------------------------------------
 
 PACKED = {
     "a folder": kaggle_files(),
@@ -239,9 +227,6 @@ def test_an_archive_that_cannot_be_unpacked_is_named(tmp_path, kind):
         find_file(write_folder(tmp_path, {name: content}), "test.csv")
 
 
-# --- reading text exactly --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("text", ["NA", "null", "", "-1", "00012", "TRUE", '5" pipes'])
 def test_an_unquoted_comment_is_text_whatever_it_looks_like(text):
     assert read_one(f"id,comment_text\na,{text}\nb,next\n") == [["a", text], ["b", "next"]]
@@ -253,19 +238,12 @@ def test_every_kind_of_line_end_is_read(end):
     assert read_one(as_csv(FILES["test.csv"], rows, end)) == rows
 
 
-def test_a_byte_order_mark_is_not_part_of_the_first_column():
-    assert read_one(b"\xef\xbb\xbfid,comment_text\na,hello\n") == [["a", "hello"]]
-
-
 def test_columns_may_stand_in_any_order_among_others():
     assert read_one("n,comment_text,id,source\n1,hello,a,web\n") == [["a", "hello"]]
 
 
 def test_empty_lines_and_a_missing_last_line_end_do_not_matter():
     assert read_one("\nid,comment_text\n\na,hello\n\n\nb,next") == [["a", "hello"], ["b", "next"]]
-
-
-# --- bad input -------------------------------------------------------------------------------------------------------
 
 
 def line(number: int, text: str):
@@ -290,11 +268,7 @@ def label(value: str):
 
 LABELS_0 = ",0,0,0,0,0,0"
 BAD_FILES = {  # kind: (file, edit, what the error says after the file's name)
-    "a column is missing": (
-        "train.csv",
-        lambda file: file.replace("threat", "x", 1),
-        "row 1 (line 1) must name threat",
-    ),
+    "a column is missing": ("train.csv", lambda file: file.replace("threat", "x", 1), "row 1 (line 1) must name thr"),
     "a column stands twice": ("test.csv", whole("id,comment_text,id\na,b,c\n"), "row 1 (line 1) must name id once"),
     "another file": ("test.csv", whole(kaggle_files()["test_labels.csv"]), "row 1 (line 1) must name comment_text"),
     "a web page": ("test.csv", whole("<p>sign in</p>"), "row 1 (line 1) must name id, comment_text once, separated by"),
@@ -315,9 +289,17 @@ BAD_FILES = {  # kind: (file, edit, what the error says after the file's name)
     "two label sets": ("test_labels.csv", more("test0003,1,1,1,1,1,1"), "1 row(s) have the id of another row"),
     "an id in test.csv only": ("test.csv", more("lonely,hello"), "1 row(s) have no partner"),
     "an id in test_labels.csv only": ("test_labels.csv", more(f"lonely{LABELS_0}"), "1 row(s) have no partner"),
-    "unscored in train": ("train.csv", label("-1"), "1 row(s) have insult='-1'; labels are 0, 1 (the first is row 2"),
-    "a label out of range": ("test_labels.csv", label("2"), "1 row(s) have insult='2'; labels are 0, 1, -1 (the first"),
-    "an empty label": ("test_labels.csv", label(""), "1 row(s) have insult=''"),
+    "unscored in train": (
+        "train.csv",
+        label("-1"),
+        "1 row(s) have insult in ['-1']; labels are 0, 1 (the first is row",
+    ),
+    "a label out of range": (
+        "test_labels.csv",
+        label("2"),
+        "1 row(s) have insult in ['2']; labels are 0, 1, -1 (the fir",
+    ),
+    "an empty label": ("test_labels.csv", label(""), "1 row(s) have insult in ['']"),
 }
 BAD_COMMENTS = {
     "no test row scored for toxic": (kaggle_files(test=unscored_rows(30)), "test_labels.csv: every row has toxic=-1"),
@@ -352,7 +334,7 @@ def test_an_error_counts_rows_and_lines_apart():
 
 def test_a_wrong_label_is_placed_by_the_row_of_the_file_although_repetitions_before_it_are_dropped():
     rows = [["a", *CLEAN], ["a", *CLEAN], ["b", *"100002"]]
-    with pytest.raises(DataError, match=r"identity_hate='2'.*row 4, id b"):
+    with pytest.raises(DataError, match=r"identity_hate in \['2'\].*row 4, id b"):
         check_rows("test_labels.csv", pd.DataFrame(rows, columns=list(FILES["test_labels.csv"])))
 
 
@@ -360,9 +342,6 @@ def test_rows_that_repeat_another_exactly_are_dropped_and_counted(tmp_path):
     rows = some_rows("train", 48, 12)
     train, _, counts = read_jigsaw(write_folder(tmp_path, kaggle_files([*rows, rows[5], rows[5], rows[9]])))
     assert (len(train), counts["train.csv: exact repetitions dropped"]) == (60, 3)
-
-
-# --- the test set ----------------------------------------------------------------------------------------------------
 
 
 def test_test_rows_get_their_labels_by_id_and_not_by_place(tmp_path):
@@ -380,22 +359,15 @@ def joined(*labels: list[int]) -> tuple[pd.DataFrame, int]:
     return join_test(comments, pd.DataFrame(labels, columns=list(LABELS)).assign(id=ids))
 
 
-def test_a_row_scored_for_toxic_is_used_whatever_its_other_labels_say():
-    scored, _ = joined([0] * 6, [1, *[-1] * 5], [0, 0, -1, 0, 0, 0])
-    assert scored["id"].tolist() == ["0", "1", "2"]
+def test_a_row_scored_for_toxic_is_used_as_it_is_whatever_its_other_labels_say():
+    labels = [[0] * 6, [1, *[-1] * 5], [0, 0, -1, 0, 1, 0]]
+    assert joined(*labels)[0][list(LABELS)].to_numpy().tolist() == labels
 
 
 def test_rows_unscored_for_toxic_are_dropped_and_counted_although_another_label_is_scored():
     scored, dropped = joined([0] * 6, [-1] * 6, [-1, *[1] * 5])
     assert (scored["id"].tolist(), dropped) == (["0"], 2)
 
-
-def test_an_unscored_label_stays_unscored():
-    scored, _ = joined([0] * 6, [1, -1, 0, 1, -1, -1])
-    assert scored[list(LABELS)].iloc[1].tolist() == [1, -1, 0, 1, -1, -1]
-
-
-# --- one comment, one split ------------------------------------------------------------------------------------------
 
 SAME_COMMENT = {
     "case": "Café Life, Page 5 of the OFFICE, STRASSE",
@@ -410,21 +382,13 @@ def test_a_comment_in_another_form_is_the_same_comment(form):
     assert normalise(SAME_COMMENT[form]) == normalise("café life, page 5 of the office, straße")
 
 
-def test_comments_that_differ_in_a_word_are_not_the_same():
-    assert normalise("the page is fine") != normalise("the pages is fine")
-
-
-def crowded_frames() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """120 train rows with 60 texts, each in two forms; test holds three of the texts in a third form."""
+@pytest.fixture(scope="module")
+def crowded() -> tuple[dict[str, pd.DataFrame], dict]:
+    """Splits of 120 train rows with 60 texts, each in two forms; test holds three of the texts in a third form."""
     train, test = train_frame((96, CLEAN), (24, "100010")), train_frame((24, CLEAN), (6, TOXIC))
     train["comment_text"] = [f"Shared  text {i // 2}" if i % 2 else f"shared text {i // 2}" for i in range(120)]
     test["comment_text"] = [f"SHARED TEXT {i}" if i in (0, 3, 6) else f"another text {i}" for i in range(30)]
-    return train, test.assign(id="test" + test["id"])
-
-
-@pytest.fixture(scope="module")
-def crowded() -> tuple[dict[str, pd.DataFrame], dict]:
-    return split_rows(*crowded_frames(), whole_profile(validation_rows=20))
+    return split_rows(train, test, small_profile(train_rows=None, validation_rows=20, test_rows=None))
 
 
 @pytest.mark.parametrize("pair", list(combinations(SPLITS, 2)), ids="-".join)
@@ -433,18 +397,11 @@ def test_no_comment_stands_in_two_splits(crowded, pair):
     assert first & second == set()
 
 
-def test_the_test_set_keeps_a_shared_comment(crowded):
-    assert len(crowded[0]["test"]) == 30
-
-
-def test_rows_dropped_for_another_split_are_counted(crowded):
+def test_the_test_set_keeps_a_shared_comment_and_dropped_rows_are_counted(crowded):
     splits, counts = crowded
     left = 120 - 6 - len(splits["validation"]) - len(splits["train"])
-    assert counts["train: rows with the text of a test row dropped"] == 6
+    assert (len(splits["test"]), counts["train: rows with the text of a test row dropped"]) == (30, 6)
     assert counts["train: rows with the text of a validation row dropped"] == left > 0
-
-
-# --- drawing the rows ------------------------------------------------------------------------------------------------
 
 
 def big_frames() -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -463,13 +420,10 @@ def ids(splits: dict[str, pd.DataFrame]) -> dict[str, list[str]]:
     return {name: rows["id"].tolist() for name, rows in splits.items()}
 
 
-def test_a_split_has_exactly_the_rows_asked_for():
+def test_a_split_has_the_rows_asked_for_or_a_share_or_all():
+    shared = drawn(train_rows=None, validation_rows=0.25, test_rows=None)
     assert [len(rows) for rows in drawn().values()] == [230, 110, 40]
-
-
-def test_validation_may_be_a_share_of_train_and_none_takes_every_row():
-    splits = drawn(train_rows=None, validation_rows=0.25, test_rows=None)
-    assert [len(rows) for rows in splits.values()] == [450, 150, 60]
+    assert [len(rows) for rows in shared.values()] == [450, 150, 60]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -502,7 +456,7 @@ def test_a_label_carried_by_a_single_row_neither_stops_the_drawing_nor_spoils_th
 def test_rows_are_drawn_as_if_an_unscored_label_were_not_carried():
     frame = train_frame((40, CLEAN), (16, "101000"), (4, "101100"), (10, TOXIC), (30, CLEAN))
     unscored = frame.copy()
-    unscored.loc[60:89, list(LABELS[1:])] = -1
+    unscored.loc[60:89, "threat"] = -1
     first, second = (draw_rows("test.csv", rows, 50, small_profile()) for rows in (frame, unscored))
     assert first["id"].tolist() == second["id"].tolist()
 
@@ -512,9 +466,7 @@ def test_a_draw_that_leaves_one_class_too_few_rows_is_refused():
         draw_rows("train.csv", train_frame((22, CLEAN), (1, "100010")), 20, small_profile())
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
-
-TEXTS = ["", "hello", "A rather long note. " * 30, "two\nlines\tand 🙂 日本", "[SEP] [CLS] [PAD]", "word " * 14]
+TEXTS = 400 * ["", "hello", "A rather long note. " * 30, "two\nlines 🙂 日本", "[SEP] [CLS] [PAD]"]
 
 
 @pytest.mark.parametrize("max_length", [4, 16, 512])
@@ -526,19 +478,6 @@ def test_ids_equal_those_of_the_tokenizers_own_truncation(tokenizer, max_length)
 def test_lengths_are_those_before_truncation(tokenizer):
     _, lengths = tokenise(TEXTS, tokenizer, 8)
     assert lengths == [len(row) for row in tokenizer(TEXTS, truncation=False, verbose=False)["input_ids"]]
-
-
-def test_rows_keep_their_order_over_several_batches(tokenizer):
-    texts = [f"note {i}" for i in range(2_003)]
-    found, _ = tokenise(texts, tokenizer, 16)
-    assert [row.tolist() for row in found] == tokenizer(texts, truncation=True, max_length=16)["input_ids"]
-
-
-# --- the stage -------------------------------------------------------------------------------------------------------
-
-
-def with_profile(run: Run, **changes) -> Run:
-    return dataclasses.replace(run, profile=dataclasses.replace(run.profile, **changes))
 
 
 def refuse(*_, **__):
@@ -561,13 +500,8 @@ def test_any_comment_goes_through_the_whole_stage_unchanged(tmp_path, tokenizer)
     for row, text in zip(rows, [*ODD_COMMENTS.values(), "NA", ' "quoted",\r\n line\r', "\u2028\x0b\x85"], strict=False):
         row[1] = text
     source = write_folder(tmp_path / "jigsaw", kaggle_files(test=rows))
-    test = prepare_data(make_run(tmp_path, source, whole_profile()), tokenizer, "sha").splits["test"]
+    test = prepare_data(make_run(tmp_path, source, small_profile(test_rows=None)), tokenizer, "sha").splits["test"]
     assert dict(zip(test["row_id"], test["comment_text"], strict=True)) == {row[0]: row[1] for row in rows}
-
-
-def test_labels_are_given_as_zeros_and_ones(prepared):
-    grumpy = ["grumpy" in text for text in prepared.splits["train"]["comment_text"]]
-    assert prepared.labels("train").tolist() == [int(value) for value in grumpy]
 
 
 def test_the_summary_counts_what_is_dropped_and_what_each_split_holds(prepared):
@@ -583,12 +517,9 @@ def with_labels_alone(**splits: pd.DataFrame) -> PreparedData:
 
 
 def test_positives_and_prevalence_leave_unscored_rows_out():
-    data = with_labels_alone(test=pd.DataFrame({"threat": [1, 0, 0, 0, -1, -1]}))
+    data = with_labels_alone(test=pd.DataFrame({"threat": [1, 0, 0, 0, -1, -1], "insult": [-1] * 6}))
     assert (data.positives("test", "threat"), data.prevalence("test", "threat")) == (1, 0.25)
-
-
-def test_a_label_that_no_row_is_scored_for_has_no_prevalence():
-    assert np.isnan(with_labels_alone(test=pd.DataFrame({"threat": [-1, -1]})).prevalence("test", "threat"))
+    assert np.isnan(data.prevalence("test", "insult"))
 
 
 def test_what_is_prepared_already_is_not_read_again(run, monkeypatch):
@@ -597,11 +528,10 @@ def test_what_is_prepared_already_is_not_read_again(run, monkeypatch):
     assert prepare(run).splits["test"].to_dict() == first.splits["test"].to_dict()
 
 
-@pytest.mark.parametrize("damage", ["cut", "altered"])
-def test_prepared_data_that_were_damaged_are_made_again(run, damage, capsys):
+def test_prepared_data_that_were_damaged_are_made_again(run, capsys):
     before = prepare(run).splits["train"].to_dict()
     [path] = (run.data_dir / "train").glob("*.arrow")
-    damage_file(path, damage)
+    damage_file(path, "altered")
     assert prepare(run).splits["train"].to_dict() == before
     assert f"{path.name} was cut or changed" in capsys.readouterr().out
 
@@ -619,7 +549,8 @@ CHANGES = [{"train_rows": 23}, {"validation_rows": 11}, {"test_rows": None}, {"m
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_the_fingerprint_moves_with_every_setting_of_the_data(run, prepared, changes):
-    assert prepare(with_profile(run, **changes)).fingerprint != prepared.fingerprint
+    changed = dataclasses.replace(run, profile=small_profile(**changes))
+    assert prepare(changed).fingerprint != prepared.fingerprint
 
 
 def test_the_fingerprint_moves_with_the_tokenizer(run, prepared):
@@ -627,7 +558,8 @@ def test_the_fingerprint_moves_with_the_tokenizer(run, prepared):
 
 
 def test_the_fingerprint_does_not_move_with_settings_of_the_training(run, prepared):
-    assert prepare(with_profile(run, epochs=9, lora_rank=4, temperature=1.0)).fingerprint == prepared.fingerprint
+    changed = dataclasses.replace(run, profile=small_profile(epochs=9, lora_rank=4, temperature=1.0))
+    assert prepare(changed).fingerprint == prepared.fingerprint
 
 
 def test_the_same_comments_have_one_fingerprint_zipped_or_not_whatever_lies_beside_them(tmp_path, prepared):
@@ -665,9 +597,6 @@ def test_comments_of_another_source_are_not_taken_for_the_runs(run):
     prepare(run)
     with pytest.raises(FileNotFoundError, match=r"are Jigsaw, not synthetic comments, not Jigsaw, or .*run 01"):
         load_data(dataclasses.replace(run, data_source="sample"))
-
-
-# --- where the comments come from ------------------------------------------------------------------------------------
 
 
 def test_a_source_that_has_gone_is_named(tmp_path):
@@ -716,38 +645,23 @@ def test_a_mirror_that_fails_is_said_with_where_to_get_the_files(tmp_path, monke
         data_files(make_run(tmp_path, None, data_source="hub"))
 
 
-# --- the shared sample of the real comments --------------------------------------------------------------------------
-
-SAMPLE_LABELS_SHA256 = "96a0a78f"  # the first digits of its test_labels.csv's: JIGSAW_DIR may hold other comments
-
-
-def find_sample() -> Path | None:
-    """The sample beside the checkout or in JIGSAW_DIR; None where it is in neither."""
-    beside = ROOT.parent / "shared" / "data" / "jigsaw"
-    for path in (folder / "test_labels.csv" for folder in (beside, Path(os.environ.get("JIGSAW_DIR", beside)))):
-        if path.is_file() and file_sha256(path).startswith(SAMPLE_LABELS_SHA256):
-            return path.parent
-    return None
-
-
-SAMPLE = find_sample()  # found before any test changes the environment
+SAMPLE = Path(os.environ.get("JIGSAW_DIR") or ROOT.parent / "shared" / "data" / "jigsaw")  # the real comments
+SAMPLE_LABELS_SHA256 = "96a0a78f"  # how its test_labels.csv's begins: JIGSAW_DIR may hold other comments
 
 
 @pytest.fixture(scope="module")
 def sample() -> tuple[pd.DataFrame, pd.DataFrame, dict]:
-    if SAMPLE is None:
+    labels = SAMPLE / "test_labels.csv"
+    if not labels.is_file() or not file_sha256(labels).startswith(SAMPLE_LABELS_SHA256):
         pytest.skip("the sample of Jigsaw is neither in ../shared/data/jigsaw nor in JIGSAW_DIR")
     return read_jigsaw(SAMPLE)
 
 
-def test_the_sample_keeps_every_test_row_scored_for_toxic(sample):
-    train, test, counts = sample
-    assert (len(train), len(test), counts["test: unscored rows (-1) dropped"]) == (10_447, 9_074, 25)
-
-
-def test_the_labels_of_the_sample_are_counted_where_they_are_scored(sample):
-    data = with_labels_alone(train=sample[0][list(LABELS)], test=sample[1][list(LABELS)])
+def test_the_sample_is_read_whole_and_its_labels_are_counted_where_they_are_scored(sample):
+    train, test, dropped = sample
+    data = with_labels_alone(train=train[list(LABELS)], test=test[list(LABELS)])
     counts = {split: [data.positives(split, label) for label in LABELS] for split in ("train", "test")}
+    assert (len(train), len(test), dropped["test: unscored rows (-1) dropped"]) == (10_447, 9_074, 25)
     assert counts == {"train": [992, 117, 538, 33, 512, 97], "test": [864, 11, 136, 11, 139, 31]}
     assert data.prevalence("test", "threat") == 11 / 2_557
 
@@ -757,15 +671,6 @@ def test_the_published_run_draws_the_rows_it_was_scored_on(sample):
     published = pd.read_parquet(ROOT / "results" / "base" / "predictions" / "odd-1.parquet")
     for split in ("validation", "test"):
         assert splits[split]["id"].tolist() == published[published["split"] == split]["row_id"].tolist()
-
-
-# --- the baselines ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("baseline", [majority_logits, tfidf_logits])
-def test_a_baseline_gives_two_logits_for_every_row_it_is_scored_on(prepared, baseline):
-    shapes = {split: logits.shape for split, logits in baseline(prepared).items()}
-    assert shapes == {"validation": (12, 2), "test": (16, 2)}
 
 
 def test_majority_gives_every_comment_the_log_odds_of_train(prepared):
