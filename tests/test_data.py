@@ -289,16 +289,8 @@ BAD_FILES = {  # kind: (file, edit, what the error says after the file's name)
     "two label sets": ("test_labels.csv", more("test0003,1,1,1,1,1,1"), "1 row(s) have the id of another row"),
     "an id in test.csv only": ("test.csv", more("lonely,hello"), "1 row(s) have no partner"),
     "an id in test_labels.csv only": ("test_labels.csv", more(f"lonely{LABELS_0}"), "1 row(s) have no partner"),
-    "unscored in train": (
-        "train.csv",
-        label("-1"),
-        "1 row(s) have insult in ['-1']; labels are 0, 1 (the first is row",
-    ),
-    "a label out of range": (
-        "test_labels.csv",
-        label("2"),
-        "1 row(s) have insult in ['2']; labels are 0, 1, -1 (the fir",
-    ),
+    "unscored in train": ("train.csv", label("-1"), "1 row(s) have insult in ['-1']; labels are 0, 1 (the first is"),
+    "out of range": ("test_labels.csv", label("2"), "1 row(s) have insult in ['2']; labels are 0, 1, -1 (the first is"),
     "an empty label": ("test_labels.csv", label(""), "1 row(s) have insult in ['']"),
 }
 BAD_COMMENTS = {
