@@ -1,17 +1,19 @@
 # make run            notebooks 01 to 04b in order, with what is at hand: 15 minutes on 2 CPU cores
 #   PROFILE=base      another run profile (quick, base, colab, full, smoke); RUN=name another folder in runs/
 #   JIGSAW_DIR=path   Kaggle's files: a folder or the competition's zip; SEEDS=1 only these of the profile's seeds
-# make improvements   notebooks 05 (grids and their winners; it resumes) and 06, on a finished run
+# make improvements   notebooks 05 (the grids and their winners) and 06, on a finished run; an interrupted grid resumes
 # make base           fetch the real 12-layer encoder that PROFILE=base needs (395 MB)
-# make test           ruff, pytest and the notebooks in the smoke profile: 8 minutes
-#   make test-all     the slow tests too (faults, Colab, a broken hub, a browser), then everything with the lowest versions
+# make test           ruff, mypy, pytest and the notebooks in the smoke profile: 8 minutes
+#   make test-all     also the slow tests (faults, Colab, a broken hub, a browser), then everything with the lowest versions
 #   make test-versions   all tests with the lowest versions that requirements.txt allows, in .venv-lowest
 # make bench          training speed by three recipes, and latency, on this device, with real comments: an hour on 2 cores
-#   SECTIONS=latency  or training: one of the two
+#   SECTIONS=latency  only this section (training or latency)
 # make lab            JupyterLab in notebooks/
 # make demo           a page on 127.0.0.1: type a comment, see the verdict of the models that were trained last
 # make publish        copy a finished run's results (RUN=…) to results/<profile>/; renew README's tables and figures
-#   make tables       renew them from what is published; make notebooks: show the executed notebooks of a run (RUN=…)
+#   make tables       renew the tables and figures from what is published
+#   make notebooks    copy the executed notebooks of a finished run (RUN=…) to notebooks/
+# make first-cells    renew the notebooks' first cells and Colab links from the repository's address in pyproject.toml
 # make submission     NAME="…" ID="…" [COURSE="…"]: one zip of your own finished run (RUN=…), with a cover
 
 PYTHON ?= python3
@@ -21,6 +23,7 @@ CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 # Two processes, a test file in one of them. The slow tests run alone: they kill, wait and drive a browser.
 QUICK := -m "not slow" -n 2 --dist loadfile
+LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 export PROFILE RUN JIGSAW_DIR SEEDS NAME ID COURSE PIP_DISABLE_PIP_VERSION_CHECK
 
 .PHONY: run improvements base test test-all bench test-versions lab demo publish tables notebooks submission first-cells clean
@@ -38,14 +41,10 @@ base: $(VENV)/installed
 	$(BIN)/python -c 'from helpers.models import MPNET, find_pretrained; print(find_pretrained(MPNET).name, "is ready")'
 
 test: $(VENV)/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(LINT)
 	$(BIN)/python -m pytest $(QUICK)
 
-test-all: $(VENV)/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(QUICK)
+test-all: test
 	$(BIN)/python -m pytest -m slow
 	@$(MAKE) test-versions
 

@@ -1,35 +1,29 @@
 """The four drawings of the lesson: the splits, the copy of layers, the parts of the loss, and LoRA.
 
-Each is drawn on a white card, so that it reads alike in light and dark notebooks. Coordinates are pixels as shown, from
+Each stands on a white card, so that it reads alike in light and dark notebooks. Coordinates are pixels as shown, from
 the upper left corner; font sizes are points as shown.
 """
 
 from __future__ import annotations
 
-import io
-
-import PIL.Image
 from IPython.display import Image
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyBboxPatch
 
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS
-from helpers.plots import COLOURS
+from helpers.plots import COLOURS, GREY, SPLIT_COLOURS, small_picture
 
 WIDTH = 880
-INK, GREY, PALE = "#222222", "#6b6b6b", "#f1f1f1"
-TRAINED, DROPPED = COLOURS["lora"], "#b3261e"
-SPLIT_COLOURS = {"train": COLOURS["teacher"], "validation": COLOURS["odd"], "test": COLOURS["even"]}  # as in plots.py
+INK, DROPPED = "#222222", "#b3261e"
 
 
 def _card(height: int, title: str) -> Axes:
-    """An empty white card with rounded corners and a title."""
+    """An empty white card with a title."""
     figure = Figure(figsize=(WIDTH / 96, height / 96))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))
     axes.axis("off")
-    corners = "round,pad=0,rounding_size=14"
-    axes.add_patch(FancyBboxPatch((2, 2), WIDTH - 4, height - 4, corners, facecolor="white", edgecolor="#d0d0d0"))
     _text(axes, 28, 32, title, size=13, weight="bold", ha="left")
     return axes
 
@@ -40,10 +34,10 @@ def _text(axes: Axes, x: float, y: float, text: str, **style) -> None:
 
 
 def _box(axes: Axes, x: float, y: float, shape: tuple[float, float], text: str, colour: str = INK, **style) -> None:
-    """A rounded box with its centre at (x, y), tinted in its colour."""
+    """A rounded box with its centre at (x, y), tinted in its colour; filled with it where the text is white."""
     (width, height), corner = shape, (x - shape[0] / 2, y - shape[1] / 2)
-    for look in ({"facecolor": colour, "alpha": 0.1}, {"facecolor": "none", "edgecolor": colour, "linewidth": 1.5}):
-        axes.add_patch(FancyBboxPatch(corner, width, height, "round,pad=0,rounding_size=6", **look))
+    look = {"facecolor": to_rgba(colour, 1 if style.get("color") == "white" else 0.1), "edgecolor": colour}
+    axes.add_patch(FancyBboxPatch(corner, width, height, "round,pad=0,rounding_size=6", linewidth=1.5, **look))
     _text(axes, x, y, text, **style)
 
 
@@ -56,17 +50,7 @@ def _arrow(axes: Axes, *points: tuple[float, float], colour: str = INK) -> None:
 
 
 def _image(axes: Axes) -> Image:
-    """The card as a PNG of 128 colours, a third of the bytes; outside its corners it is transparent."""
-    buffer, small = io.BytesIO(), io.BytesIO()
-    axes.figure.savefig(buffer, format="png", dpi=144, transparent=True)
-    drawn = PIL.Image.open(buffer)
-    opacity = drawn.getchannel("A")
-    flat = PIL.Image.new("RGB", drawn.size, "white")
-    flat.paste(drawn, mask=opacity)
-    flat.paste("magenta", mask=opacity.point(lambda value: 255 * (value < 128)))  # a colour that no drawing uses
-    flat = flat.quantize(128, method=PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE)
-    flat.save(small, format="png", optimize=True, transparency=flat.getpixel((0, 0)))
-    return Image(small.getvalue(), width=WIDTH)
+    return Image(small_picture(axes.figure, dpi=144), width=WIDTH)
 
 
 def splits() -> Image:
@@ -107,18 +91,17 @@ def layer_copy() -> Image:
     axes = _card(690, "Two students, each a copy of half of the teacher")
     places = ("embeddings", *range(1, 13), "pooler", "classifier")
     heights = {place: 620 - 37 * row for row, place in enumerate(places)}
-    columns = (
-        ("teacher", tuple(range(1, 13)), 440, 0),
-        ("odd", ODD_LAYERS, 130, -1),
-        ("even", EVEN_LAYERS, 750, 1),
-    )
+    columns = ("teacher", range(1, 13), 440, 0), ("odd", ODD_LAYERS, 130, -1), ("even", EVEN_LAYERS, 750, 1)
     for name, layers, x, side in columns:
         kind = "teacher" if name == "teacher" else f"{name} student"
         _text(axes, x, 70, f"{kind}, {len(layers)} layers", size=12, weight="bold")
         kept = ("embeddings", *layers, "pooler", "classifier")
         for row, place in enumerate(kept):
             y = heights[place]
-            _layer(axes, x, y, row if place in layers else place, COLOURS[name])
+            _box(axes, x, y, (180, 24), "" if place in layers else place, COLOURS[name])
+            if place in layers:
+                _text(axes, x - 40, y, f"layer {row}", weight="bold")
+                _text(axes, x + 42, y, f"index {row - 1}", size=9, color=GREY)
             if row:  # a layer reads what the one below it wrote
                 _arrow(axes, (x, heights[kept[row - 1]] - 12), (x, y + 12), colour=GREY)
             if side:
@@ -126,15 +109,6 @@ def layer_copy() -> Image:
     note = "Layers are counted from 1. Code counts from 0: layer k stands at index k − 1."
     _text(axes, 440, 660, f"{note}   Values are copied, never modules.", color=GREY)
     return _image(axes)
-
-
-def _layer(axes: Axes, x: float, y: float, place: int | str, colour: str) -> None:
-    if isinstance(place, str):
-        _box(axes, x, y, (180, 24), place, colour)
-        return
-    _box(axes, x, y, (180, 24), "", colour)
-    _text(axes, x - 40, y, f"layer {place}", weight="bold")
-    _text(axes, x + 42, y, f"index {place - 1}", size=9, color=GREY)
 
 
 def loss_parts() -> Image:
@@ -172,21 +146,21 @@ def loss_parts() -> Image:
 def lora() -> Image:
     """A frozen weight matrix W with the trained matrices A and B beside it, their shapes and their sum."""
     axes = _card(470, "LoRA: W stays as it is, and two thin matrices beside it are trained")
-    frozen = COLOURS["teacher"]
+    frozen, trained, bold = COLOURS["teacher"], COLOURS["lora"], {"size": 14, "weight": "bold"}
     for x, text in ((78, "x\n(in)"), (796, "output\n(out)")):
         _box(axes, x, 220, (92, 60), text, INK, size=11)
     _arrow(axes, (124, 220), (160, 220), (160, 140), (280, 140))
     _arrow(axes, (160, 220), (160, 320), (210, 320))
-    _matrix(axes, 345, 140, (130, 130), "W", frozen)
+    _box(axes, 345, 140, (130, 130), "W", frozen, **bold)
     _text(axes, 345, 222, "out × in\nfrozen, as is its bias", va="top", size=11)
-    _matrix(axes, 275, 320, (130, 26), "A", TRAINED)
+    _box(axes, 275, 320, (130, 26), "A", trained, color="white", **bold)
     _text(axes, 275, 362, "r × in\ntrained, starts at random", size=11)
-    _matrix(axes, 453, 320, (26, 130), "B", TRAINED)
+    _box(axes, 453, 320, (26, 130), "B", trained, color="white", **bold)
     _text(axes, 480, 362, "out × r\ntrained, starts at 0", ha="left", size=11)
-    _arrow(axes, (340, 320), (440, 320), colour=TRAINED)
-    _arrow(axes, (466, 320), (560, 320), colour=TRAINED)
-    _box(axes, 595, 320, (70, 40), "× α / r", TRAINED, size=11)
-    _arrow(axes, (630, 320), (680, 320), (680, 238), colour=TRAINED)
+    _arrow(axes, (340, 320), (440, 320), colour=trained)
+    _arrow(axes, (466, 320), (560, 320), colour=trained)
+    _box(axes, 595, 320, (70, 40), "× α / r", trained, size=11)
+    _arrow(axes, (630, 320), (680, 320), (680, 238), colour=trained)
     _arrow(axes, (410, 140), (680, 140), (680, 202), colour=frozen)
     _box(axes, 680, 220, (36, 36), "+", INK, size=15, weight="bold")
     _arrow(axes, (698, 220), (750, 220))
@@ -194,13 +168,3 @@ def lora() -> Image:
     counts = "bert-base, r = 8:  W has 768 × 768 = 589,824 numbers; A and B have 8 × 768 + 768 × 8 = 12,288, or 2 %."
     _text(axes, 440, 446, counts, color=GREY)
     return _image(axes)
-
-
-def _matrix(axes: Axes, x: float, y: float, shape: tuple[float, float], name: str, colour: str) -> None:
-    """A matrix, filled where it is trained and hatched where it is frozen."""
-    (width, height), corner = shape, (x - shape[0] / 2, y - shape[1] / 2)
-    hatched = {"facecolor": PALE, "edgecolor": "#c4c4c4", "hatch": "////"}
-    fill, ink = ({"facecolor": colour}, "white") if colour == TRAINED else (hatched, INK)
-    axes.add_patch(Rectangle(corner, width, height, linewidth=0, **fill))
-    axes.add_patch(Rectangle(corner, width, height, facecolor="none", edgecolor=colour, linewidth=1.5))
-    _text(axes, x, y, name, size=14, weight="bold", color=ink)

@@ -12,35 +12,20 @@ Long runs need no notebook, and on several devices accelerate starts a process o
 from __future__ import annotations
 
 import argparse
-import functools
 import shutil
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
 import torch
-from transformers import AutoModelForSequenceClassification
 
-from helpers.batches import TeacherTargets, device_name, load_targets, predict, save_targets, this_process
-from helpers.config import MAIN_EXPERIMENTS, Profile, unknown
+from helpers.batches import TeacherTargets, load_targets, predict, save_targets, this_process
+from helpers.config import Profile, unknown
 from helpers.data import PreparedData, load_data, majority_logits, prepare_data, tfidf_logits
-from helpers.evaluation import best_threshold, score, teacher_gate, toxic_probability
-from helpers.export import latency_batches, measure_deployment, measure_latency, plain_model, torch_call
-from helpers.layers import (
-    EVEN_LAYERS,
-    FIRST_SIX,
-    LAST_SIX,
-    ODD_LAYERS,
-    copy_layers,
-    merge_layers,
-)
-from helpers.lora import add_adapters, count_parameters, load_adapter, save_adapter
+from helpers.evaluation import teacher_gate, toxic_probability
+from helpers.layers import EVEN_LAYERS, FIRST_SIX, LAST_SIX, ODD_LAYERS, copy_layers, merge_layers
+from helpers.lora import add_adapters, count_parameters
 from helpers.models import find_pretrained, load_model, load_tokenizer, lora_targets, model_card, pretrained_sha256
 from helpers.runs import (
     Run,
@@ -48,19 +33,13 @@ from helpers.runs import (
     file_sha256,
     fingerprint,
     is_sealed,
-    is_whole,
-    new_directory,
     only_writer,
     open_run,
     read_json,
-    resumes,
-    seal,
     tells_errors,
     use_run_arguments,
-    versions,
-    write_file,
-    write_json,
 )
+from helpers.saved import MissingStage, load_trained, read_result, save_model, write_predictions, write_result
 from helpers.training import Checkpoints, TrainingError, TrainingSettings, average_precision, train
 
 
@@ -75,7 +54,6 @@ class Experiment:
     distil: bool = False
     adapter: bool = False
     changes: tuple[tuple[str, object], ...] = ()  # the profile's settings that this experiment changes
-    notebook: str = "02_layer_distillation"
 
     def profile(self, profile: Profile) -> Profile:
         """The run's profile with this experiment's own settings."""
@@ -86,56 +64,33 @@ class Experiment:
         return self.start == "teacher" or self.distil
 
 
-def _student(name: str, title: str, layers: tuple[int, ...]) -> Experiment:
-    return Experiment(name, title, start="teacher", layers=layers, distil=True, notebook="05_improvements")
+ROWS = (
+    Experiment("majority", "Always 'clean'", "baseline"),
+    Experiment("tfidf", "TF-IDF", "baseline"),
+    Experiment("teacher", "Teacher"),
+    Experiment("odd", "Odd student", "teacher", ODD_LAYERS, distil=True),
+    Experiment("even", "Even student", "teacher", EVEN_LAYERS, distil=True),
+    Experiment("lora", "LoRA", adapter=True),
+    Experiment("lora_6", "LoRA on odd copy", "teacher", ODD_LAYERS, adapter=True),
+    Experiment("odd_hard", "Odd, labels only", "teacher", ODD_LAYERS),
+    Experiment("even_hard", "Even, labels only", "teacher", EVEN_LAYERS),
+    # Is it the half, or the second training? And which of the layers 1 and 12 makes odd and even differ?
+    Experiment("twelve", "Twelve, distilled", "teacher", tuple(range(1, 13)), distil=True),
+    Experiment("odd_without_1", "Odd without layer 1", "teacher", (2, 3, 5, 7, 9, 11), distil=True),
+    Experiment("even_with_1", "Even with layer 1", "teacher", (1, 4, 6, 8, 10, 12), distil=True),
+    Experiment("odd_with_12", "Odd with layer 12", "teacher", (1, 3, 5, 7, 9, 12), distil=True),
+    Experiment("first_six", "First six layers", "teacher", FIRST_SIX, distil=True),
+    Experiment("last_six", "Last six layers", "teacher", LAST_SIX, distil=True),
+    Experiment("hybrid", "LoRA, distilled", "teacher", ODD_LAYERS, distil=True, adapter=True),
+)
+EXPERIMENTS = {experiment.name: experiment for experiment in ROWS}
 
-
-EXPERIMENTS = {
-    experiment.name: experiment
-    for experiment in (
-        Experiment("majority", "Always 'clean'", start="baseline", notebook="01_data_preparation"),
-        Experiment("tfidf", "TF-IDF + logistic regression", start="baseline", notebook="01_data_preparation"),
-        Experiment("teacher", "Teacher, 12 layers"),
-        Experiment("odd", "Odd student, distilled", start="teacher", layers=ODD_LAYERS, distil=True),
-        Experiment("even", "Even student, distilled", start="teacher", layers=EVEN_LAYERS, distil=True),
-        Experiment("lora", "LoRA, 12 layers", adapter=True, notebook="03_lora_fine_tuning"),
-        Experiment(
-            "lora_6",
-            "LoRA, odd layers of the teacher",
-            start="teacher",
-            layers=ODD_LAYERS,
-            adapter=True,
-            notebook="03_lora_fine_tuning",
-        ),
-        Experiment("odd_hard", "Odd student, labels only", start="teacher", layers=ODD_LAYERS),
-        Experiment("even_hard", "Even student, labels only", start="teacher", layers=EVEN_LAYERS),
-        # Is it the half, or the second training? And which of the layers 1 and 12 makes odd and even differ?
-        _student("twelve", "All twelve layers, distilled", tuple(range(1, 13))),
-        _student("odd_without_1", "Odd layers without layer 1, distilled", (2, 3, 5, 7, 9, 11)),
-        _student("even_with_1", "Even layers with layer 1, distilled", (1, 4, 6, 8, 10, 12)),
-        _student("odd_with_12", "Odd layers with layer 12, distilled", (1, 3, 5, 7, 9, 12)),
-        _student("first_six", "First six layers, distilled", FIRST_SIX),
-        _student("last_six", "Last six layers, distilled", LAST_SIX),
-        Experiment(
-            "hybrid",
-            "LoRA on the odd layers, distilled",
-            start="teacher",
-            layers=ODD_LAYERS,
-            distil=True,
-            adapter=True,
-            notebook="05_improvements",
-        ),
-    )
-}
-
-
-# The one model whose threshold is not searched on validation: it never says 'toxic'.
-FIXED_THRESHOLDS = {"majority": 1.0}
-LOGITS = ["logit_clean", "logit_toxic"]
-
-
-class MissingStage(FileNotFoundError):
-    """An earlier stage has not run; the message says which notebook makes it."""
+# A result's fingerprint covers these settings. One that is added later counts only where it is not at its default, so
+# that it leaves every finished result as it was. In JSON two of them keep the names that the first results gave them.
+FINGERPRINTED = ("epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "seed")
+FINGERPRINTED += ("temperature", "alpha", "beta")
+NOT_FINGERPRINTED = ("micro_batch_size",)  # how a batch is computed, not what is
+NAMES_IN_JSON = {"warmup_ratio": "warmup_share", "max_grad_norm": "max_gradient_norm"}
 
 
 def find_experiment(name: str) -> Experiment:
@@ -157,59 +112,34 @@ def training_settings(experiment: Experiment, seed: int, profile: Profile) -> Tr
     """The experiment's training settings: each family has its own rate, and nothing else of its own."""
     family = "lora" if experiment.adapter else "student" if experiment.layers else "teacher"
     profile = experiment.profile(profile)
-    return TrainingSettings(
-        epochs=profile.epochs,
-        batch_size=profile.batch_size,
-        learning_rate=getattr(profile, f"{family}_learning_rate"),
-        weight_decay=profile.weight_decay,
-        warmup_ratio=profile.warmup_ratio,
-        max_grad_norm=profile.max_grad_norm,
-        seed=seed,
-        temperature=profile.temperature if experiment.distil else None,
-        alpha=profile.alpha if experiment.distil else None,
-        beta=profile.beta if experiment.distil else None,
-        micro_batch_size=profile.micro_batch_size,
-    )
-
-
-# A result's fingerprint covers these settings, under the names that the first results gave them. A setting that is
-# added later counts only where it is not at its default, so that it leaves every finished result as it was.
-FINGERPRINTED = {
-    "epochs": "epochs",
-    "batch_size": "batch_size",
-    "learning_rate": "learning_rate",
-    "weight_decay": "weight_decay",
-    "warmup_ratio": "warmup_share",
-    "max_grad_norm": "max_gradient_norm",
-    "seed": "seed",
-    "temperature": "temperature",
-    "alpha": "alpha",
-    "beta": "beta",
-}
-NOT_FINGERPRINTED = ("micro_batch_size",)  # how a batch is computed, not what is
+    names = ["epochs", "batch_size", "weight_decay", "warmup_ratio", "max_grad_norm", "micro_batch_size"]
+    names += ["temperature", "alpha", "beta"] if experiment.distil else []
+    rate = getattr(profile, f"{family}_learning_rate")
+    return TrainingSettings(seed=seed, learning_rate=rate, **profile.settings(*names))
 
 
 def fingerprinted(settings: TrainingSettings) -> dict:
     """The training settings that a result depends on, by their names in JSON."""
-    values = {name: getattr(settings, field) for field, name in FINGERPRINTED.items()}
+    values = {}
     for field in fields(settings):
-        added_later = field.name not in FINGERPRINTED and field.name not in NOT_FINGERPRINTED
-        if added_later and getattr(settings, field.name) != field.default:
-            values[field.name] = getattr(settings, field.name)
+        value = getattr(settings, field.name)
+        counts = field.name not in NOT_FINGERPRINTED and value != field.default
+        if counts or field.name in FINGERPRINTED:
+            values[NAMES_IN_JSON.get(field.name, field.name)] = value
     return values
 
 
 def experiment_settings(experiment: Experiment, seed: int, profile: Profile) -> dict:
     """All that the experiment depends on besides its inputs, as JSON values."""
-    settings = {"start": experiment.start, "layers": list(experiment.layers) if experiment.layers else None}
     if experiment.start == "baseline":
         return {"start": "baseline", "name": experiment.name}
-    changed = experiment.profile(profile)
+    settings = {"start": experiment.start, "layers": list(experiment.layers) if experiment.layers else None}
+    settings["training"] = fingerprinted(training_settings(experiment, seed, profile))
     if experiment.adapter:
-        settings["adapter"] = changed.settings("lora_rank", "lora_alpha", "lora_dropout")
-        if changed.lora_targets != "attention":
-            settings["adapter"]["lora_targets"] = changed.lora_targets
-    return settings | {"training": fingerprinted(training_settings(experiment, seed, profile))}
+        changed = experiment.profile(profile)
+        later = ["lora_targets"] if changed.lora_targets != "attention" else []  # added when results were there
+        settings["adapter"] = changed.settings("lora_rank", "lora_alpha", "lora_dropout", *later)
+    return settings
 
 
 def experiment_inputs(experiment: Experiment, seed: int, profile: Profile, data_fingerprint: str) -> dict[str, str]:
@@ -231,18 +161,36 @@ def experiment_fingerprint(experiment: Experiment, seed: int, profile: Profile, 
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Training:
+    """One experiment with one seed, on the comments of a run."""
+
+    experiment: Experiment
+    seed: int
+    run: Run
+    data: PreparedData
+
+    @property
+    def made_from(self) -> str:
+        return experiment_fingerprint(self.experiment, self.seed, self.run.profile, self.data.fingerprint)
+
+    @property
+    def result_key(self) -> tuple:
+        """What names its result and its predictions: folder, name, seed."""
+        return self.run.results_dir, self.experiment.name, self.seed
+
+
 def prepare(run: Run) -> PreparedData:
     """The run's comments, tokenised for its pretrained model; read, checked and split where that is not done yet."""
     pretrained = find_pretrained(run.profile.pretrained)
     return prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
 
 
-def run_experiment(name: str | Experiment, seed: int, run: Run, weights: bool = True) -> dict:
-    """Trains, scores and measures one experiment, unless that is done already; returns its result.
+def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
+    """Trains and scores one experiment, unless that is done already; returns its result.
 
     Leaves models/<name>-<seed>/, results/<name>-<seed>.json and results/predictions/<name>-<seed>.parquet in the run.
-    An experiment that stands in no list is given itself instead of by its name. With weights=False its scores are
-    enough: models/ may have been cleared to save space.
+    An experiment that stands in no list is given itself instead of by its name.
 
     Raises:
         ValueError: no such experiment.
@@ -250,27 +198,25 @@ def run_experiment(name: str | Experiment, seed: int, run: Run, weights: bool = 
         TrainingError: the loss diverged, or the teacher is not worth distilling.
     """
     experiment = name if isinstance(name, Experiment) else find_experiment(name)
-    data = load_data(run)
+    training, state = Training(experiment, seed, run, load_data(run)), this_process()
     wanted = run.profile.pretrained
-    tokenised_for = data.summary.get("pretrained", wanted)
-    if tokenised_for != wanted and pretrained_sha256(tokenised_for) != pretrained_sha256(wanted):
+    tokenised_for = training.data.summary.get("pretrained", wanted)
+    if pretrained_sha256(tokenised_for) != pretrained_sha256(wanted):
         raise FileNotFoundError(
             f"the comments of run {run.name!r} were tokenised for {tokenised_for}, not for {wanted}: run "
             "01_data_preparation again"
         )
-    made_from = experiment_fingerprint(experiment, seed, run.profile, data.fingerprint)
-    state = this_process()
     state.wait_for_everyone()
-    done = finished_result(experiment, seed, run, made_from, weights)
+    done = finished_result(experiment, seed, run, training.made_from)
     if done is not None:
         return done
-    with only_writer(run) if state.is_main_process else nullcontext():
+    with only_writer(run, f"{experiment.name}-{seed}") if state.is_main_process else nullcontext():
         if experiment.start != "baseline":
-            _run_training(experiment, seed, run, data, made_from)
+            train_and_score(training)
         elif state.is_main_process:
-            _run_baseline(experiment, seed, run, data, made_from)
+            fit_baseline(training)
     state.wait_for_everyone()  # what comes next may read what the first process has just written
-    return read_result(run.results_dir, experiment.name, seed)
+    return read_result(*training.result_key)
 
 
 def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str, weights: bool = True) -> dict | None:
@@ -278,298 +224,164 @@ def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str,
     result = read_result(run.results_dir, experiment.name, seed)
     if result is None or result["fingerprint"] != made_from:
         return None
-    if weights and experiment.start != "baseline" and not has_model(experiment, seed, run, made_from):
-        return None
-    return result
+    needs_model = weights and experiment.start != "baseline"
+    return None if needs_model and not is_sealed(run.model_dir(experiment.name, seed), made_from) else result
 
 
-def has_model(experiment: Experiment, seed: int, run: Run, made_from: str) -> bool:
-    """Whether the model of this fingerprint is there and whole."""
-    return is_sealed(run.model_dir(experiment.name, seed), made_from)
-
-
-def _run_baseline(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> None:
+def fit_baseline(training: Training) -> None:
+    """Fits a baseline and writes its predictions and its result."""
     started = time.perf_counter()
-    logits = {"majority": majority_logits, "tfidf": tfidf_logits}[experiment.name](data)
-    seconds = time.perf_counter() - started
-    facts = {"costs": {"training_seconds": seconds, "prerequisite_seconds": 0.0}}
-    _write_predictions(experiment, seed, run, data, logits)
-    _write_result(experiment, seed, run, data, made_from, facts)
+    logits = {"majority": majority_logits, "tfidf": tfidf_logits}[training.experiment.name](training.data)
+    costs = {"training_seconds": time.perf_counter() - started, "prerequisite_seconds": 0.0}
+    write_predictions(*training.result_key, training.data, logits)
+    write_training(training, {"costs": costs})
 
 
-def _run_training(experiment: Experiment, seed: int, run: Run, data: PreparedData, made_from: str) -> None:
-    """Trains on every process that accelerate started; the first one alone predicts, measures and writes."""
-    state = this_process()
-    model, prerequisite_seconds = start_model(experiment, seed, run)
-    model.to(state.device)
-    targets = None
-    if experiment.distil:
-        with state.main_process_first():
-            targets, seconds = teacher_targets(seed, run, data)
-        prerequisite_seconds += seconds
-    before = None
-    if state.is_main_process:
-        before = predict(model, data.splits["validation"], label=f"{experiment.name}: before training").numpy()
+def train_and_score(training: Training) -> None:
+    """Trains on every process that accelerate started; the first one alone predicts and writes."""
+    experiment, seed, run, splits = training.experiment, training.seed, training.run, training.data.splits
+    model, targets, prerequisite_seconds = load_start(training)
+    before, is_first = None, this_process().is_main_process
+    if is_first:
+        before = predict(model, splits["validation"], label=f"{experiment.name}: before training").numpy()
     history = train(
         model,
-        data.splits,
+        splits,
         training_settings(experiment, seed, run.profile),
-        Checkpoints(run.checkpoint_dir(experiment.name, seed), made_from),
+        Checkpoints(run.checkpoint_dir(experiment.name, seed), training.made_from),
         targets,
         label=f"{experiment.name}, seed {seed}",
     )
-    if not state.is_main_process:
+    if not is_first:
         return
-    logits = {
-        split: predict(model, data.splits[split], label=f"{experiment.name}: {split}").numpy() for split in run.scored
-    }
-    save_model(experiment, seed, run, data, model, _write_predictions(experiment, seed, run, data, logits))
-    facts = _training_facts(experiment, seed, run, data, model, history, before, logits["validation"])
+    logits = {split: predict(model, splits[split], label=f"{experiment.name}: {split}").numpy() for split in run.scored}
+    scores = write_predictions(*training.result_key, training.data, logits)
+    model.config.threshold = scores["threshold"]
+    rows = {split: len(rows) for split, rows in splits.items()}
+    card = model_card(experiment.title, run.data_label, rows, run.profile.max_length, scores)
+    save_model(model, run.model_dir(experiment.name, seed), run.profile, card, training.made_from)
+    facts, labels = describe_model(training, model, history), training.data.labels("validation")
+    facts["before_training"] = {"average_precision": average_precision(labels, before)}
     facts["costs"]["prerequisite_seconds"] = prerequisite_seconds
-    if experiment.needs_teacher:  # what its comparisons are held to: a student belongs to its own seed's teacher
-        facts["teacher_sha256"] = file_sha256(run.model_dir("teacher", seed) / "model.safetensors")
-    # the other experiments are variants with the same cost
-    if experiment.name in MAIN_EXPERIMENTS and "test" in run.scored:
-        onnx = run.model_dir(experiment.name, seed) / "onnx"
-        facts["costs"]["deployment"] = measure_deployment(model, onnx, data, logits["test"])
-    _write_result(experiment, seed, run, data, made_from, facts)
+    if experiment.name == "teacher":
+        facts["gate"] = teacher_gate(labels, toxic_probability(before), toxic_probability(logits["validation"]))
+    write_training(training, facts)
     shutil.rmtree(run.checkpoint_dir(experiment.name, seed), ignore_errors=True)
 
 
-def start_model(experiment: Experiment, seed: int, run: Run) -> tuple[torch.nn.Module, float]:
-    """The model as it is before its training, and the seconds that its teacher's training took."""
-    prerequisite_seconds = 0.0
-    if experiment.needs_teacher:
-        teacher, teacher_result = load_teacher(seed, run)
-        prerequisite_seconds = teacher_result["costs"]["training_seconds"]
-    if experiment.start == "teacher":
-        model = teacher
-    else:
-        model = load_model(find_pretrained(run.profile.pretrained), seed)
-        positions = model.config.max_position_embeddings
-        if run.profile.max_length > positions:
-            raise ValueError(
-                f"profile {run.profile.name}: max_length={run.profile.max_length} is not allowed; give at most "
-                f"{positions}, the positions that {run.profile.pretrained} has"
-            )
+def load_start(training: Training) -> tuple[torch.nn.Module, TeacherTargets | None, float]:
+    """(model before training, its teacher's outputs if it is distilled, seconds that the teacher's part has taken)."""
+    state, teacher, targets, seconds = this_process(), None, None, 0.0
+    if training.experiment.needs_teacher:
+        teacher, result = load_teacher(training.seed, training.run, training.data)
+        seconds = result["costs"]["training_seconds"]
+    if training.experiment.distil:
+        with state.main_process_first():
+            targets, more_seconds = teacher_targets(training, teacher, result)
+        seconds += more_seconds
+    model = start_model(training.experiment, training.seed, training.run.profile, teacher)
+    return model.to(state.device), targets, seconds
+
+
+def start_model(
+    experiment: Experiment, seed: int, profile: Profile, teacher: torch.nn.Module | None = None
+) -> torch.nn.Module:
+    """The model as it is before its training; `teacher` is needed by an experiment that starts from it."""
+    profile = experiment.profile(profile)
+    model = teacher if experiment.start == "teacher" else load_model(find_pretrained(profile.pretrained), seed)
     if experiment.layers:
         merging = isinstance(experiment.layers[0], tuple)
         model = merge_layers(model, experiment.layers) if merging else copy_layers(model, experiment.layers)
     if experiment.adapter:
-        profile = experiment.profile(run.profile)
-        model = add_adapters(
-            model,
-            rank=profile.lora_rank,
-            alpha=profile.lora_alpha,
-            dropout=profile.lora_dropout,
-            seed=seed,
-            targets=lora_targets(model, profile.lora_targets),
-        )
-    return model, prerequisite_seconds
+        settings = {"rank": profile.lora_rank, "alpha": profile.lora_alpha, "dropout": profile.lora_dropout}
+        model = add_adapters(model, **settings, seed=seed, targets=lora_targets(model, profile.lora_targets))
+    return model
 
 
-def load_teacher(seed: int, run: Run) -> tuple[torch.nn.Module, dict]:
+def load_teacher(seed: int, run: Run, data: PreparedData | None = None) -> tuple[torch.nn.Module, dict]:
     """The run's fine-tuned teacher of that seed, frozen and in eval mode, and its result.
 
-    Raises:
-        MissingStage: it has not been trained with the run's present settings.
+    `data` are the run's comments, if they have been read already. A teacher that has not been trained with the run's
+    present settings is a MissingStage.
     """
-    teacher = EXPERIMENTS["teacher"]
-    made_from = experiment_fingerprint(teacher, seed, run.profile, load_data(run).fingerprint)
-    result = finished_result(teacher, seed, run, made_from)
+    wanted = Training(EXPERIMENTS["teacher"], seed, run, data or load_data(run))
+    result = finished_result(wanted.experiment, seed, run, wanted.made_from)
     if result is None:
         raise MissingStage(
-            f"run {run.name!r} has no teacher with seed {seed} yet: run {teacher.notebook} first (same PROFILE and RUN)"
-            f"; if only its weights are gone, `python -m helpers.experiments teacher --seeds {seed}` makes them again"
+            f"run {run.name!r} has no teacher with seed {seed} yet: run 02_layer_distillation first (same PROFILE and "
+            f"RUN), or `python -m helpers.experiments teacher --seeds {seed}`"
         )
     return load_trained("teacher", seed, run).requires_grad_(False), result
 
 
-def teacher_targets(seed: int, run: Run, data: PreparedData) -> tuple[TeacherTargets, float]:
+def teacher_targets(training: Training, teacher: torch.nn.Module, result: dict) -> tuple[TeacherTargets, float]:
     """The teacher's outputs on the training rows, and the seconds their making took; computed once per run and seed.
 
-    Raises:
-        TrainingError: the teacher did not pass the gate, so its outputs are not worth imitating.
+    `result` is the teacher's. One that did not pass the gate is a TrainingError: its outputs are not worth imitating.
     """
-    teacher, result = load_teacher(seed, run)
-    gate = result["gate"]
+    directory, gate = training.run.targets_dir(training.seed), result["gate"]
     if not gate["passed"]:
         raise TrainingError(
-            f"the teacher of seed {seed} has a validation average precision of {gate['average_precision']:.3f} (before "
-            f"training {gate['before']:.3f}, needed {gate['needed']:.3f} and a clear gain): it has not learned, so "
-            "distilling it is refused. Train it longer, on more rows or at another rate"
+            f"the teacher of seed {training.seed} has a validation average precision of {gate['average_precision']:.3f}"
+            f" (before training {gate['before']:.3f}, needed {gate['needed']:.3f} and a clear gain): it has not "
+            "learned, so distilling it is refused. Train it longer, on more rows or at another rate"
         )
-    directory = run.targets_dir(seed)
     made_from = fingerprint({"teacher": result["fingerprint"]})
     targets = load_targets(directory, made_from)
     if targets is None:
-        with only_writer(run):
-            save_targets(teacher, data.splits["train"], directory, made_from)
+        with only_writer(training.run, f"targets-{training.seed}"):
+            save_targets(teacher, training.data.splits["train"], directory, made_from)
         targets = load_targets(directory, made_from)
     return targets, read_json(directory / "time.json")["seconds"]
 
 
-def save_model(
-    experiment: Experiment, seed: int, run: Run, data: PreparedData, model: torch.nn.Module, scores: dict
-) -> None:
-    """Saves all that others need to use the model: weights, base, labels, tokenizer, threshold, and a model card."""
-    tokenizer = load_tokenizer(find_pretrained(run.profile.pretrained))
-    tokenizer.model_max_length = run.profile.max_length
-    model.config.threshold = scores.get("threshold")
-    with new_directory(run.model_dir(experiment.name, seed)) as temporary:
-        if experiment.adapter:
-            save_adapter(model, temporary)
-        else:
-            model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        rows = {split: len(rows) for split, rows in data.splits.items()}
-        card = model_card(experiment.title, run.data_label, rows, run.profile.max_length, scores)
-        if experiment.adapter:
-            card += "\nThe adapter lies beside its base. Needs `pip install peft`: without it the base alone answers.\n"
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        seal(temporary, experiment_fingerprint(experiment, seed, run.profile, data.fingerprint))
+# --- what is left on disk --------------------------------------------------------------------------------------------
 
 
-def load_trained(name: str, seed: int, run: Run) -> torch.nn.Module:
-    """A trained model of this run in eval mode, on the run's device; a LoRA model with its adapters on their own base.
+def describe_model(training: Training, model: torch.nn.Module, history: dict) -> dict:
+    """What a result says about a trained and saved model besides its scores.
 
-    Raises:
-        MissingStage: it is not there, or its folder lacks a part; the message says which, and which notebook trains it.
+    Bytes on disk are `total` to run the model and `to_ship` for one more task: an adapter on the pretrained model is
+    sent alone, for everybody has its base; the copy of a teacher that was fine-tuned for the task goes along.
     """
-    directory = run.model_dir(name, seed)
-    again = f"run {find_experiment(name).notebook if name in EXPERIMENTS else 'the notebook that trained it'}"
-    if not directory.is_dir():
-        raise MissingStage(f"run {run.name!r} has no model {name} with seed {seed}: {again} first")
-    files = (read_json(directory / "fingerprint.json") or {"files": ["fingerprint.json"]})["files"]
-    missing = [part for part in files if not (directory / part).is_file()]
-    if missing:
-        raise MissingStage(f"models/{directory.name}/ of run {run.name!r} lacks {', '.join(missing)}: {again} again")
-    if (directory / "base.json").is_file():
-        return load_adapter(directory).to(this_process().device)
-    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
-    return model.eval().to(this_process().device)
-
-
-# --- results ---------------------------------------------------------------------------------------------------------
-
-
-def result_path(directory: Path, name: str, seed: int) -> Path:
-    return directory / f"{name}-{seed}.json"
-
-
-def predictions_path(directory: Path, name: str, seed: int) -> Path:
-    return directory / "predictions" / f"{name}-{seed}.parquet"
-
-
-def read_result(directory: Path, name: str, seed: int) -> dict | None:
-    """A result that lies in this folder, if it is whole and the predictions beside it are those it was made with.
-
-    Its scores are computed from the predictions, so that an older result has every metric there is now.
-    """
-    result = read_json(result_path(directory, name, seed))
-    path = predictions_path(directory, name, seed)
-    if not result or not is_whole(path, result.get("predictions_sha256")):
-        return None
-    return result | predicted_scores(path, result["predictions_sha256"], FIXED_THRESHOLDS.get(name))
-
-
-class Predictions(NamedTuple):
-    """Of one split, rows in the order of their ids: ids and labels (rows,), logits (rows, 2)."""
-
-    row_ids: np.ndarray
-    labels: np.ndarray
-    logits: np.ndarray
-
-
-@functools.lru_cache(maxsize=200)
-def read_predictions(path: Path, sha256: str) -> dict[str, Predictions]:
-    """A file of predictions, by split; read once, as long as its hash is the same."""
-    frame = pd.read_parquet(path).sort_values("row_id")
-    return {
-        split: Predictions(rows["row_id"].to_numpy(), rows["toxic"].to_numpy().astype(int), rows[LOGITS].to_numpy())
-        for split, rows in frame.groupby("split", sort=False)
-    }
-
-
-@functools.lru_cache(maxsize=200)
-def predicted_scores(path: Path, sha256: str, threshold: float | None = None) -> dict:
-    """The scores of each split, at the threshold with the best F1 on validation unless one is given."""
-    splits = read_predictions(path, sha256)
-    found = {split: (toxic_probability(rows.logits), rows.labels) for split, rows in splits.items()}
-    if threshold is None:
-        threshold = best_threshold(*found["validation"])
-    return {"threshold": threshold} | {split: score(*of_split, threshold) for split, of_split in found.items()}
-
-
-def _training_facts(experiment, seed, run, data, model, history, before, after) -> dict:
-    """What is known of a trained model besides its test scores."""
+    experiment, run = training.experiment, training.run
     total, trainable = count_parameters(model)
-    best = history["epochs"][history["best_epoch"] - 1]
+    losses = history["epochs"][history["best_epoch"] - 1]["training"]
+    paths = run.model_dir(experiment.name, training.seed).glob("*.safetensors")
+    sizes = {path.name: path.stat().st_size for path in paths}
+    shipped = ["adapter_model.safetensors"] if experiment.adapter and experiment.start != "teacher" else sizes
     facts = {
         "parameters": total,
         "trainable_parameters": trainable,
-        "training_loss": best["training"]["hard"],  # cross-entropy, which every family has
-        "training_loss_total": best["training"]["total"] if experiment.distil else None,
-        "before_training": {"average_precision": average_precision(data.labels("validation"), before)},
+        "training_loss": losses["hard"],  # cross-entropy, which every family has
+        "training_loss_total": losses["total"] if experiment.distil else None,
         "costs": {
             "training_seconds": history.pop("seconds"),
             "peak_memory_bytes": history.pop("peak_memory_bytes"),
-            "bytes": model_bytes(experiment, seed, run),
-            "latency": measure_latency(
-                torch_call(plain_model(model)), latency_batches(data, model.config.pad_token_id)
-            ),
+            "bytes": {"total": sum(sizes.values()), "to_ship": sum(sizes[name] for name in shipped)},
         },
         "history": history,
     }
-    if experiment.name == "teacher":
-        facts["weights_sha256"] = file_sha256(run.model_dir("teacher", seed) / "model.safetensors")
-        facts["gate"] = teacher_gate(data.labels("validation"), toxic_probability(before), toxic_probability(after))
+    if experiment.name == "teacher" or experiment.needs_teacher:  # a student is held to its own seed's teacher
+        name = "weights_sha256" if experiment.name == "teacher" else "teacher_sha256"
+        facts[name] = file_sha256(run.model_dir("teacher", training.seed) / "model.safetensors")
     return facts
 
 
-def model_bytes(experiment: Experiment, seed: int, run: Run) -> dict[str, int]:
-    """Bytes on disk: `total` to run the model, `to_ship` for one more task.
-
-    An adapter on the pretrained model is sent alone, for everybody has its base; the copy of a teacher that was
-    fine-tuned for the task is no such base, and goes along.
-    """
-    weights = {path.name: path.stat().st_size for path in run.model_dir(experiment.name, seed).glob("*.safetensors")}
-    total = sum(weights.values())
-    alone = experiment.adapter and experiment.start != "teacher"
-    return {"total": total, "to_ship": weights["adapter_model.safetensors"] if alone else total}
-
-
-def _predictions(data: PreparedData, split: str, logits: np.ndarray) -> pd.DataFrame:
-    """Ids, labels and logits of a split's rows."""
-    columns = {"row_id": data.splits[split]["row_id"][:], "split": split, "toxic": data.labels(split).astype("int8")}
-    return pd.DataFrame(columns | dict(zip(LOGITS, logits.astype("float32").T, strict=True)))
-
-
-def _write_predictions(experiment, seed, run, data, logits) -> dict:
-    """Writes the logits of the scored splits; returns the scores that follow from them."""
-    frame = pd.concat(_predictions(data, split, values) for split, values in logits.items())
-    path = predictions_path(run.results_dir, experiment.name, seed)
-    write_file(path, lambda temporary: frame.to_parquet(temporary, index=False))
-    return predicted_scores(path, file_sha256(path), FIXED_THRESHOLDS.get(experiment.name))
-
-
-def _write_result(experiment, seed, run, data, made_from, facts) -> None:
-    """Writes the JSON, which makes the experiment finished; its predictions have been written."""
+def write_training(training: Training, facts: dict) -> None:
+    """Writes the result, which makes the experiment finished; its predictions have been written."""
+    experiment, seed, profile = training.experiment, training.seed, training.run.profile
     result = {
         "experiment": experiment.name,
         "seed": seed,
-        "profile": run.profile.name,
-        "data": run.data_label,
-        "fingerprint": made_from,
-        "settings": experiment_settings(experiment, seed, run.profile),
-        "inputs": experiment_inputs(experiment, seed, run.profile, data.fingerprint),
-        "versions": versions(),
-        "device": device_name(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "rows": {split: len(rows) for split, rows in data.splits.items()},
+        "profile": profile.name,
+        "data": training.run.data_label,
+        "fingerprint": training.made_from,
+        "settings": experiment_settings(experiment, seed, profile),
+        "inputs": experiment_inputs(experiment, seed, profile, training.data.fingerprint),
+        "rows": {split: len(rows) for split, rows in training.data.splits.items()},
     }
-    sha256 = file_sha256(predictions_path(run.results_dir, experiment.name, seed))
-    write_json(result_path(run.results_dir, experiment.name, seed), result | facts | {"predictions_sha256": sha256})
+    write_result(*training.result_key, result | facts)
 
 
 # --- without a notebook ----------------------------------------------------------------------------------------------
@@ -577,24 +389,18 @@ def _write_result(experiment, seed, run, data, made_from, facts) -> None:
 
 def in_order(names: list[str]) -> list[str]:
     """The experiments asked for, each after the teacher that it needs, which is added where it is missing."""
-    chosen = [find_experiment(name) for name in names]
-    if any(experiment.needs_teacher for experiment in chosen):
+    if any(find_experiment(name).needs_teacher for name in names):
         names = ["teacher", *names]
     return [name for name in EXPERIMENTS if name in names]
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+@tells_errors(TrainingError)
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the stages of the notebooks 01 to 03 for the experiments asked for; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m helpers.experiments", description="Runs experiments of a run.")
     parser.add_argument("names", nargs="*", help="which experiments (default: the profile's)")
     add_run_arguments(parser)
-    return parser.parse_args(arguments)
-
-
-@tells_errors(TrainingError)
-@resumes
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the stages of the notebooks 01 to 03 for the experiments asked for; returns the exit code."""
-    options = parse_arguments(arguments)
+    options = parser.parse_args(arguments)
     use_run_arguments(options)
     state = this_process()
     with state.main_process_first():
@@ -604,9 +410,8 @@ def main(arguments: list[str] | None = None) -> int:
     baselines = [name for name in names if EXPERIMENTS[name].start == "baseline"]
     trained = [(name, seed) for seed in run.seeds for name in names if name not in baselines]
     for name, seed in [*((name, run.profile.seeds[0]) for name in baselines), *trained]:
-        result = run_experiment(name, seed, run)
-        told = f"test average precision {result['test']['average_precision']:.3f}"
-        state.print(f"{name}, seed {seed}: {told}", flush=True)
+        average = run_experiment(name, seed, run)["test"]["average_precision"]
+        state.print(f"{name}, seed {seed}: test average precision {average:.3f}", flush=True)
     return 0
 
 

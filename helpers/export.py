@@ -4,7 +4,7 @@
 
 ONNX holds the model as a graph that a small runtime executes without Python's overhead. Quantising turns its float32
 weights into int8 with one scale per output channel and rounds activations as they come: a quarter of the bytes, and
-integer arithmetic.
+integer arithmetic. A model is exported the first time that somebody scores a file with it.
 """
 
 from __future__ import annotations
@@ -16,53 +16,44 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
-from datasets import Dataset
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from transformers import AutoTokenizer
 
 from helpers.batches import Collator, progress_bar
-from helpers.config import load_profile
-from helpers.data import DataError, PreparedData, tokenise
-from helpers.evaluation import latency, row_difference, toxic_probability
+from helpers.data import DataError, tokenise
+from helpers.evaluation import toxic_probability
+from helpers.experiments import load_trained
 from helpers.lora import merge_adapters
-from helpers.models import find_pretrained, load_tokenizer
 from helpers.runs import (
+    Run,
+    find_finished_run,
+    fingerprint,
     is_sealed,
     new_directory,
+    only_writer,
     read_json,
     seal,
     tells_errors,
-    trained_runs,
     write_file,
 )
 
 FORMATS = {"onnx": "model.onnx", "int8": "model.int8.onnx"}
-INPUTS = ("input_ids", "attention_mask")
+BATCH = 32  # comments that a model scores at once
 WINDOW = 4_096  # comments that are read, sorted by length and scored at a time
-
-
-def plain_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The model as one would serve it: adapters are merged into its weights."""
-    return (merge_adapters(model) if hasattr(model, "peft_config") else model).eval()
 
 
 # --- export ----------------------------------------------------------------------------------------------------------
 
 
-class _LogitsOnly(torch.nn.Module):
-    """A classifier as a function of two tensors, which is what a graph can hold."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+def plain_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The model as one would serve it: adapters are merged into its weights."""
+    return (merge_adapters(model) if hasattr(model, "peft_config") else model).eval()
 
 
 def export_onnx(model: torch.nn.Module, path: Path) -> None:
@@ -71,10 +62,10 @@ def export_onnx(model: torch.nn.Module, path: Path) -> None:
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
     with _quiet():
         torch.onnx.export(
-            _LogitsOnly(model),
+            model,
             (ids, torch.ones_like(ids)),
             path,
-            input_names=list(INPUTS),
+            input_names=["input_ids", "attention_mask"],
             output_names=["logits"],
             dynamic_shapes=(sizes, sizes),
             dynamo=True,
@@ -83,9 +74,20 @@ def export_onnx(model: torch.nn.Module, path: Path) -> None:
         )
 
 
+def quantise(source: Path, target: Path) -> None:
+    """Writes the int8 version of an ONNX model: matrices and embeddings, a scale per channel.
+
+    AVX2 and AVX-512 add 8-bit products up in 16 bits, which overflows, unless they have VNNI: weights keep seven bits
+    there (onnxruntime's documentation of `reduce_range`).
+    """
+    overflows = not torch.cpu._is_vnni_supported()
+    with _quiet():
+        quantize_dynamic(source, target, per_channel=True, reduce_range=overflows, weight_type=QuantType.QInt8)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' notes on packages and steps that play no part here: a notebook shows them as alarms."""
+    """Without the exporters' notes on packages and steps that play no part here."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -93,22 +95,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def int8_needs_reduced_range() -> bool:
-    """Whether this CPU's 8-bit products overflow: AVX2 and AVX-512 add them up in 16 bits unless they have VNNI.
-
-    onnxruntime's documentation of `reduce_range`: weights of 7 bits where there is no VNNI.
-    """
-    return not torch.cpu._is_vnni_supported()
-
-
-def quantise(source: Path, target: Path) -> None:
-    """Writes the int8 version of an ONNX model: matrices and embeddings, a scale per channel."""
-    with _quiet():
-        quantize_dynamic(
-            source, target, per_channel=True, reduce_range=int8_needs_reduced_range(), weight_type=QuantType.QInt8
-        )
 
 
 class OnnxModel:
@@ -133,212 +119,123 @@ class OnnxModel:
         return np.concatenate([self._run(*row) for row in rows])
 
     def _run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> np.ndarray:
-        return self.session.run(
-            ["logits"], dict(zip(INPUTS, (input_ids.numpy(), attention_mask.numpy()), strict=True))
-        )[0]
+        inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+        return self.session.run(["logits"], inputs)[0]
 
 
-def in_length_order(
-    call: Callable, input_ids: list[list[int]], pad_token_id: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(row numbers, logits) in batches of 32, rows of similar length together, so that little padding is computed."""
-    collate, batch_size = Collator(pad_token_id, labels=False), 32
-    order = np.argsort([len(ids) for ids in input_ids], kind="stable")
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = collate([{"input_ids": input_ids[row]} for row in rows])
-        yield rows, np.asarray(call(**{name: batch[name] for name in INPUTS}))
-
-
-def onnx_logits(model: OnnxModel, dataset: Dataset, pad_token_id: int) -> np.ndarray:
-    """The logits (N, C) of the dataset's rows, in its order."""
-    ids = dataset["input_ids"][:]
-    rows, logits = (np.concatenate(parts) for parts in zip(*in_length_order(model, ids, pad_token_id), strict=True))
-    return logits[np.argsort(rows)]
-
-
-# --- measuring -------------------------------------------------------------------------------------------------------
-
-
-def measure_deployment(model: torch.nn.Module, directory: Path, data: PreparedData, logits: np.ndarray) -> dict:
-    """Exports the model to `directory`, holds the exports to PyTorch's test logits (N, C) and measures all three forms.
-
-    Returns:
-        For pytorch, onnx and int8: `batch_1` and `batch_32` (p50_ms, p95_ms, comments_a_second) and `bytes`; for the
-        exports also `largest_difference` of a logit and `average_precision`: the change with its 95 % interval.
-    """
-    plain = plain_model(model).cpu()
+def write_exports(model: torch.nn.Module, directory: Path, made_from: str) -> None:
+    """Fills `directory` with the model's two FORMATS; what stood there is replaced when both are whole."""
     with new_directory(directory) as temporary:
-        export_onnx(plain, temporary / FORMATS["onnx"])
+        export_onnx(plain_model(model).cpu(), temporary / FORMATS["onnx"])
         quantise(temporary / FORMATS["onnx"], temporary / FORMATS["int8"])
-        seal(temporary, "exports")
-    batches = latency_batches(data, plain.config.pad_token_id)
-    weights = sum(p.numel() * p.element_size() for p in plain.parameters())
-    facts = {"pytorch": measure_latency(torch_call(plain), batches) | {"bytes": weights}}
-    labels, probabilities = data.labels("test"), toxic_probability(logits)
-    for name, file in FORMATS.items():
-        exported = OnnxModel(directory / file)
-        found = onnx_logits(exported, data.splits["test"], plain.config.pad_token_id)
-        change = asdict(row_difference(labels, toxic_probability(found), probabilities))
-        facts[name] = measure_latency(exported, batches) | {
-            "bytes": (directory / file).stat().st_size,
-            "largest_difference": float(np.abs(found - logits).max()),
-            "average_precision": {key: change[key] for key in ("difference", "low", "high")},
-        }
-    return facts
+        seal(temporary, made_from)
 
 
-def latency_batches(data: PreparedData, pad_token_id: int, comments: int = 64) -> dict[str, list[dict]]:
-    """The same test comments one by one and 32 at a time, as tensors."""
-    rows = data.splits["test"].select(range(min(comments, len(data.splits["test"]))))
-    collate = Collator(pad_token_id)
-    of_32 = [collate(list(rows.select(range(i, min(i + 32, len(rows)))))) for i in range(0, len(rows), 32)]
-    return {"batch_1": [collate([row]) for row in rows], "batch_32": of_32}
+def find_export(name: str, seed: int, run: Run, form: str) -> Path:
+    """The file of a trained model in one of the FORMATS, in the model's folder; exported if its weights are not yet.
 
-
-def torch_call(model: torch.nn.Module) -> Callable:
-    """The model as a function of ids and mask that returns when the logits are on the CPU: a GPU answers before."""
-    device = next(model.parameters()).device
-    return lambda input_ids, attention_mask: model(input_ids.to(device), attention_mask.to(device)).logits.cpu()
-
-
-def measure_latency(call: Callable, batches: dict[str, list[dict]]) -> dict:
-    """Latency and throughput of a model or an export, by batch size."""
-    return {name: latency(call, of_size) for name, of_size in batches.items()}
+    Raises:
+        MissingStage: the run has no such model, or it is damaged; the message says what trains it.
+        RunInUse: it has to be exported, and another process is writing to the run.
+    """
+    directory = run.model_dir(name, seed)
+    made_from = fingerprint({"model": read_json(directory / "fingerprint.json")})  # which has the weights' hash
+    exports = directory / "onnx"
+    if not is_sealed(exports, made_from):
+        with only_writer(run, f"{name}-{seed}"):
+            write_exports(load_trained(name, seed, run), exports, made_from)
+    return exports / FORMATS[form]
 
 
 # --- scoring a file --------------------------------------------------------------------------------------------------
 
 
-def read_comments(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[str, str]]:
+def read_comments(path: Path) -> Iterator[tuple[str, str]]:
     """(id, comment) row by row from a CSV with a column comment_text; without a column id, rows are numbered from 1.
 
-    `progress` is told how many bytes have been read.
-
     Raises:
-        DataError: no such column, a broken row, or bytes that are not UTF-8, with the row's number.
+        DataError: no such column, a broken row, or bytes that are not UTF-8, with the row's number (the header is 1).
     """
-    number = 1
+    csv.field_size_limit(2**31 - 1)
+    number = 0  # of the last whole row
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
-            header = next(reader, [])
-            if "comment_text" not in header:
-                raise DataError(f"{path.name}: no column comment_text; found {', '.join(header)[:200] or 'nothing'}")
-            doubled = sorted({name for name in ("comment_text", "id") if header.count(name) > 1})
-            if doubled:
-                raise DataError(f"{path.name}: the column {doubled[0]} stands there twice")
-            text, row_id = header.index("comment_text"), header.index("id") if "id" in header else None
-            for row in reader:
-                if not row:
-                    continue
+            header, number = next(reader, []), 1
+            if header.count("comment_text") != 1:
+                found = ", ".join(header)[:200] or "nothing"
+                raise DataError(f"{path.name}: needs one column comment_text; found {found}")
+            for number, row in enumerate(filter(None, reader), start=2):
                 if len(row) != len(header):
-                    raise DataError(f"{path.name}: row {number + 1} has {len(row)} fields instead of {len(header)}")
-                yield (str(number) if row_id is None else row[row_id]), row[text]
-                progress(file.buffer.tell())
-                number += 1
+                    raise DataError(f"{path.name}: row {number} has {len(row)} fields instead of {len(header)}")
+                named = dict(zip(header, row, strict=True))
+                yield named.get("id", str(number - 1)), named["comment_text"]
         except csv.Error as error:
             raise DataError(f"{path.name}: row {number + 1} is broken ({error}); nothing was written") from None
         except UnicodeDecodeError:
-            raise DataError(
-                f"{path.name}: after row {number} come bytes that are not UTF-8; save it as UTF-8"
-            ) from None
+            raise DataError(f"{path.name}: not UTF-8 somewhere after row {number}; save it as UTF-8") from None
 
 
-def windows(rows: Iterator, size: int) -> Iterator[list]:
-    """The rows in lists of `size`."""
-    window = []
-    for row in rows:
-        window.append(row)
-        if len(window) == size:
-            yield window
-            window = []
-    if window:
-        yield window
+def comment_probabilities(call: Callable, comments: list[str], tokenizer) -> np.ndarray:
+    """The probabilities of `toxic` (N,), in the comments' order; `call`: ids and mask (B, T) → logits (B, 2).
 
-
-def comment_probabilities(call: Callable, comments: list[str], tokenizer, max_length: int) -> np.ndarray:
-    """The probabilities of `toxic` (N,), in the comments' order; `call`: ids and mask (B, T) → logits (B, 2)."""
-    ids, _ = tokenise(comments, tokenizer, max_length)
-    probabilities = np.empty(len(comments))
-    for rows, logits in in_length_order(call, ids, tokenizer.pad_token_id):
-        probabilities[rows] = toxic_probability(logits)
+    Comments of similar length are scored together, so that little padding is computed.
+    """
+    ids, _ = tokenise(comments, tokenizer, tokenizer.model_max_length)
+    collate, probabilities = Collator(tokenizer.pad_token_id, labels=False), np.empty(len(ids))
+    order = np.argsort([len(row) for row in ids], kind="stable")
+    for start in range(0, len(ids), BATCH):
+        rows = order[start : start + BATCH]
+        probabilities[rows] = toxic_probability(call(**collate([{"input_ids": ids[row]} for row in rows])))
     return probabilities
 
 
-def score_file(source: Path, target: Path, model: Callable, tokenizer, max_length: int, threshold: float) -> int:
+def score_file(source: Path, target: Path, call: Callable, tokenizer, threshold: float) -> int:
     """Writes id, probability and verdict of every comment, in the order of the source; returns how many.
 
-    Memory does not grow with the file: WINDOW comments at a time are read, scored by length and written. The target
-    appears when it is whole.
+    `call` is that of comment_probabilities. Memory does not grow with the file: WINDOW comments at a time are read,
+    scored and written. The target appears when it is whole.
 
     Raises:
         DataError: the source cannot be read, or would be overwritten.
     """
     if target.exists() and target.samefile(source):
         raise DataError(f"{target.name} would be overwritten by its own scores; give another name for them")
-    csv.field_size_limit(2**31 - 1)
+    bar = progress_bar(desc="scoring", unit=" comments")
 
     def write(temporary: Path) -> None:
-        bar = progress_bar(total=source.stat().st_size, desc="scoring", unit="B", unit_scale=True)
         with bar, open(temporary, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "probability", "toxic"])
-            for window in windows(read_comments(source, lambda read: bar.update(read - bar.n)), WINDOW):
-                probabilities = comment_probabilities(model, [text for _, text in window], tokenizer, max_length)
-                for (row_id, _), probability in zip(window, probabilities, strict=True):
-                    writer.writerow([row_id, f"{probability:.6f}", int(probability >= threshold)])
-                counted[0] += len(window)
+            comments = read_comments(source)
+            while window := list(islice(comments, WINDOW)):
+                ids, texts = zip(*window, strict=True)
+                probabilities = comment_probabilities(call, list(texts), tokenizer)
+                writer.writerows((i, f"{p:.6f}", int(p >= threshold)) for i, p in zip(ids, probabilities, strict=True))
+                bar.update(len(window))
 
-    counted = [0]
     write_file(target, write)
-    return counted[0]
-
-
-def find_model(name: str, seed: int, run: str | None) -> tuple[Path, dict]:
-    """(folder of the run, result) of an exported model, in the run asked for or the one that finished last.
-
-    Raises:
-        ValueError: the model's files are damaged.
-        FileNotFoundError: no such run, or no run with that model; the message says which models are there.
-    """
-    folders, model = trained_runs(run), f"{name}-{seed}"
-    for folder in folders:
-        exports = folder / "models" / model / "onnx"
-        result = read_json(folder / "results" / f"{model}.json")
-        if result and exports.is_dir():
-            if not (is_sealed(exports, "exports") and is_sealed(exports.parent, result["fingerprint"])):
-                raise ValueError(f"models/{model}/ is damaged: remove it and run `make run` again")
-            return folder, result | {"threshold": read_json(exports.parent / "config.json")["threshold"]}
-    where = f"run {run!r}" if run else "runs/"
-    there = sorted({path.parent.name for folder in folders for path in folder.glob("models/*/onnx")})
-    raise FileNotFoundError(
-        f"{where} has no exported model {model} (only {', '.join(there) or 'none'}); `make run` makes them"
-    )
+    return bar.n
 
 
 @tells_errors()
 def main(arguments: list[str] | None = None) -> int:
     """Scores a file from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.export", description="Scores comments with a trained model."
-    )
+    parser = argparse.ArgumentParser(prog="python -m helpers.export", description="Scores comments with a model.")
     score = parser.add_subparsers(required=True, metavar="score").add_parser("score", help="score a CSV file")
     score.add_argument("source", type=Path, help="a CSV file with a column comment_text (and id)")
     score.add_argument("target", type=Path, help="where to write id, probability, toxic")
     score.add_argument("--model", required=True, help="teacher, odd, even, lora or lora_6")
-    score.add_argument(
-        "--format", choices=list(FORMATS), default="onnx", help="float32 (default) or int8, which is faster"
-    )
+    score.add_argument("--format", choices=list(FORMATS), default="onnx", help="float32 (default), or int8: smaller")
     score.add_argument("--seed", type=int, default=1)
-    score.add_argument("--run", help="a folder in runs/ (default: the run that finished last)")
+    score.add_argument("--run", help="a folder in runs/ (default: of the finished runs the one trained last)")
     options = parser.parse_args(arguments)
-    folder, result = find_model(options.model, options.seed, options.run)
-    profile = load_profile(result["profile"])
-    model = OnnxModel(folder / "models" / f"{options.model}-{options.seed}" / "onnx" / FORMATS[options.format])
-    tokenizer = load_tokenizer(find_pretrained(profile.pretrained))
-    print(f"{options.model}, seed {options.seed}, of run {folder.name}, trained on: {result['data']}")
-    rows = score_file(options.source, options.target, model, tokenizer, profile.max_length, result["threshold"])
+    run = find_finished_run(options.run)
+    call = OnnxModel(find_export(options.model, options.seed, run, options.format))
+    folder = run.model_dir(options.model, options.seed)
+    threshold = read_json(folder / "config.json")["threshold"]
+    print(f"{options.model}, seed {options.seed}, of run {run.name}, trained on: {run.data_label}")
+    rows = score_file(options.source, options.target, call, AutoTokenizer.from_pretrained(folder), threshold)
     print(f"{rows:,} comments scored: {options.target}")
     return 0
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from helpers.models import encoder_layers, lora_targets
-from helpers.runs import file_sha256, has_changed, read_json, write_json
+from helpers.runs import file_sha256, read_json, write_json
 
 
 def add_adapters(
@@ -103,7 +103,7 @@ def load_adapter(directory: Path) -> PeftModel:
         raise FileNotFoundError(f"{directory.name}/ holds no adapter saved by this project (base.json is missing)")
     if not weights.is_file():
         raise FileNotFoundError(f"the adapter in {directory.name}/ has lost its base: model.safetensors is missing")
-    if has_changed(weights, base["sha256"]):
+    if file_sha256(weights) != base["sha256"]:
         raise ValueError(f"the base in {directory.name}/ has changed since the adapter was trained on it; train again")
     # Made from its config: from_pretrained would see the adapter beside it and load that too.
     model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32)

@@ -1,7 +1,4 @@
-"""What notebook 06 needs to make the common mistakes on purpose: short trainings on few rows.
-
-Nothing else in the project uses this module.
-"""
+"""What notebook 06 needs to make the common mistakes on purpose: short trainings on few rows."""
 
 from __future__ import annotations
 
@@ -19,8 +16,8 @@ from helpers.data import PreparedData, load_data
 from helpers.evaluation import best_threshold, score, toxic_probability
 from helpers.experiments import EXPERIMENTS, training_settings
 from helpers.losses import soft_loss
-from helpers.runs import Run, fingerprint, only_writer
-from helpers.training import Checkpoints, train
+from helpers.runs import Run, only_writer
+from helpers.training import train
 
 ROWS, EPOCHS = 600, 2
 
@@ -56,24 +53,13 @@ def train_briefly(
     targets: TeacherTargets | None = None,
     **changes,
 ) -> dict:
-    """Trains `model` in place for two epochs with the settings of the experiment `like`, some of them changed.
+    """Trains `model` in place for two epochs like the experiment `like`, with `changes` to its training settings.
 
-    Returns:
-        The history, as `train` gives it, and `average_precision` on the few validation rows.
+    Returns the `history`, as `train` gives it, and the `average_precision` on the few validation rows.
     """
-    seed = run.seeds[0]
-    settings = replace(training_settings(EXPERIMENTS[like], seed, run.profile), epochs=EPOCHS, **changes)
-    folder = run.directory / "mistakes" / f"checkpoints-{name}"
-    with only_writer(run):
-        history = train(
-            model,
-            data.splits,
-            settings,
-            Checkpoints(folder, fingerprint({"mistake": name, "data": data.fingerprint})),
-            targets,
-            label=name,
-        )
-        shutil.rmtree(folder, ignore_errors=True)
+    settings = training_settings(EXPERIMENTS[like], run.seeds[0], run.profile)
+    settings = replace(settings, epochs=EPOCHS, **changes)
+    history = train(model, data.splits, settings, targets=targets, label=name)
     kept = history["epochs"][history["best_epoch"] - 1]["validation"]
     return {"history": history, "average_precision": kept["average_precision"]}
 
@@ -85,20 +71,17 @@ def leaked_scores(model: torch.nn.Module, data: PreparedData, shares: Sequence[f
     """
     found = {split: toxic_probability(predict(model, rows).numpy()) for split, rows in data.splits.items()}
     threshold = best_threshold(found["validation"], data.labels("validation"))
-    honest = score(found["validation"], data.labels("validation"), threshold)
-    rows = [_row("0%, validation instead", honest)]
+    tested = {"0%, validation instead": (found["validation"], data.labels("validation"))}
     for share in shares:
         leaked = round(share * len(found["test"]))
         labels = np.concatenate([data.labels("train")[:leaked], data.labels("test")[leaked:]])
-        probabilities = np.concatenate([found["train"][:leaked], found["test"][leaked:]])
+        tested[f"{share:.0%}"] = np.concatenate([found["train"][:leaked], found["test"][leaked:]]), labels
+    rows = []
+    for leaked, (probabilities, labels) in tested.items():
         scores = score(probabilities, labels, threshold)
-        rows.append(_row(f"{share:.0%}", scores))
+        row = {"training rows in the test set": leaked, "F1": scores["f1"]}
+        rows.append(row | {"average precision": scores["average_precision"]})
     return pd.DataFrame(rows)
-
-
-def _row(leaked: str, scores: dict[str, float]) -> dict[str, object]:
-    named = {"F1": scores["f1"], "average precision": scores["average_precision"]}
-    return {"training rows in the test set": leaked} | named
 
 
 def shared_tensors(a: torch.nn.Module, b: torch.nn.Module) -> int:

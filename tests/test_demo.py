@@ -1,5 +1,6 @@
 """The demo's models say what the run's results say, whatever is typed; its page stays on this machine."""
 
+import copy
 import csv
 import shutil
 from dataclasses import replace
@@ -15,7 +16,6 @@ import helpers.runs
 from helpers import demo
 from helpers.data import load_data
 from helpers.demo import (
-    SHOWN,
     TrainedModel,
     about,
     build_page,
@@ -28,7 +28,6 @@ from helpers.demo import (
     word_changes,
 )
 from helpers.evaluation import toxic_probability
-from helpers.models import find_pretrained, load_tokenizer
 from helpers.results import load_results
 from helpers.runs import find_finished_run
 
@@ -40,28 +39,24 @@ def models(finished_run) -> dict[str, TrainedModel]:
     return load_models(finished_run)
 
 
-class KnowsOneWord:
-    """Stands for a model: toxic if the token of `bad` is there, by the token's number."""
-
-    def __init__(self, token: int) -> None:
-        self.token = token
-
-    def __call__(self, input_ids, attention_mask):
-        found = (input_ids == self.token).any(dim=1).float()
-        return torch.stack([torch.zeros_like(found), 8 * found - 4], dim=1)
-
-
 @pytest.fixture(scope="module")
 def knows_bad(models) -> TrainedModel:
-    tokenizer = load_tokenizer(find_pretrained("tiny-random"))
-    [_, token, _] = tokenizer("bad")["input_ids"]
-    return replace(models["odd"], call=KnowsOneWord(token), tokenizer=tokenizer, max_length=16, threshold=0.5)
+    """A model that calls a comment toxic if the word `bad` is in its first 16 tokens, and for nothing else."""
+    tokenizer = copy.deepcopy(models["odd"].tokenizer)
+    tokenizer.model_max_length = 16
+    [_, bad, _] = tokenizer("bad")["input_ids"]
+
+    def call(input_ids, attention_mask):
+        found = (input_ids == bad).any(dim=1).float()
+        return torch.stack([torch.zeros_like(found), 8 * found - 4], dim=1)
+
+    return replace(models["odd"], call=call, tokenizer=tokenizer, threshold=0.5)
 
 
 # --- the models ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["teacher", "odd", "even", "lora", "lora_6"])
+@pytest.mark.parametrize("name", ["teacher", "odd", "lora"])
 def test_a_models_probabilities_are_those_of_the_runs_predictions(models, finished_run, name):
     rows = load_data(finished_run).splits["test"]
     logits = load_results(finished_run).logits(name, 1, "test")
@@ -70,33 +65,18 @@ def test_a_models_probabilities_are_those_of_the_runs_predictions(models, finish
     assert found == pytest.approx(toxic_probability(logits), abs=1e-5)
 
 
-def test_the_hybrid_is_shown_where_it_has_been_trained(copied_run, monkeypatch):
-    from helpers import experiments
-
-    experiments.run_experiment("hybrid", 1, copied_run)
-    assert list(load_models(copied_run)) == [experiment.name for experiment in SHOWN]
-
-
-def test_a_damaged_model_is_not_shown(copied_run):
-    weights = copied_run.model_dir("odd", 1) / "config.json"
-    weights.write_text(weights.read_text() + " ")
-    assert "odd" not in load_models(copied_run)
-
-
-def test_an_adapter_without_its_base_is_not_shown(copied_run):
+def test_a_damaged_model_and_an_adapter_without_its_base_are_not_shown(copied_run):
+    config = copied_run.model_dir("odd", 1) / "config.json"
+    config.write_text(config.read_text() + " ")
     (copied_run.model_dir("lora", 1) / "model.safetensors").unlink()
-    assert "lora" not in load_models(copied_run)
+    assert list(load_models(copied_run)) == ["teacher", "even", "lora_6"]
 
 
-def test_the_page_says_what_the_models_were_trained_on_and_that_they_err(models, finished_run):
+def test_the_page_says_what_the_models_were_trained_on_and_how_often_the_chosen_one_errs(models, finished_run):
     text = about(models["odd"], finished_run)
     assert "64 comments (separable test data, not Jigsaw; run `smoke-separable`" in text
+    assert f"*Odd student* found {models['odd'].result['test']['recall']:.0%}" in text
     assert "These models err" in text and "Do not moderate anybody" in text
-
-
-def test_the_error_rates_are_those_of_the_chosen_model(models, finished_run):
-    for model in models.values():
-        assert f"*{model.title}* found {model.result['test']['recall']:.0%}" in about(model, finished_run)
 
 
 # --- which run -------------------------------------------------------------------------------------------------------
@@ -110,54 +90,49 @@ def empty_project(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def two_runs(empty_project, finished_run):
+    """The folders of two runs with models, whose models were trained at the same time."""
+    for name in ("first", "second"):
+        shutil.copytree(finished_run.directory, empty_project / "runs" / name)
+        (empty_project / "runs" / name / "results" / "comparison.csv").unlink(missing_ok=True)
+    return empty_project / "runs" / "first", empty_project / "runs" / "second"
+
+
 def test_without_a_run_the_error_says_how_to_make_one(empty_project, capsys):
     assert main([]) == 2
     assert "`make run` trains them" in capsys.readouterr().err
 
 
-def test_a_run_without_models_is_named(empty_project):
-    with pytest.raises(FileNotFoundError, match="run 'mine' has no trained models"):
-        find_finished_run("mine")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine", "run 'mine' has no trained models"),
+        ("first", "was made with PROFILE=smoke, and PROFILE=base is set"),
+    ],
+)
+def test_a_run_without_models_or_of_another_profile_is_refused(two_runs, monkeypatch, name, message):
+    monkeypatch.setenv("PROFILE", "base" if name == "first" else "auto")
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        find_finished_run(name)
 
 
-def test_a_run_that_is_not_the_one_asked_for_is_not_said_to_have_no_models(empty_project, finished_run, monkeypatch):
-    shutil.copytree(finished_run.directory, empty_project / "runs" / "mine")
-    monkeypatch.setenv("PROFILE", "base")
-    with pytest.raises(ValueError, match="was made with PROFILE=smoke, and PROFILE=base is set"):
-        find_finished_run("mine")
-
-
-def test_the_run_whose_models_were_trained_last_is_taken(empty_project, finished_run):
-    for name in ("first", "second"):
-        shutil.copytree(finished_run.directory, empty_project / "runs" / name)
-    last = empty_project / "runs" / "first" / "models" / "odd-1" / "fingerprint.json"
-    last.touch()
+def test_the_run_that_was_trained_last_is_taken_but_a_finished_one_goes_before(two_runs):
+    (two_runs[0] / "models" / "odd-1" / "fingerprint.json").touch()
     assert find_finished_run().name == "first"
     assert find_finished_run("second").name == "second"
+    (two_runs[1] / "results" / "comparison.csv").touch()
+    assert find_finished_run().name == "second"
 
 
-def test_a_finished_run_goes_before_one_that_was_trained_later(empty_project, finished_run):
-    for name in ("finished", "trained later"):
-        shutil.copytree(finished_run.directory, empty_project / "runs" / name)
-        (empty_project / "runs" / name / "results" / "comparison.csv").unlink(missing_ok=True)
-    (empty_project / "runs" / "finished" / "results" / "comparison.csv").touch()
-    (empty_project / "runs" / "trained later" / "models" / "odd-1" / "fingerprint.json").touch()
-    assert find_finished_run().name == "finished"
-
-
-def test_the_command_serves_the_models_of_the_run_until_it_is_stopped(empty_project, finished_run, monkeypatch, capsys):
-    shutil.copytree(finished_run.directory, empty_project / "runs" / "mine")
-    served = []
-    monkeypatch.setattr(demo, "launch", lambda page, port: served.append((page, port)) or "http://127.0.0.1:7860/")
-    monkeypatch.setattr(demo.time, "sleep", stop)
-    assert main(["--port", "7861"]) == 0
-    assert [port for _, port in served] == [7861] and isinstance(served[0][0], gr.Blocks)
+def test_the_command_serves_the_models_of_the_run_until_it_is_stopped(two_runs, monkeypatch, capsys):
+    served, blocked = [], []
+    monkeypatch.setattr(demo, "launch", lambda page, port: served.append(port) or "http://127.0.0.1:7861/")
+    monkeypatch.setattr(gr.Blocks, "block_thread", lambda page: blocked.append(page))
+    assert main(["--run", "first", "--port", "7861"]) == 0
+    assert served == [7861] and len(blocked) == 1
     said = capsys.readouterr().out
-    assert "models of run mine" in said and "open http://127.0.0.1:7860/ in a browser; stop with Ctrl-C" in said
-
-
-def stop(seconds: float) -> None:
-    raise KeyboardInterrupt
+    assert "models of run first" in said and "open http://127.0.0.1:7861/ in a browser; stop with Ctrl-C" in said
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -195,36 +170,33 @@ def test_any_comment_gets_a_verdict_and_is_shown_as_it_was_typed(models, text):
         assert (verdict, pieces) == ("Type a comment first.", [])
         return
     shown = "".join(piece for piece, _ in pieces)
-    assert shown
-    typed = text.encode("utf-8", "replace").decode()
-    assert typed.startswith(shown.split(" [not read")[0].removesuffix("…"))
+    assert shown and text.encode("utf-8", "replace").decode().startswith(shown.split("… [not read")[0])
     assert all(colour is None or -1 <= colour <= 1 for _, colour in pieces)
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_every_model_stands_in_the_table_with_finite_numbers(models, text):
-    table = side_by_side(models, text)
-    assert len(table) == (len(models) if text.strip() else 0)
-    assert np.isfinite(table[["probability", "threshold", "milliseconds"]].to_numpy(dtype=float)).all()
+def test_every_model_stands_in_the_table_with_finite_numbers_whatever_is_typed(models):
+    for text in (HOSTILE["blank"], HOSTILE["html"], HOSTILE["lone surrogates"], HOSTILE["many words"]):
+        table = side_by_side(models, text)
+        assert len(table) == (len(models) if text.strip() else 0)
+        assert np.isfinite(table[["probability", "threshold", "milliseconds"]].to_numpy(dtype=float)).all()
 
 
 def test_an_uploaded_file_comes_back_scored_in_its_order(models, tmp_path):
-    comments = list(ODD_COMMENTS.values())
     source = tmp_path / "in.csv"
     with open(source, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["id", "comment_text"], *([f"row {i}", text] for i, text in enumerate(comments))])
+        csv.writer(file).writerows([["id", "comment_text"], *ODD_COMMENTS.items()])
     text, scored = score_upload(models["lora"], str(source))
-    rows = pd.read_csv(scored).to_dict("records")
-    assert f"scored {len(comments)} comments" in text
-    assert [row["id"] for row in rows] == [f"row {i}" for i in range(len(comments))]
-    expected = models["lora"].probabilities(comments)
-    assert [row["probability"] for row in rows] == pytest.approx(expected, abs=1e-5)
+    rows = pd.read_csv(scored)
+    assert f"scored {len(ODD_COMMENTS)} comments" in text
+    assert rows["id"].tolist() == list(ODD_COMMENTS)
+    expected = models["lora"].probabilities(list(ODD_COMMENTS.values()))
+    assert rows["probability"].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_file_that_cannot_be_scored_is_explained_and_its_header_escaped(models, tmp_path):
     source = tmp_path / "in.csv"
     source.write_text("id,<img src=x onerror=alert(1)>\n1,hello\n")
-    with pytest.raises(gr.Error, match=r"no column comment_text.*&lt;img") as caught:
+    with pytest.raises(gr.Error, match=r"needs one column comment_text.*&lt;img") as caught:
         score_upload(models["odd"], str(source))
     assert "<img" not in str(caught.value)
 

@@ -1,38 +1,31 @@
 """Killed at any moment, out of disk, two at once: nothing is lost, mixed or silently wrong.
 
-Faults are done to processes of their own, in the profile `smoke`. Models are not exported to ONNX, which would take
-longer than all else, and each trains for four epochs, with a checkpoint after each.
+Faults are done to processes of their own, in the profile `smoke`. Each model trains for four epochs, with a checkpoint
+after each.
 """
 
 import errno
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
-import psutil
 import pytest
 from jupyter_client.manager import start_new_kernel
 
 import helpers.runs
-from helpers.data import load_data
 from helpers.experiments import load_trained
-from helpers.export import measure_deployment, score_file
+from helpers.export import score_file, write_exports
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.plots import save_figure
 from helpers.results import load_results, write_comparison
 from helpers.runs import Run, read_json
-from tools.publish import copy_file
-from tools.run_notebooks import write_notebook
 
 PROJECT = Path(__file__).resolve().parent.parent
 NAMES = ("teacher", "odd", "lora_6")
@@ -56,7 +49,6 @@ import helpers.experiments as experiments
 import helpers.results
 
 helpers.results.PUBLISHED_RESULTS = helpers.runs.ROOT / "results"
-experiments.measure_deployment = lambda *_: {}
 config.PROFILES["smoke"] = replace(config.PROFILES["smoke"], epochs=4)  # a checkpoint per epoch
 print("ready", flush=True)
 sys.exit(experiments.main(["--profile", "smoke", *sys.argv[2:]]))
@@ -127,7 +119,7 @@ def uninterrupted(tmp_path_factory) -> tuple[dict[str, object], float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [random.Random(number).uniform(0, 0.85) for number in range(20)])
+@pytest.mark.parametrize("share", [random.Random(number).uniform(0, 0.85) for number in range(6)])
 def test_a_run_killed_at_a_random_moment_ends_as_if_it_was_not(uninterrupted, tmp_path, share):
     expected, seconds = uninterrupted
     for attempt in range(5):  # the machine may be faster now than when the time was taken: then it ended before
@@ -193,18 +185,7 @@ def fail(root: Path, fault: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "target",
-    [
-        "run.json",
-        "/comments",
-        "/data",
-        "checkpoints/teacher-1/epoch-1",
-        "checkpoints/odd-1/epoch-2",
-        "models/teacher-1",
-        "targets/teacher-1",
-        "models/lora_6-1",
-        "predictions/teacher-1.parquet",
-        "results/odd-1.json",
-    ],
+    ["run.json", "/data", "odd-1/epoch-2", "models/teacher-1", "targets/", "predictions/teacher-1", "results/odd-1"],
 )
 def test_a_full_disk_is_said_and_what_was_written_stays_valid(uninterrupted, tmp_path, target):
     assert "No space left on device" in fail(tmp_path, DISK_FULL.replace("{target}", target))
@@ -218,20 +199,17 @@ def test_a_full_disk_is_said_and_what_was_written_stays_valid(uninterrupted, tmp
 def score_sample(run: Run, target: Path) -> None:
     source, tokenizer = target.with_name("in.csv"), load_tokenizer(find_pretrained(run.profile.pretrained))
     source.write_text("comment_text\nyou are kind\n", encoding="utf-8")
-    score_file(source, target, lambda input_ids, attention_mask: np.zeros((1, 2)), tokenizer, 16, 0.5)
+    score_file(source, target, lambda input_ids, attention_mask: np.zeros((1, 2)), tokenizer, 0.5)
 
 
 def export(run: Run, target: Path) -> None:
-    data = load_data(run)
-    measure_deployment(load_trained("odd", 1, run), target.parent, data, np.zeros((len(data.splits["test"]), 2)))
+    write_exports(load_trained("odd", 1, run), target.parent, "made from")
 
 
-# What the stages above do not write: file in the run's folder, and what writes it.
+# What the stages above do not write: a file in the run's folder, and what writes it.
 LATER_FILES = {
     "results/comparison.csv": lambda run, target: write_comparison(load_results(run), run.results_dir),
     "figures/picture.png": lambda run, target: save_figure(plt.figure(), run.figures_dir, "picture"),
-    "notebooks/01.ipynb": lambda run, target: write_notebook(nbformat.v4.new_notebook(), target),
-    "published/odd-1.json": lambda run, target: copy_file(run.results_dir / "odd-1.json", target),
     "scored/out.csv": score_sample,
     "models/odd-1/onnx/model.onnx": export,
 }
@@ -255,7 +233,7 @@ def test_a_full_disk_leaves_what_the_notebooks_and_commands_wrote_before(copied_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [100, 2_000, 100_000, 5_000_000])
+@pytest.mark.parametrize("limit", [2_000, 100_000])
 def test_a_write_that_the_system_refuses_half_way_is_said_and_nothing_half_written_is_used(
     uninterrupted, tmp_path, limit
 ):
@@ -266,7 +244,7 @@ def test_a_write_that_the_system_refuses_half_way_is_said_and_nothing_half_writt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", [".", "checkpoints", "models", "targets", "results", "results/predictions"])
+@pytest.mark.parametrize("folder", [".", "checkpoints", "results/predictions"])
 def test_a_folder_that_is_read_only_is_said_and_nothing_is_lost(uninterrupted, tmp_path, folder):
     closed = run_of(tmp_path) / folder
     closed.mkdir(parents=True)
@@ -279,27 +257,11 @@ def test_a_folder_that_is_read_only_is_said_and_nothing_is_lost(uninterrupted, t
     assert outcome(run_of(tmp_path)) == uninterrupted[0]
 
 
-@pytest.mark.slow
-def test_a_finished_run_that_is_read_only_keeps_what_it_holds(tmp_path):
-    finish(tmp_path)
-    shutil.rmtree(run_of(tmp_path) / "models" / "odd-1")
-    before = outcome(run_of(tmp_path))
-    folders = [run_of(tmp_path), *(path for path in run_of(tmp_path).rglob("*") if path.is_dir())]
-    for folder in folders:
-        folder.chmod(0o555)
-    try:
-        assert "Permission denied" in fail(tmp_path, NO_PRIVILEGES)
-    finally:
-        for folder in folders:
-            folder.chmod(0o755)
-    assert outcome(run_of(tmp_path)) == before
-
-
 # --- two at once -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_the_second_process_on_a_run_says_who_holds_it_and_the_first_is_not_disturbed(uninterrupted, tmp_path):
+def test_a_second_process_on_a_model_says_who_trains_it_and_the_first_is_not_disturbed(uninterrupted, tmp_path):
     with start(tmp_path, *NAMES) as first:
         while not (run_of(tmp_path) / "checkpoints").is_dir():
             time.sleep(0.02)
@@ -326,7 +288,6 @@ register_optimizer_step_post_hook(lambda *_: time.sleep(0.3))  # so that the int
 import helpers.experiments as experiments
 from helpers.data import prepare_data
 from helpers.models import find_pretrained, load_tokenizer
-experiments.measure_deployment = lambda *_: {{}}
 run = helpers.runs.open_run("smoke")
 pretrained = find_pretrained("tiny-random")
 prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
@@ -360,43 +321,3 @@ def test_an_interrupted_cell_that_is_run_again_ends_as_if_it_was_not(uninterrupt
         client.stop_channels()
         manager.shutdown_kernel(now=True)
     assert outcome(run_of(tmp_path)) == uninterrupted[0]
-
-
-# --- the notebooks ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def notebooks() -> Iterator[Callable[..., Path]]:
-    """A function that runs the four notebooks in a run of that name, and kills all of it after so many seconds."""
-    made = []
-
-    def run(name: str, seconds: float | None = None) -> Path:
-        folder = PROJECT / "runs" / name
-        made.append(folder)
-        command = [sys.executable, "-m", "tools.run_notebooks", "--profile", "smoke", "--run", name]
-        with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-            try:
-                _, errors = process.communicate(timeout=seconds)
-                assert process.returncode == 0, errors[-3_000:]
-                assert seconds is None, "it ended before it could be killed"
-            except subprocess.TimeoutExpired:
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    child.kill()  # the kernel
-                process.kill()
-        return folder
-
-    yield run
-    for folder in made:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.mark.slow
-def test_notebooks_killed_twice_end_as_if_they_were_not(notebooks):
-    started = time.monotonic()
-    expected = outcome(notebooks("faults-uninterrupted"))
-    seconds, moments, finished = time.monotonic() - started, random.Random(2), {}
-    for _ in range(2):
-        finished |= finished_at(notebooks("faults-killed", moments.uniform(0.15, 0.3) * seconds))
-    run = notebooks("faults-killed")
-    assert outcome(run) == expected
-    assert finished.items() <= finished_at(run).items()

@@ -91,22 +91,21 @@ def test_a_typed_comment_gets_its_verdict(page):
 
 
 def test_another_model_gives_its_own_verdict(page):
-    assert "Teacher, 12 layers calls a comment toxic" in judged(page, "hello there")
+    assert "Teacher calls a comment toxic" in judged(page, "hello there")
     page.find_element(By.XPATH, "//*[@id='model']//label[contains(., 'Even student')]").click()
-    wait_for(page, lambda: "Even student, distilled calls a comment toxic" in text_of(page, "verdict"))
+    wait_for(page, lambda: "Even student calls a comment toxic" in text_of(page, "verdict"))
 
 
 def test_all_models_stand_side_by_side_with_their_latency(page):
     type_comment(page, "hello there")
     page.find_element(By.ID, "ask-all").click()
-    wait_for(page, lambda: "LoRA, 12 layers" in text_of(page, "side-by-side"))
+    wait_for(page, lambda: "LoRA" in text_of(page, "side-by-side"))
     shown = text_of(page, "side-by-side")
-    assert "milliseconds" in shown and "Odd student, distilled" in shown
+    assert "milliseconds" in shown and "Odd student" in shown
 
 
-@pytest.mark.parametrize("text", ["", "  "], ids=["nothing", "spaces"])
-def test_an_empty_comment_is_asked_for(page, text):
-    assert judged(page, text) == "Type a comment first."
+def test_an_empty_comment_is_asked_for(page):
+    assert judged(page, "  ") == "Type a comment first."
 
 
 @pytest.mark.parametrize("text", ["word " * 2_000, "\U0001f600 \U0001f468\u200d\U0001f469"], ids=["very long", "emoji"])
@@ -153,7 +152,7 @@ def test_a_file_that_cannot_be_scored_is_explained_on_the_page(page, tmp_path):
     source.write_text("id,text\n1,hello\n")
     open_file_tab(page)
     upload(page, source)
-    wait_for(page, lambda: "no column comment_text" in page.find_element(By.TAG_NAME, "body").text)
+    wait_for(page, lambda: "needs one column comment_text" in page.find_element(By.TAG_NAME, "body").text)
 
 
 def test_the_page_asks_no_other_host_and_logs_no_error(page, address):

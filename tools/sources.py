@@ -1,7 +1,7 @@
 """Where a number in a text comes from: `0.792<!--odd.test.average_precision-->` names its source, which is looked up.
 
 README.md, CONTRIBUTING.md and the notebooks' quotes "In the published run" are written by hand. `wrong_numbers` finds
-those that differ from their source at the digits shown, `untagged_numbers` those that name none. Sources:
+the numbers that differ from their source at the digits shown, `untagged_numbers` those that name none. Sources:
 
     odd.test.average_precision        mean over the seeds; split: test, validation, or before (validation, untrained)
     teacher.1.test.precision          of one seed; min, max or sd in its place: over the seeds
@@ -19,17 +19,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from helpers.results import PRIMARY, SECONDARY, Results, benchmark, cost_table, published_results
+from helpers.results import PRIMARY, SECONDARY, benchmark, cost_table, published_results
 from helpers.runs import PUBLISHED_RESULTS, read_json
 
-NUMBER = r"[+−-]?\d[\d,]*(?:\.\d+)?(?: ?%)?"
-TAGGED = re.compile(rf"(?P<shown>{NUMBER})<!--(?P<source>[\w.-]+)-->")
+TAGGED = re.compile(r"([+−-]?\d[\d,]*(?:\.\d+)?(?: ?%)?)<!--([\w.-]+)-->")
 CODE = re.compile(r"```.*?```|`[^`\n]*`", flags=re.S)
 # What needs no source, since it is no result: formulas, links and pictures, tables that code writes, tags of HTML.
 NO_RESULT = (
@@ -45,24 +42,15 @@ NO_RESULT = (
 )
 RESULT = re.compile(r"\d[\d,]*\.\d+|\d[\d,.]*(?= ?%)|\d{1,3}(?:,\d{3})+|\d{4,}")
 OVER_SEEDS = {"min": np.min, "max": np.max, "sd": functools.partial(np.std, ddof=1)}
-FACTS = ("training_loss", "threshold", "parameters", "trainable_parameters")  # of a result, besides its scores
-
-
-class Number(NamedTuple):
-    """A number in a text, as it is shown ('+0.026', '29 %', '8,000'), and its source."""
-
-    shown: str
-    source: str
-    start: int
+FACTS = ("test", "validation", "before", "rows", "training_loss", "threshold", "parameters", "trainable_parameters")
 
 
 # --- numbers in a text -----------------------------------------------------------------------------------------------
 
 
-def tagged_numbers(text: str) -> list[Number]:
-    """The numbers that name their source, outside code."""
-    text = CODE.sub(lambda found: "·" * len(found[0]), text)
-    return [Number(found["shown"], found["source"], found.start()) for found in TAGGED.finditer(text)]
+def tagged_numbers(text: str) -> list[tuple[str, str]]:
+    """The numbers that name their source, outside code: ('+0.026', 'odd-even.difference')."""
+    return TAGGED.findall(CODE.sub(" ", text))
 
 
 def untagged_numbers(text: str) -> list[str]:
@@ -81,12 +69,10 @@ def published_quotes(text: str) -> str:
 
 def wrong_numbers(text: str) -> list[str]:
     """The numbers that are not their source's at the digits shown; each with what it should be."""
-    wrong = []
-    for shown, source, _ in tagged_numbers(text):
-        expected = rounded(look_up(source), shown)
-        if value(shown) != value(expected):
-            wrong.append(f"{shown}<!--{source}--> should be {expected}")
-    return wrong
+    numbers = [(shown, source, rounded(look_up(source), shown)) for shown, source in tagged_numbers(text)]
+    return [
+        f"{shown}<!--{source}--> should be {right}" for shown, source, right in numbers if value(shown) != value(right)
+    ]
 
 
 def value(shown: str) -> float:
@@ -94,21 +80,11 @@ def value(shown: str) -> float:
     return float(shown.replace("−", "-").replace(",", "").removesuffix("%"))
 
 
-def rounded(looked_up: float, shown: str) -> str:
-    """The source's value in the form of the number shown: its digits, its sign, its per cent."""
-    percent = re.search(r" ?%$", shown)
-    digits = len(shown.removesuffix(percent[0] if percent else "").partition(".")[2])
+def rounded(number: float, shown: str) -> str:
+    """The number in the form of the one shown: its digits, its sign, its per cent."""
+    digits, percent = re.fullmatch(r"[^.%]*?(?:\.(\d+))?( ?%)?", shown).groups(default="")
     sign, comma = "+" if shown[0] == "+" else "", "," if "," in shown else ""
-    text = f"{looked_up * (100 if percent else 1):{sign}{comma}.{digits}f}".replace("-", "−")
-    return text + (percent[0] if percent else "")
-
-
-def changed_by_one(shown: str) -> Iterator[str]:
-    """The number with its last digit one higher and one lower."""
-    step = 10.0 ** -len(re.sub(r"[ %]", "", shown).partition(".")[2])
-    percent = 100 if "%" in shown else 1
-    for change in (step, -step):
-        yield rounded((value(shown) + change) / percent, shown)
+    return f"{number * (100 if percent else 1):{sign}{comma}.{len(digits)}f}".replace("-", "−") + percent
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------
@@ -122,92 +98,62 @@ def look_up(source: str) -> float:
     """
     kind, _, rest = source.partition(".")
     try:
-        if kind in READERS:
-            return float(READERS[kind](rest))
-        return float(_of_results(_published("base"), source))
-    except (KeyError, IndexError, TypeError, StopIteration, ValueError) as error:
+        return float(READERS[kind](rest) if kind in READERS else _of_results("base", source))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: nothing published is called so ({error})") from error
 
 
-@functools.cache
-def _published(name: str) -> Results:
-    return published_results(name)
+_published = functools.cache(published_results)
 
 
 @functools.cache
-def _verdicts(pairs: tuple[tuple[str, str], ...]) -> dict:
-    return _published("base").verdicts(pairs)
+def _verdicts() -> dict:
+    """By 'odd-even': both families, each corrected by itself."""
+    found = _published("base").verdicts(PRIMARY) | _published("base").verdicts(SECONDARY)
+    return {title.replace(" − ", "-"): difference for title, difference in found.items()}
 
 
-def _of_results(results: Results, source: str) -> float:
-    """Of an experiment, or of a comparison; names may hold points and hyphens, so those that are known decide."""
+def _of_results(folder: str, source: str) -> float:
+    """Of a comparison or an experiment; names may hold points, so those that are known decide where one ends."""
+    by_name = _published(folder).by_name
     if source.startswith("rows."):
-        first = next(iter(results.by_name.values()))
-        return next(iter(first.values()))["rows"][source.removeprefix("rows.")]
-    for pairs in (PRIMARY, SECONDARY):
-        for a, b in pairs:
-            if source.startswith(f"{a}-{b}."):
-                return _of_comparison(pairs, f"{a} − {b}", source.removeprefix(f"{a}-{b}."))
-    name = max((name for name in results.by_name if source.startswith(f"{name}.")), key=len)
-    by_seed, path = results.by_name[name], source.removeprefix(f"{name}.").split(".")
-    if path[0].isdigit():
-        return _of_result(by_seed[int(path[0])], path[1:])
-    combine = OVER_SEEDS.get(path[0], np.mean)
-    path = path[1:] if path[0] in OVER_SEEDS else path
-    return combine([_of_result(result, path) for result in by_seed.values()])
-
-
-def _of_comparison(pairs: tuple[tuple[str, str], ...], title: str, field: str) -> float:
-    found = _verdicts(pairs)[title]
-    if field in ("seed_min", "seed_max"):
-        return {"seed_min": min, "seed_max": max}[field](found.by_seed)
-    if field not in ("difference", "low", "high", "p_value", "p_holm", "detectable"):
-        raise KeyError(field)
-    return getattr(found, field)
+        source = f"{next(iter(by_name))}.{source}"  # alike for all
+    comparison, _, field = source.partition(".")
+    if comparison in _verdicts():
+        found = _verdicts()[comparison]
+        ends = {"seed_min": min, "seed_max": max}
+        return ends[field](found.by_seed) if field in ends else getattr(found, field)
+    name = max((name for name in by_name if source.startswith(f"{name}.")), key=len)
+    first, *rest = path = source.removeprefix(f"{name}.").split(".")
+    if first.isdigit():
+        return _of_result(by_name[name][int(first)], rest)
+    combine, path = (OVER_SEEDS[first], rest) if first in OVER_SEEDS else (np.mean, path)
+    return combine([_of_result(result, path) for result in by_name[name].values()])
 
 
 def _of_result(result: dict, path: list[str]) -> float:
     match path:
-        case ["test" | "validation" as split, metric]:
-            return result[split][metric]
-        case ["before", metric]:
-            return result["before_training"][metric]
         case ["history", "training" | "validation" as split, epoch]:
             return result["history"]["epochs"][int(epoch) - 1][split]["hard"]
-        case ["rows", split]:
-            return result["rows"][split]
         case ["trainable_share"]:
             return result["trainable_parameters"] / result["parameters"]
-        case [fact] if fact in FACTS:
-            return result[fact]
+        case [fact, *rest] if fact in FACTS:
+            found = result["before_training" if fact == "before" else fact]
+            return found[rest[0]] if rest else found
     raise KeyError(".".join(path))
 
 
-def _of_data(rest: str) -> float:
-    split, fact = rest.split(".")
-    return read_json(PUBLISHED_RESULTS / "base" / "data.json")[split][fact]
-
-
-def _of_peers(key: str) -> int:
-    return pd.read_csv(PUBLISHED_RESULTS / "public_solutions.csv").set_index("key")["count"][key]
-
-
-def _of_benchmark(rest: str) -> float:
-    found = benchmark()
+def _of_parts(found: dict, rest: str) -> float:
+    """A number in nested dicts, whose keys are written with letters alone: '12 layers, int8, 1' as 12_layers_int8_1."""
     for part in rest.split("."):
         found = {re.sub(r"\W+", "_", key): inner for key, inner in found.items()}[part]
     return found
 
 
-def _of_costs(rest: str) -> float:
-    row, column = rest.split(".")
-    return cost_table().loc[row, column]
-
-
 READERS = {
-    "grid": lambda rest: _of_results(_published("base/grid"), rest),
-    "bench": _of_benchmark,
-    "cost": _of_costs,
-    "data": _of_data,
-    "peers": _of_peers,
+    "grid": functools.partial(_of_results, "base/grid"),
+    "bench": lambda rest: _of_parts(benchmark(), rest),
+    "cost": lambda rest: cost_table().loc[tuple(rest.split("."))],
+    "data": lambda rest: _of_parts(read_json(PUBLISHED_RESULTS / "base" / "data.json"), rest),
+    "peers": lambda key: pd.read_csv(PUBLISHED_RESULTS / "public_solutions.csv").set_index("key")["count"][key],
 }

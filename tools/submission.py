@@ -19,34 +19,25 @@ import nbformat
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from helpers.experiments import result_path
 from helpers.results import Results, published_dir
-from helpers.runs import ROOT, Run, read_json, tells_errors, write_file, write_json
+from helpers.runs import (
+    ROOT,
+    Run,
+    add_run_arguments,
+    read_json,
+    tells_errors,
+    use_run_arguments,
+    write_file,
+    write_json,
+)
+from helpers.saved import result_path
 from tools.publish import FIGURES, check_finished, chosen_run, results_table
-from tools.run_notebooks import without_outputs, write_notebook
+from tools.run_notebooks import ALL_NOTEBOOKS, read_notebook, without_outputs, write_notebook
 
 PROJECT_FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml")
 PROJECT_FILES += ("requirements.txt", "constraints.txt", "constraints-lowest.txt", *FIGURES)
 PROJECT_FOLDERS = ("helpers", "tools", "results")
 LARGEST_ZIP = 20_000_000  # bytes
-
-
-def check_own(run: Run, results: Results) -> None:
-    """Refuses results that are the published ones, which nobody's own run has made.
-
-    Raises:
-        ValueError: some are; the message says which.
-    """
-    copied = [
-        f"{name} (seed {seed})"
-        for (name, seed), directory in results.directories.items()
-        if read_json(result_path(published_dir(run), name, seed)) == read_json(result_path(directory, name, seed))
-    ]
-    if copied:
-        raise ValueError(
-            f"these results of run {run.name!r} are the published ones, not yours: {', '.join(copied)}. Train them "
-            f"(`make run PROFILE={run.profile.name}` with the comments at hand, or PROFILE=quick)"
-        )
 
 
 def submission(run: Run, name: str, number: str, course: str = "") -> Path:
@@ -71,16 +62,29 @@ def submission(run: Run, name: str, number: str, course: str = "") -> Path:
     return target
 
 
+def check_own(run: Run, results: Results) -> None:
+    """Refuses results that are the published ones, which no run of a student has made; the message says which."""
+    copied = [
+        f"{name} (seed {seed})"
+        for (name, seed), directory in results.directories.items()
+        if read_json(result_path(published_dir(run), name, seed)) == read_json(result_path(directory, name, seed))
+    ]
+    if copied:
+        raise ValueError(
+            f"these results of run {run.name!r} are the published ones, not yours: {', '.join(copied)}. Train them "
+            f"(`make run PROFILE={run.profile.name}` with the comments at hand, or PROFILE=quick)"
+        )
+
+
 def copy_project(root: Path) -> None:
     """Copies the code, the published results and the notebooks without outputs to a new folder."""
     for name in PROJECT_FOLDERS:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in PROJECT_FILES:
-        if (ROOT / name).is_file():
-            (root / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(ROOT / name, root / name)
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        write_notebook(without_outputs(nbformat.read(path, as_version=4)), root / "notebooks" / path.name)
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, root / name)
+    for name in ALL_NOTEBOOKS:
+        write_notebook(without_outputs(read_notebook(name)), root / "notebooks" / f"{name}.ipynb")
 
 
 def copy_run(run: Run, root: Path) -> None:
@@ -97,40 +101,38 @@ def copy_run(run: Run, root: Path) -> None:
 
 def cover(run: Run, results: Results, name: str, number: str, course: str) -> str:
     """The first page, in Markdown: who, when, which run, its results, and the notebooks."""
-    some = next(iter(results.by_name["teacher"].values()))
-    rows = ", ".join(f"{count:,} {split}" for split, count in some["rows"].items())
+    teachers = results.by_name["teacher"]
+    first = next(iter(teachers.values()))
     facts = {
         "name": name,
         "number": number,
         "course": course or "–",
         "date": date.today().isoformat(),
-        "profile": f"{run.profile.name}, {len(results.by_name['teacher'])} seed(s), {some['device']}",
-        "comments": f"{run.data_label}: {rows}",
+        "profile": f"{run.profile.name}, {len(teachers)} seed(s), {first['device']}",
+        "comments": f"{run.data_label}: " + ", ".join(f"{count:,} {split}" for split, count in first["rows"].items()),
         "run": f"runs/{run.name}/",
         "to run notebook 4 again": f"python -m tools.run_notebooks 04_comparison --run {run.name}",
     }
-    lines = [f"| {what} | {html.escape(str(value)).replace('|', '&#124;')} |" for what, value in facts.items()]
-    table = "\n".join(["| | |", "|---|---|", *(" ".join(line.split()) for line in lines)])
-    notebooks = "\n".join(f"- [{path.stem}](notebooks/{path.name})" for path in _notebooks(ROOT))
-    parts = ["# Three cheaper BERTs for toxic comments", table, "## Test scores of this run", results_table(results)]
-    return "\n\n".join([*parts, "## Notebooks", notebooks, "[README](README.md)"]) + "\n"
-
-
-def _notebooks(root: Path) -> list[Path]:
-    return sorted((root / "notebooks").glob("*.ipynb"))
+    lines = ["# Three cheaper BERTs for toxic comments", "", "| | |", "|---|---|"]
+    for what, value in facts.items():
+        lines.append(f"| {what} | {' '.join(html.escape(value).replace('|', '&#124;').split())} |")
+    lines += ["", "## Test scores of this run", "", results_table(results), "", "## Notebooks", ""]
+    lines += [f"- [{name}](notebooks/{name}.ipynb)" for name in ALL_NOTEBOOKS]
+    return "\n".join([*lines, "", "[README](README.md)", ""])
 
 
 def write_pages(root: Path) -> None:
     """Writes an HTML page beside COVER.md, README.md and each notebook, pictures inside; their links lead to pages."""
-    exporter = HTMLExporter(embed_images=True)
-    pages = {path: nbformat.read(path, as_version=4) for path in _notebooks(root)}
-    for name in ("COVER.md", "README.md"):
-        pages[root / name] = new_notebook(cells=[new_markdown_cell((root / name).read_text(encoding="utf-8"))])
+    pages = {path: nbformat.read(path, as_version=4) for path in (root / "notebooks").glob("*.ipynb")}
+    for path in (root / "COVER.md", root / "README.md"):
+        pages[path] = new_notebook(cells=[new_markdown_cell(path.read_text(encoding="utf-8"))])
     for path, notebook in pages.items():
         place = {"metadata": {"path": str(path.parent), "name": path.stem}}
-        page, _ = exporter.from_notebook_node(notebook, resources=place)
+        page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook, resources=place)
         page = re.sub(r'href="((?:notebooks/)?\d\d\w+)\.ipynb"', r'href="\1.html"', page)
         page = page.replace('href="README.md"', 'href="README.html"')
+        # Links within a page are lower case, as GitHub wants them; nbconvert's headings are not.
+        page = re.sub(r'(<h\d id="|href="#)([^"]+)', lambda found: found[1] + found[2].lower(), page)
         path.with_suffix(".html").write_text(page, encoding="utf-8")
 
 
@@ -142,30 +144,24 @@ def pack(root: Path, target: Path) -> None:
     """
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(root.rglob("*")):
-            if path.is_file():
-                archive.write(path, path.relative_to(root.parent))
-    if target.stat().st_size > LARGEST_ZIP:
-        raise ValueError(
-            f"the zip would have {target.stat().st_size / 1e6:.0f} MB, more than {LARGEST_ZIP / 1e6:.0f}: hand in a "
-            "run of a smaller profile"
-        )
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tools.submission", description=__doc__.splitlines()[0])
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--id", required=True, dest="number")
-    parser.add_argument("--course", default="")
-    parser.add_argument("--profile", help="as in `make run`")
-    parser.add_argument("--run", help="name of the run's folder in runs/ (default: the run that finished last)")
-    return parser.parse_args(arguments)
+            archive.write(path, path.relative_to(root.parent))
+    size = target.stat().st_size
+    if size > LARGEST_ZIP:
+        too_large = f"the zip would have {size / 1e6:.0f} MB, more than {LARGEST_ZIP / 1e6:.0f}"
+        raise ValueError(f"{too_large}: hand in a run of a smaller profile")
 
 
 @tells_errors()
 def main(arguments: list[str] | None = None) -> int:
     """Packs a run; returns the exit code. Errors that a person can act on come without a traceback."""
-    options = parse_arguments(arguments)
-    run = chosen_run(options.profile, options.run)
+    parser = argparse.ArgumentParser(prog="python -m tools.submission", description=__doc__.splitlines()[0])
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--id", required=True, dest="number")
+    parser.add_argument("--course", default="")
+    add_run_arguments(parser)
+    options = parser.parse_args(arguments)
+    use_run_arguments(options)
+    run = chosen_run()
     path = submission(run, options.name, options.number, options.course)
     print(f"{run.show_path(path)}: {path.stat().st_size / 1e6:.1f} MB")
     return 0

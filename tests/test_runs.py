@@ -1,0 +1,345 @@
+"""A run is one folder whose files are whole or not there, and what one process writes no other does."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import helpers.runs
+from helpers.config import PROFILES
+from helpers.runs import (
+    Run,
+    RunInUse,
+    find_data_source,
+    fingerprint,
+    is_sealed,
+    new_directory,
+    only_writer,
+    open_run,
+    read_json,
+    seal,
+    tells_errors,
+    write_json,
+)
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch) -> Path:
+    """A project folder of its own, without the variables that a shell may have set."""
+    for variable in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(helpers.runs, "ROOT", tmp_path / "project")
+    monkeypatch.setattr(helpers.runs, "KAGGLE_MOUNTS", (tmp_path / "kaggle",))
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def comments(root, monkeypatch) -> Path:
+    """A folder with comments, named by JIGSAW_DIR. Opening a run only looks whether it is there."""
+    folder = root / "downloads" / "jigsaw"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("JIGSAW_DIR", "downloads/jigsaw")
+    return folder
+
+
+# --- fingerprints ----------------------------------------------------------------------------------------------------
+
+SETTINGS = {"train_rows": 800, "text": "é", "rate": 5e-5, "seeds": [1, 2], "all": None}
+
+
+def test_a_fingerprint_is_the_same_on_every_machine_and_in_every_order():
+    assert fingerprint(SETTINGS) == fingerprint(dict(reversed(SETTINGS.items()))) == "b0134ec53e88ff5d"
+
+
+@pytest.mark.parametrize("change", [{"rate": 5.1e-5}, {"seeds": [2, 1]}, {"new": None}], ids=str)
+def test_a_fingerprint_moves_with_any_setting(change):
+    assert fingerprint(SETTINGS | change) != fingerprint(SETTINGS)
+
+
+# --- files that are whole or not there -------------------------------------------------------------------------------
+
+
+def test_json_comes_back_as_it_was_written_without_its_checksum(tmp_path):
+    write_json(tmp_path / "new" / "value.json", SETTINGS | {1: (2, 3)})
+    assert read_json(tmp_path / "new" / "value.json") == SETTINGS | {"1": [2, 3]}
+    assert read_json(tmp_path / "nowhere" / "value.json") is None
+
+
+@pytest.mark.parametrize("content", ["", '{"half": ', "[1, 2]", '{"loss": 0.15, "checksum": "of another value"}'])
+def test_json_that_was_cut_or_changed_reads_as_missing_and_is_named(tmp_path, capsys, content):
+    (tmp_path / "value.json").write_text(content)
+    assert read_json(tmp_path / "value.json") is None
+    assert "value.json was cut or changed" in capsys.readouterr().out
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):
+    def write_half(path: Path, text: str, **_) -> None:
+        path.write_bytes(text.encode()[: len(text) // 2])
+        raise OSError("no space left on device")
+
+    write_json(tmp_path / "value.json", {"old": 1})
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(OSError, match="no space left"):
+        write_json(tmp_path / "value.json", {"new": 2})
+    assert read_json(tmp_path / "value.json") == {"old": 1}
+    assert os.listdir(tmp_path) == ["value.json"]
+
+
+def test_nan_is_refused_since_others_cannot_parse_it(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "value.json", {"loss": float("nan")})
+
+
+def fill(path: Path, *names: str) -> None:
+    with new_directory(path) as directory:
+        assert not (path / names[0]).exists()
+        for name in names:
+            (directory / name).write_text(name)
+
+
+def test_a_new_directory_takes_the_place_of_the_old_one_whole(tmp_path):
+    fill(tmp_path / "data", "a", "b")
+    fill(tmp_path / "data", "c")
+    assert os.listdir(tmp_path) == ["data"] and os.listdir(tmp_path / "data") == ["c"]
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2])
+def test_a_directory_stopped_between_its_renames_leaves_the_old_one(tmp_path, monkeypatch, stopped_at):
+    fill(tmp_path / "data", "old")
+    rename, calls = os.replace, []
+
+    def stop(source, target):
+        calls.append(target)
+        if len(calls) == stopped_at:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "data", "new")
+    assert os.listdir(tmp_path) == ["data"] and os.listdir(tmp_path / "data") == ["old"]
+
+
+@pytest.fixture
+def sealed(tmp_path) -> Path:
+    (tmp_path / "model" / "inner").mkdir(parents=True)
+    (tmp_path / "model" / "weights").write_bytes(b"1234")
+    (tmp_path / "model" / "inner" / "config").write_bytes(b"5678")
+    seal(tmp_path / "model", "these settings")
+    return tmp_path / "model"
+
+
+def test_a_sealed_folder_is_known_by_what_it_was_made_from_whatever_is_added_later(sealed):
+    (sealed / "export").write_bytes(b"9")
+    assert is_sealed(sealed, "these settings") and not is_sealed(sealed, "other settings")
+
+
+@pytest.mark.parametrize("name", ["weights", "inner/config", "fingerprint.json"])
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_a_sealed_folder_with_a_damaged_file_is_not_used(sealed, name, damage):
+    content = bytearray((sealed / name).read_bytes())
+    content[-3] ^= 1
+    (sealed / name).unlink()
+    if damage == "changed":
+        (sealed / name).write_bytes(content)
+    assert not is_sealed(sealed, "these settings")
+
+
+# --- where the comments come from ------------------------------------------------------------------------------------
+
+
+def make_folders(*folders: Path) -> None:
+    for folder in folders:
+        folder.mkdir(parents=True)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_comments_are_looked_for_in_jigsaw_dir_then_in_the_project_then_on_kaggles_mount(root, monkeypatch, first):
+    places = ["downloads/jigsaw", "data/jigsaw", "../kaggle"][first:]
+    folders = [(root / place).resolve() for place in places]
+    make_folders(*folders)
+    if first == 0:
+        monkeypatch.setenv("JIGSAW_DIR", places[0])
+    assert find_data_source(PROFILES["base"]) == ("jigsaw", folders[0])
+
+
+@pytest.mark.parametrize(("profile", "source"), [("quick", "sample"), ("full", "hub")])
+def test_a_profile_without_files_goes_its_own_way(profile, source):
+    assert find_data_source(PROFILES[profile]) == (source, None)
+
+
+def test_the_test_profile_always_brings_its_own_data(comments):
+    assert find_data_source(PROFILES["smoke"]) == ("separable", None)
+
+
+def test_a_wrong_jigsaw_dir_is_named_and_never_passed_over_for_other_data(root, monkeypatch):
+    make_folders(root / "data" / "jigsaw")
+    monkeypatch.setenv("JIGSAW_DIR", "no/such/folder")
+    with pytest.raises(FileNotFoundError, match="JIGSAW_DIR=no/such/folder: there is no such folder or zip file"):
+        open_run("quick")
+
+
+def test_base_without_comments_says_what_to_do_and_leaves_no_folder(root):
+    with pytest.raises(FileNotFoundError) as error:
+        open_run("base", name="mine")
+    said = ("PROFILE=base", "train.csv, test.csv", "kaggle.com", "data/jigsaw/", "JIGSAW_DIR", "PROFILE=quick")
+    assert [part for part in said if part not in str(error.value)] == []
+    assert not (root / "runs").exists()
+
+
+# --- opening a run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_a_folder_called_after_its_profile_and_its_data_and_says_what_it_was_made_with(root):
+    assert open_run("quick").directory == root / "runs" / "quick-sample"
+    written = read_json(root / "runs" / "quick-sample" / "run.json")
+    assert written == {"profile": "quick", "data_source": "sample", "jigsaw_dir": None}
+
+
+@pytest.mark.parametrize("asked", [None, "auto", "smoke"])
+def test_a_run_reopened_by_its_name_keeps_its_profile_and_writes_nothing(monkeypatch, asked):
+    written = open_run("smoke", name="mine").directory / "run.json"
+    before = written.stat().st_mtime_ns
+    monkeypatch.setenv("RUN", "mine")
+    assert open_run(asked).profile.name == "smoke"
+    assert written.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", ["mine", None])
+def test_a_run_finds_its_comments_again_without_being_told(comments, monkeypatch, name):
+    open_run("base", name=name)
+    monkeypatch.delenv("JIGSAW_DIR")
+    assert open_run("base", name=name).jigsaw_dir == comments
+
+
+def test_a_run_on_synthetic_comments_stays_so_when_kaggles_files_come_later(root):
+    open_run("quick", name="mine")
+    make_folders(root / "data" / "jigsaw")
+    assert open_run(name="mine").data_label == "synthetic comments, not Jigsaw"
+
+
+def test_a_run_refuses_other_comments(root, monkeypatch):
+    open_run("quick", name="mine")
+    make_folders(root / "downloads")
+    monkeypatch.setenv("JIGSAW_DIR", "downloads")
+    with pytest.raises(ValueError, match="'mine' was made with comments=sample, and comments=jigsaw is set"):
+        open_run(name="mine")
+
+
+def test_a_run_refuses_another_profile_and_stays_as_it_was(root):
+    open_run("smoke", name="mine")
+    with pytest.raises(ValueError, match="'mine' was made with PROFILE=smoke, and PROFILE=full is set"):
+        open_run("full", name="mine")
+    assert read_json(root / "runs" / "mine" / "run.json")["profile"] == "smoke"
+
+
+def test_a_damaged_run_json_is_said_not_guessed(root):
+    open_run("smoke", name="mine")
+    path = root / "runs" / "mine" / "run.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=r"runs/mine/run.json cannot be read, so the run's profile is not known"):
+        open_run(name="mine")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", ".hidden", "with space"])
+def test_a_runs_name_cannot_lead_out_of_its_folder(name):
+    with pytest.raises(ValueError, match="a run's name is a folder's"):
+        open_run("smoke", name=name)
+
+
+@pytest.mark.parametrize(
+    ("asked", "to_train", "in_all"), [("", (1,), (1,)), ("3,1", (1, 3), (1, 3)), ("2", (2,), (1, 2))]
+)
+def test_seeds_can_be_taken_in_pieces_and_added(monkeypatch, asked, to_train, in_all):
+    monkeypatch.setenv("SEEDS", asked)
+    run = open_run("quick")
+    assert (run.seeds, run.profile.seeds) == (to_train, in_all)
+
+
+@pytest.mark.parametrize("asked", ["one", "1,-2"])
+def test_seeds_that_are_no_whole_numbers_are_refused(monkeypatch, asked):
+    monkeypatch.setenv("SEEDS", asked)
+    with pytest.raises(ValueError, match=f"SEEDS={asked}: give whole numbers from 0"):
+        open_run("quick")
+
+
+@pytest.mark.parametrize(("source", "real"), [("jigsaw", True), ("hub", True), ("sample", False), ("separable", False)])
+def test_a_run_says_whether_its_comments_are_real(root, source, real):
+    label = Run("mine", root, PROFILES["quick"], source, None, (1,)).data_label
+    assert label == "Jigsaw" if real else label.endswith("not Jigsaw")
+
+
+def test_a_path_is_shown_relative_to_the_project_or_by_its_name_alone(root):
+    run = open_run("smoke")
+    assert run.show_path(run.data_dir) == "runs/smoke-separable/data"
+    assert run.show_path(root.parent / "elsewhere" / "model") == "model"
+
+
+# --- one writer, and commands ----------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import helpers.runs
+helpers.runs.ROOT = Path(sys.argv[2])
+with helpers.runs.only_writer(helpers.runs.open_run("smoke", name="mine"), "odd-1"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(root) -> Iterator[subprocess.Popen]:
+    """Another process that trains the model odd-1 of the run `mine`."""
+    command = [sys.executable, "-c", HOLD, str(PROJECT), str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_model_that_another_process_trains_is_refused_with_its_process(holder):
+    said = rf"odd-1 of run 'mine' is in use by process {holder.pid} on .*RUN="
+    with pytest.raises(RunInUse, match=said), only_writer(open_run("smoke", name="mine"), "odd-1"):
+        pass
+
+
+def test_two_seeds_of_a_model_may_be_trained_at_the_same_time(holder):
+    with only_writer(open_run("smoke", name="mine"), "odd-2"):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(holder):
+    holder.kill()
+    holder.wait()
+    with only_writer(open_run("smoke", name="mine"), "odd-1"):
+        pass
+
+
+def test_a_file_system_without_locks_has_none(monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with only_writer(open_run("smoke", name="mine")):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"), [(ValueError("wrong file"), 2, "error: wrong file"), (KeyboardInterrupt(), 130, "again")]
+)
+def test_a_command_says_in_one_line_why_it_ended(capsys, error, code, said):
+    @tells_errors()
+    def main():
+        raise error
+
+    assert main() == code
+    assert said in capsys.readouterr().err.strip()
