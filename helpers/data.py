@@ -33,7 +33,6 @@ from helpers.config import LABELS, Profile
 from helpers.notebook import hub_reachable
 from helpers.runs import (
     KAGGLE_PAGE,
-    ROOT,
     Run,
     fingerprint,
     is_sealed,
@@ -53,8 +52,8 @@ SPLITS = ("train", "validation", "test")
 UNSCORED = -1  # what test_labels.csv holds where nobody judged a comment for a label
 DATA_SETTINGS = ("train_rows", "validation_rows", "test_rows", "max_length", "split_seed")  # what the splits depend on
 OUR_COMMENTS = {  # that come with the project: synthetic ones for a first run, and those of the test suite
-    "sample": ROOT / "helpers" / "sample_comments",
-    "separable": ROOT / "tests" / "separable_comments",
+    "sample": Path(__file__).parent / "sample_comments",
+    "separable": Path(__file__).parents[1] / "tests" / "separable_comments",
 }
 HUB_MIRROR = "dirtycomputer/Toxic_Comment_Classification_Challenge"  # Kaggle's three files, unchanged in size
 LARGEST_FILE = 2**30  # bytes; Kaggle's largest is 68 MB, so anything above this is not one of its files
