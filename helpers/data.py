@@ -1,24 +1,24 @@
-"""From Kaggle's CSV files to three tokenised splits, and the two baselines every model has to beat.
+"""From Kaggle's CSV files to three tokenised splits, and the two baselines that every model has to beat.
 
-Test is test.csv joined with test_labels.csv. A row that is scored for `toxic` is used, even where its other labels
-are unscored (-1). Validation is drawn from train.csv. A comment, compared after case, white space and Unicode
-normalisation, stands in one split only.
+Test is test.csv joined with test_labels.csv; validation is drawn from train.csv. A comment, compared after case,
+white space and Unicode normalisation, stands in one split only.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
-import lzma
+import re
 import sys
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -35,16 +35,13 @@ from helpers.runs import (
     KAGGLE_PAGE,
     Run,
     fingerprint,
-    is_disk_error,
     is_sealed,
     new_directory,
-    no_comments,
     only_writer,
     read_json,
     seal,
     write_json,
 )
-from helpers.sample_comments import write_sample_comments, write_separable_comments
 
 FILES = {
     "train.csv": ("id", "comment_text", *LABELS),
@@ -54,10 +51,14 @@ FILES = {
 SPLITS = ("train", "validation", "test")
 UNSCORED = -1  # what test_labels.csv holds where nobody judged a comment for a label
 DATA_SETTINGS = ("train_rows", "validation_rows", "test_rows", "max_length", "split_seed")  # what the splits depend on
-BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, NotImplementedError)
-BROKEN_ZIP += (ValueError,)  # an offset below 0, a name that is not the UTF-8 it is said to be
+OUR_COMMENTS = {  # that come with the project: synthetic ones for a first run, and those of the test suite
+    "sample": Path(__file__).parent / "sample_comments",
+    "separable": Path(__file__).parents[1] / "tests" / "separable_comments",
+}
 HUB_MIRROR = "dirtycomputer/Toxic_Comment_Classification_Challenge"  # Kaggle's three files, unchanged in size
 LARGEST_FILE = 2**30  # bytes; Kaggle's largest is 68 MB, so anything above this is not one of its files
+
+datasets.disable_progress_bars()  # saving a few thousand rows takes no time; a bar per split is only noise
 
 
 class DataError(ValueError):
@@ -66,224 +67,155 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The tokenised splits. Columns: row_id, comment_text, the six labels, input_ids, tokens (before cutting).
+    """The tokenised splits. Columns: row_id, comment_text, the six labels, input_ids, tokens (before truncation).
 
     A label is 0 or 1. In test, all labels but `toxic` may also be -1 (UNSCORED).
     """
 
     splits: datasets.DatasetDict
-    summary: dict  # rows read and dropped, prevalence, the files' hashes
+    summary: dict  # where the comments come from, the settings, and the numbers of rows read, dropped and kept
     fingerprint: str
 
     def labels(self, split: str, label: str = "toxic") -> np.ndarray:
-        """The labels of a split as an array of 0 and 1, shape (rows,); labels but `toxic` may hold -1 in test."""
+        """The labels of a split, shape (rows,)."""
         return np.asarray(self.splits[split][label])
 
     def positives(self, split: str, label: str = "toxic") -> int:
-        """How many rows of a split carry the label; a row that is not scored for it does not."""
+        """The number of rows that carry the label."""
         return int((self.labels(split, label) == 1).sum())
 
     def prevalence(self, split: str, label: str = "toxic") -> float:
-        """The share of a split's rows that carry the label, among those scored for it; NaN if there are none."""
+        """The share of rows that carry the label, among those scored for it; NaN if there are none."""
         scored = int((self.labels(split, label) != UNSCORED).sum())
         return self.positives(split, label) / scored if scored else float("nan")
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+def read_rows(name: str, lines: Iterable[str], columns: tuple[str, ...]) -> Iterator[list[str]]:
+    """Yields the header of a CSV file, then its rows: each as wide as the header, every field as the text it is.
 
-
-def read_csv_bytes(name: str, content: bytes) -> pd.DataFrame:
-    """One of Kaggle's files as strings: a frame with the columns of FILES[name], in that order.
-
-    Nothing is guessed: "NA" and "null" are comments, not missing values, and a row is never skipped.
-
-    Raises:
-        DataError: not UTF-8, NUL bytes, a broken quote, another separator, missing columns, rows of another width.
+    pandas alone lets short rows, NUL bytes, stray quotes and doubled columns pass without a word. `lines` is a stream
+    opened with encoding="utf-8-sig", errors="surrogateescape", newline="": bytes that are not UTF-8 then have a place.
+    Raises DataError if the file is empty, one of the columns is missing or stands twice, or a row is broken.
     """
-    text = _decode(name, content)
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header = _next_row(reader, name, 1)
-    if header is None:
-        raise DataError(f"{name}: the file is empty; download it again from {KAGGLE_PAGE}")
-    _check_header(name, header)
-    rows = []
-    while (row := _next_row(reader, name, len(rows) + 2)) is not None:
-        if len(row) != len(header):
-            raise DataError(
-                f"{name}: row {len(rows) + 2} (ending in line {reader.line_num}) has {len(row)} fields instead of "
-                f"{len(header)}; a comment that holds a comma must stand in double quotes"
-            )
-        rows.append(row)
-    if not rows:
-        raise DataError(f"{name}: there is a header but no row; download it again from {KAGGLE_PAGE}")
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(lines, strict=True)
+    number, line, header = 1, 1, []
+    try:
+        for row in reader:
+            if row:  # an empty line is no row
+                header = header or row
+                if problem := _find_problem(row, header, columns):
+                    raise DataError(f"{name}: row {number} (line {line}) {problem}")
+                yield row
+                number += 1
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f'{name}: row {number} (line {line}) has a broken quote ({error}); in a quoted comment write each " as ""'
+        ) from None
+    if not header:
+        raise DataError(f"{name}: the file is empty; save or download it again")
+
+
+def _find_problem(row: list[str], header: list[str], columns: tuple[str, ...]) -> str | None:
+    if damaged := re.search("[\0\udc80-\udcff]", "".join(row)):
+        byte = f"0x{ord(damaged[0]) & 0xFF:02x}"
+        return f"holds a byte that is not UTF-8 text ({byte}); save the file as UTF-8, or download it again"
+    wrong = [column for column in columns if header.count(column) != 1]
+    if wrong:
+        return f"must name {', '.join(wrong)} once, separated by commas; it is {', '.join(header)[:200]}"
+    if len(row) != len(header):
+        return f"has {len(row)} fields instead of {len(header)}; a comment that holds a comma must stand in quotes"
+    return None
+
+
+def read_table(name: str, content: bytes) -> pd.DataFrame:
+    """One of Kaggle's files: a frame of strings with the columns of FILES[name]. "NA" and "null" are comments."""
+    stream = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", errors="surrogateescape", newline="")
+    header, *rows = read_rows(name, stream, FILES[name])
     return pd.DataFrame(rows, columns=header, dtype=object)[list(FILES[name])]
 
 
-def _next_row(reader, name: str, number: int) -> list[str] | None:
-    """The next row that is not an empty line; None at the end of the file."""
-    start = reader.line_num + 1
-    try:
-        for row in reader:
-            if row:
-                return row
-            start = reader.line_num + 1
-    except csv.Error as error:
-        end = "is never closed" if "end of data" in str(error) else f"is broken before line {reader.line_num} ends"
-        raise DataError(
-            f"{name}: row {number} begins in line {start} and a double quote in it {end} ({error}); inside a quoted "
-            'comment each " must be written ""'
-        ) from None
-    return None
-
-
-def _decode(name: str, content: bytes) -> str:
-    if not content.strip():
-        raise DataError(f"{name}: the file is empty; download it again from {KAGGLE_PAGE}")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1  # error.object: the bytes after the BOM
-        raise DataError(
-            f"{name}: line {line} holds bytes that are not UTF-8 (0x{error.object[error.start]:02x}); save the file as "
-            "UTF-8, or download it again"
-        ) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{name}: line {line} holds a NUL byte; the file is damaged, download it again")
-    return text
-
-
-def _check_header(name: str, header: list[str]) -> None:
-    for separator, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-        if len(header) == 1 and separator in header[0]:
-            raise DataError(f"{name}: the columns are separated by {called}; Kaggle's files use commas")
-    missing = [column for column in FILES[name] if column not in header]
-    if missing:
-        raise DataError(f"{name}: no column {', '.join(missing)}; found {', '.join(header)[:200]}")
-    twice = sorted({column for column in header if header.count(column) > 1})
-    if twice:
-        raise DataError(f"{name}: the column {twice[0]} stands twice in the header")
-
-
 def find_file(source: Path, name: str) -> bytes:
-    """The bytes of one of Kaggle's files, from a folder, from <name>.zip in it, or from the competition's zip.
+    """The bytes of one of Kaggle's files: from a folder, from <name>.gz or a zip in it, or from the competition's zip.
 
-    Raises:
-        FileNotFoundError: it is in none of them.
-        DataError: a zip is damaged, or an entry is far larger than Kaggle's.
+    Raises FileNotFoundError if it is in none of them, DataError if an archive is damaged or far larger than Kaggle's.
     """
-    if source.is_dir():
-        if (source / name).is_file():
-            return (source / name).read_bytes()
-        archives = sorted(source.glob("*.zip"), key=lambda path: path.name != f"{name}.zip")
-    else:
-        archives = [source]
-    for archive in archives:
+    if (source / name).is_file():
+        return (source / name).read_bytes()
+    inside = sorted(source.iterdir()) if source.is_dir() else [source]
+    packed = [path for path in inside if path.suffix == ".zip" or path.name == f"{name}.gz" or path == source]
+    for path in sorted(packed, key=lambda path: not path.name.startswith(name)):
         try:
-            with zipfile.ZipFile(archive) as opened:
-                content = _read_from_zip(opened, name)
-        except DataError:
-            raise
-        except BROKEN_ZIP as error:
-            raise DataError(f"{archive.name} cannot be read as a zip file ({error}); download it again") from None
+            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else _read_zip(path, name)
+        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError, ValueError) as error:
+            raise DataError(f"{path.name} cannot be unpacked ({error}); download it again") from None
         if content is not None:
             return content
-    found = ", ".join(sorted(path.name for path in source.iterdir())[:8]) if source.is_dir() else source.name
-    raise FileNotFoundError(
-        f"{name} is neither in {source.name}/ nor in a zip file there (found: {found or 'nothing'}); "
-        f"download it from {KAGGLE_PAGE}"
-    )
+    found = ", ".join(path.name for path in inside[:8]) or "nothing"
+    raise FileNotFoundError(f"{name} is not in {source.name} (found: {found}); download it from {KAGGLE_PAGE}")
 
 
-def _read_from_zip(archive: zipfile.ZipFile, name: str) -> bytes | None:
-    """Entries are read into memory one by one and never unpacked, so no path in an archive can lead anywhere."""
-    for entry in archive.infolist():
-        base = PurePosixPath(entry.filename.replace("\\", "/")).name  # some Windows tools write backslashes
-        if base not in (name, f"{name}.zip") or "__MACOSX" in entry.filename or entry.is_dir():
-            continue
-        if entry.file_size > LARGEST_FILE:
-            raise DataError(f"{entry.filename}: unpacks to {entry.file_size:,} bytes; Kaggle's files are far smaller")
-        content = archive.read(entry)
-        if base == name:
-            return content
-        with zipfile.ZipFile(io.BytesIO(content)) as inner:
-            return _read_from_zip(inner, name)
+def _read_zip(archive: Path | io.BytesIO, name: str) -> bytes | None:
+    """The file's bytes from a zip, or from <name>.zip inside it; an entry is read into memory, never unpacked."""
+    with zipfile.ZipFile(archive) as opened:
+        for entry in opened.infolist():
+            base = re.split(r"[/\\]", entry.filename)[-1]  # some Windows tools write backslashes
+            if base not in (name, f"{name}.zip") or "__MACOSX" in entry.filename:
+                continue
+            if entry.file_size > LARGEST_FILE:
+                raise zipfile.BadZipFile(f"{base} would have {entry.file_size:,} bytes, far more than Kaggle's")
+            content = opened.read(entry)
+            return content if base == name else _read_zip(io.BytesIO(content), name)
     return None
-
-
-# --- checking --------------------------------------------------------------------------------------------------------
 
 
 def check_rows(name: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """The rows with integer labels and unique ids, and how many exact repetitions were dropped.
 
-    Raises:
-        DataError: an empty id, an id with two different rows, a label that is not 0 or 1 (in test_labels.csv also -1).
+    Raises DataError for an empty id, an id with two different rows, and a label that is not 0, 1, or in test -1.
     """
-    if (frame["id"].str.strip() == "").any():
-        raise DataError(f"{name}: row {_first_row(frame['id'].str.strip() == '')} has no id")
     unique = frame.drop_duplicates()
-    clash = unique["id"].duplicated(keep=False)
-    if clash.any():
-        first = unique[unique["id"] == unique["id"][clash].iloc[0]]
-        differing = "texts" if "comment_text" in first and first["comment_text"].nunique() > 1 else "label sets"
-        raise DataError(f"{name}: the id {first['id'].iloc[0]} stands with two {differing}; keep one row an id")
+    _refuse(name, unique[unique["id"].str.strip() == ""], "no id")
+    _refuse(name, unique[unique["id"].duplicated()], "the id of another row with other values; keep one row per id")
     labels = [label for label in LABELS if label in frame]
-    allowed, in_words = ["0", "1"], "0 or 1"
-    if name == "test_labels.csv":
-        allowed, in_words = [*allowed, str(UNSCORED)], f"0, 1, or {UNSCORED} for unscored"
+    allowed = ["0", "1", str(UNSCORED)] if name == "test_labels.csv" else ["0", "1"]
     for label in labels:
-        wrong = unique[~unique[label].isin(allowed)]
-        if len(wrong):
-            raise DataError(
-                f"{name}: {len(wrong):,} row(s) have {label}={wrong[label].iloc[0]!r} (first id {wrong['id'].iloc[0]}, "
-                f"row {wrong.index[0] + 2}); labels are {in_words}"
-            )
-    checked = unique.astype(dict.fromkeys(labels, "int8")).reset_index(drop=True)
-    return checked, len(frame) - len(checked)
-
-
-def _first_row(mask: pd.Series) -> int:
-    return int(np.flatnonzero(mask)[0]) + 2  # the header is row 1
+        wrong = sorted(set(unique[label]) - set(allowed))
+        _refuse(name, unique[unique[label].isin(wrong)], f"{label} in {wrong[:3]}; labels are {', '.join(allowed)}")
+    return unique.astype(dict.fromkeys(labels, int)).reset_index(drop=True), len(frame) - len(unique)
 
 
 def join_test(comments: pd.DataFrame, labels: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """The test rows that are scored for `toxic`, and how many were dropped because they are not (-1).
 
-    The other labels decide nothing: a row that is kept may be -1 in any of them.
-
-    Raises:
-        DataError: the ids of the two files differ, or no row is scored for `toxic`.
+    The other labels decide nothing: a row that is kept may be -1 in any of them. Raises DataError if the ids of the
+    two files differ, or no row is scored for `toxic`.
     """
-    for here, there, other in (
-        ("test.csv", "test_labels.csv", comments["id"][~comments["id"].isin(labels["id"])]),
-        ("test_labels.csv", "test.csv", labels["id"][~labels["id"].isin(comments["id"])]),
-    ):
-        if len(other):
-            raise DataError(
-                f"{here}: {len(other):,} id(s) are not in {there} (first {other.iloc[0]}); take both files from the "
-                "same download"
-            )
-    joined = comments.merge(labels, on="id", validate="one_to_one")
+    for name, rows, others in (("test.csv", comments, labels), ("test_labels.csv", labels, comments)):
+        _refuse(name, rows[~rows["id"].isin(others["id"])], "no partner; test.csv and test_labels.csv belong together")
+    joined = comments.merge(labels, on="id")
     scored = joined[joined["toxic"] != UNSCORED].reset_index(drop=True)
     if scored.empty:
         raise DataError("test_labels.csv: every row has toxic=-1 (unscored); Kaggle's later file holds the labels")
     return scored, len(joined) - len(scored)
 
 
+def _refuse(name: str, rows: pd.DataFrame, what: str) -> None:
+    if len(rows):
+        first = f"the first is row {rows.index[0] + 2}, id {rows['id'].iloc[0]}"  # the header is row 1
+        raise DataError(f"{name}: {len(rows):,} row(s) have {what} ({first})")
+
+
 def read_jigsaw(source: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """(train, test, counts) from Kaggle's files in a folder or zip: checked, the test set joined with its labels."""
     frames, counts = {}, {}
     for name in FILES:
-        frames[name] = read_csv_bytes(name, find_file(source, name))
-        counts[f"{name}: rows"] = len(frames[name])
-        frames[name], counts[f"{name}: exact repetitions dropped"] = check_rows(name, frames[name])
+        table = read_table(name, find_file(source, name))
+        counts[f"{name}: rows"] = len(table)
+        frames[name], counts[f"{name}: exact repetitions dropped"] = check_rows(name, table)
     test, counts["test: unscored rows (-1) dropped"] = join_test(frames["test.csv"], frames["test_labels.csv"])
     return frames["train.csv"], test, counts
-
-
-# --- splitting -------------------------------------------------------------------------------------------------------
 
 
 def normalise(text: str) -> str:
@@ -292,92 +224,64 @@ def normalise(text: str) -> str:
 
 
 def split_rows(train: pd.DataFrame, test: pd.DataFrame, profile: Profile) -> tuple[dict[str, pd.DataFrame], dict]:
-    """The three splits at the sizes that the profile asks for, and how many rows were dropped for standing twice.
+    """The three splits at the sizes that the profile asks for, and how many rows were dropped or not drawn.
 
     A text that is in test is dropped from train.csv's rows, and one that is in validation from the training rows.
+    Raises DataError if there are too few rows, in all or of one class.
     """
-    train = train.assign(normalised=train["comment_text"].map(normalise))
-    test = test.assign(normalised=test["comment_text"].map(normalise))
-    counts = {
-        "train: rows with the text of a test row dropped": int(train["normalised"].isin(test["normalised"]).sum())
-    }
-    train = train[~train["normalised"].isin(test["normalised"])]
-    _check_classes("train.csv", train)
-    _check_classes("test.csv", test)
-    wanted = profile.validation_rows
-    validation_rows = round(wanted * len(train)) if isinstance(wanted, float) else wanted
-    validation = draw_rows("train.csv", train, validation_rows, profile)
-    rest = train.drop(validation.index)
-    twice = rest["normalised"].isin(validation["normalised"])
-    counts["train: rows with the text of a validation row dropped"] = int(twice.sum())
-    drawn = draw_rows("train.csv", rest[~twice], profile.train_rows, profile)
-    counts["train: rows not drawn by this profile"] = len(rest) - int(twice.sum()) - len(drawn)
+    texts = train["comment_text"].map(normalise)
+    in_test = texts.isin(test["comment_text"].map(normalise))
+    usable, size = train[~in_test], profile.validation_rows
+    validation_rows = round(size * len(usable)) if isinstance(size, float) else size
+    validation = draw_rows("train.csv", usable, validation_rows, profile)
+    rest = usable.drop(validation.index)
+    in_validation = texts[rest.index].isin(texts[validation.index])
     splits = {
-        "train": drawn,
+        "train": draw_rows("train.csv", rest[~in_validation], profile.train_rows, profile),
         "validation": validation,
         "test": draw_rows("test.csv", test, profile.test_rows, profile),
     }
-    counts["test: rows not drawn by this profile"] = len(test) - len(splits["test"])
-    for name, rows in splits.items():
-        _check_classes(f"the {name} split", rows)
-        splits[name] = rows.drop(columns="normalised").reset_index(drop=True)
-    return splits, counts
-
-
-def _check_classes(name: str, frame: pd.DataFrame) -> None:
-    toxic = int(frame["toxic"].sum())
-    if toxic < 2 or len(frame) - toxic < 2:
-        raise DataError(
-            f"{name}: {toxic} toxic of {len(frame)} usable rows; a model and its scores need both classes, at least "
-            "two rows each"
-        )
+    counts = {
+        "train: rows with the text of a test row dropped": int(in_test.sum()),
+        "train: rows with the text of a validation row dropped": int(in_validation.sum()),
+        "train: rows not drawn by this profile": int((~in_validation).sum()) - len(splits["train"]),
+        "test: rows not drawn by this profile": len(test) - len(splits["test"]),
+    }
+    for split, rows in splits.items():
+        toxic = int(rows["toxic"].sum())
+        if min(toxic, len(rows) - toxic) < 2:
+            raise DataError(f"the {split} split has {toxic} toxic of {len(rows)} rows; it needs two of either class")
+    return {split: rows.reset_index(drop=True) for split, rows in splits.items()}, counts
 
 
 def draw_rows(name: str, frame: pd.DataFrame, rows: int | None, profile: Profile) -> pd.DataFrame:
     """`rows` rows drawn by the profile's split seed, stratified on `toxic` and on the rarest label a row carries.
 
-    Raises:
-        DataError: the file has fewer rows than the profile asks for.
+    Raises DataError if the file has fewer rows than the profile asks for, or too few of one class.
     """
     if rows is None or rows == len(frame):
         return frame
     if rows > len(frame):
         raise DataError(
-            f"{name}: {len(frame):,} usable rows are left and PROFILE={profile.name} asks for {rows:,} "
-            f"(train {profile.train_rows or 'all'}, validation {profile.validation_rows}, test "
-            f"{profile.test_rows or 'all'}); take a smaller profile or the full data set"
+            f"{name}: {len(frame):,} usable rows are left and PROFILE={profile.name} asks for {rows:,}; take a smaller "
+            "profile or the full data set"
         )
-    strata = _strata(frame)
-    if not _can_stratify(strata, rows):
-        strata = frame["toxic"].astype(str)
-    if len(frame) - rows == 1:
-        strata = None  # whichever row stays behind, the share of toxic moves by less than a row
-    elif not _can_stratify(strata, rows):
-        raise DataError(f"{name}: {len(frame)} rows are too few to draw {rows} with both classes on either side")
-    drawn, _ = train_test_split(frame, train_size=rows, stratify=strata, random_state=profile.split_seed)
-    return drawn
+    for strata in (_rarest_labels(frame), frame["toxic"]):
+        with suppress(ValueError):  # a stratum has too few rows to stand on both sides of the draw
+            return train_test_split(frame, train_size=rows, stratify=strata, random_state=profile.split_seed)[0]
+    raise DataError(f"{name}: {len(frame)} rows are too few to draw {rows} with both classes on either side")
 
 
-def _can_stratify(strata: pd.Series, rows: int) -> bool:
-    """Whether each stratum has two rows or more, and either side of the drawing room for a row of each."""
-    return min(rows, len(strata) - rows) >= strata.nunique() and strata.value_counts().min() > 1
+def _rarest_labels(frame: pd.DataFrame) -> pd.Series:
+    """One stratum per row: its `toxic` label and the rarest other label it carries; a stratum of one row is dissolved.
 
-
-def _strata(frame: pd.DataFrame) -> pd.Series:
-    """A stratum a row: its `toxic` label and the rarest other label it has; strata of one row join the plain ones.
-
-    An unscored label (-1) counts as one that the row does not have.
+    An unscored label (-1) counts as one that the row does not carry.
     """
-    rarest_last = (frame[list(LABELS[1:])] == 1).sum().sort_values(ascending=False).index
-    rarest = pd.Series("none", index=frame.index)
-    for label in rarest_last:
-        rarest[frame[label] == 1] = label
     toxic = frame["toxic"].astype(str)
-    strata = toxic + " " + rarest
+    strata = toxic + " none"
+    for label in (frame[list(LABELS[1:])] == 1).sum().sort_values(ascending=False).index:  # the rarest comes last
+        strata = strata.mask(frame[label] == 1, toxic + f" {label}")
     return strata.where(strata.map(strata.value_counts()) > 1, toxic + " none")
-
-
-# --- the stage -------------------------------------------------------------------------------------------------------
 
 
 def without_surrogates(text: str) -> str:
@@ -386,16 +290,15 @@ def without_surrogates(text: str) -> str:
 
 
 def tokenise(texts: list[str], tokenizer, max_length: int) -> tuple[list[np.ndarray], list[int]]:
-    """(token ids cut to max_length, lengths before cutting), each comment between its two special tokens.
+    """(token ids truncated to max_length, lengths before truncation); the last id, [SEP], is kept.
 
     The ids are arrays: as lists of Python's integers, those of the whole of Jigsaw would take eight times the memory.
     """
     ids, lengths = [], []
     starts = range(0, len(texts), 1_000)
     for start in tqdm(starts, desc="tokenising", unit="k comments", disable=len(texts) < 5_000, file=sys.stdout):
-        wanted = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         some = [without_surrogates(text) for text in texts[start : start + 1_000]]
-        for encoded in tokenizer(some, **wanted)["input_ids"]:
+        for encoded in tokenizer(some, verbose=False)["input_ids"]:
             lengths.append(len(encoded))
             kept = encoded if len(encoded) <= max_length else encoded[: max_length - 1] + encoded[-1:]
             ids.append(np.array(kept, dtype=np.int32))
@@ -403,70 +306,49 @@ def tokenise(texts: list[str], tokenizer, max_length: int) -> tuple[list[np.ndar
 
 
 def data_files(run: Run) -> Path:
-    """The folder or zip with the run's CSV files; written, or fetched from the hub, if the run has to bring its own."""
-    if run.data_source == "jigsaw":
-        if run.jigsaw_dir is None:
-            raise FileNotFoundError(no_comments(run.profile))
-        if not run.jigsaw_dir.exists():
-            raise FileNotFoundError(
-                f"{run.jigsaw_dir.name}, which this run reads, is gone; set JIGSAW_DIR to its new place"
-            )
-        return run.jigsaw_dir
-    directory, profile = run.directory / "comments", run.profile
-    asked = {"source": run.data_source}
-    if run.data_source != "hub":
-        asked |= profile.settings("train_rows", "test_rows", "split_seed")
-    made_from = fingerprint(asked)
-    if is_sealed(directory, made_from):
-        return directory
-    with only_writer(run):
-        if run.data_source == "sample":
-            write_sample_comments(directory, 5 * profile.train_rows, 2 * profile.test_rows, profile.split_seed)
-        elif run.data_source == "separable":
-            write_separable_comments(directory, 2 * profile.train_rows, 2 * profile.test_rows, profile.split_seed)
-        else:
-            _fetch_from_hub(directory)
-        seal(directory, made_from)
-    return directory
+    """The folder or zip with the run's CSV files: Kaggle's, the project's own, or those fetched from the hub.
+
+    Raises FileNotFoundError if they are gone, or the hub does not give them.
+    """
+    if run.data_source in OUR_COMMENTS:
+        return OUR_COMMENTS[run.data_source]
+    if run.data_source == "hub":
+        return _fetch_from_hub(run.directory / "comments")
+    if not run.jigsaw_dir.exists():
+        raise FileNotFoundError(f"{run.jigsaw_dir.name} of this run is gone; set JIGSAW_DIR to its new place")
+    return run.jigsaw_dir
 
 
-def _fetch_from_hub(directory: Path) -> None:
+def _fetch_from_hub(directory: Path) -> Path:
     from huggingface_hub import hf_hub_download  # here, so that a run with files at hand needs no hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    missing = [name for name in FILES if not (directory / name).is_file()]
     try:
-        if not hub_reachable():
+        if missing and not hub_reachable():
             raise ConnectionError("the hub cannot be reached")
-        for name in FILES:
+        for name in missing:
             hf_hub_download(HUB_MIRROR, name, repo_type="dataset", local_dir=directory)
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        if is_disk_error(error):
-            raise
+    except OSError as error:
         raise FileNotFoundError(
-            f"the mirror {HUB_MIRROR} could not be read ({type(error).__name__}); download train.csv, test.csv and "
+            f"the mirror {HUB_MIRROR} could not be read ({error}); download train.csv, test.csv and "
             f"test_labels.csv from {KAGGLE_PAGE} into data/jigsaw/, or set JIGSAW_DIR to the folder that holds them"
         ) from error
-
-
-def data_fingerprint(run: Run, source: Path, tokenizer_sha256: str) -> str:
-    """What the splits depend on: the files' contents, zipped or not, how rows are drawn, the tokeniser."""
-    hashes = [hashlib.sha256(find_file(source, name)).hexdigest() for name in sorted(FILES)]
-    contents = {"files": hashes, "tokenizer": tokenizer_sha256}
-    return fingerprint(run.profile.settings(*DATA_SETTINGS) | contents)
+    return directory
 
 
 def prepare_data(run: Run, tokenizer, tokenizer_sha256: str) -> PreparedData:
     """Reads, checks, splits and tokenises the run's comments into runs/<run>/data/, unless that is done already.
 
-    Raises:
-        DataError, FileNotFoundError: as the functions above; nothing is written then.
+    What is there counts as done if it has the same fingerprint: the files' contents, packed or not, the settings and
+    the tokeniser. Raises DataError and FileNotFoundError as the functions above do; nothing is written then.
     """
     source = data_files(run)
-    made_from = data_fingerprint(run, source, tokenizer_sha256)
-    if is_sealed(run.data_dir, made_from):
-        return load_data(run)
-    with only_writer(run):
-        _write_data(run, source, tokenizer, made_from)
+    hashes = [hashlib.sha256(find_file(source, name)).hexdigest() for name in sorted(FILES)]
+    inputs = {"files": hashes, "tokenizer": tokenizer_sha256}
+    made_from = fingerprint(run.profile.settings(*DATA_SETTINGS) | inputs)
+    if not is_sealed(run.data_dir, made_from):
+        with only_writer(run):
+            _write_data(run, source, tokenizer, made_from)
     return load_data(run)
 
 
@@ -475,19 +357,17 @@ def _write_data(run: Run, source: Path, tokenizer, made_from: str) -> None:
     splits, dropped = split_rows(train, test, run.profile)
     tokenised = datasets.DatasetDict()
     for split, rows in splits.items():
-        rows = rows.rename(columns={"id": "row_id"})
         ids, lengths = tokenise(rows["comment_text"].tolist(), tokenizer, run.profile.max_length)
-        columns = {name: rows[name].tolist() for name in ("row_id", "comment_text", *LABELS)}
+        columns = rows.rename(columns={"id": "row_id"}).to_dict("list")
         tokenised[split] = datasets.Dataset.from_dict(columns | {"input_ids": ids, "tokens": lengths})
     summary = {
         "fingerprint": made_from,
         "source": run.data_label,
         "settings": run.profile.settings(*DATA_SETTINGS),
         "pretrained": run.profile.pretrained,
-        "counts": counts | dropped | {f"{split}: rows": len(rows) for split, rows in tokenised.items()},
-        "positives": {split: (rows[list(LABELS)] == 1).sum().to_dict() for split, rows in splits.items()},
+        "counts": counts | dropped | {f"{split}: rows": len(rows) for split, rows in splits.items()},
     }
-    with new_directory(run.data_dir) as directory, _quiet_datasets():
+    with new_directory(run.data_dir) as directory:
         tokenised.save_to_disk(directory)
         write_json(directory / "data.json", summary)
         seal(directory, made_from)
@@ -496,46 +376,21 @@ def _write_data(run: Run, source: Path, tokenizer, made_from: str) -> None:
 def load_data(run: Run) -> PreparedData:
     """The splits that 01_data_preparation left in the run's folder, memory-mapped.
 
-    Raises:
-        FileNotFoundError: they are not there, of other settings or other comments; the message says what to run first.
+    Raises FileNotFoundError if they are not there, of other settings or of other comments.
     """
     summary = read_json(run.data_dir / "data.json")
     if summary is None or not is_sealed(run.data_dir, summary["fingerprint"]):
+        raise FileNotFoundError(f"run {run.name!r} has no data yet: run 01_data_preparation first (same PROFILE, RUN)")
+    if (summary["source"], summary["settings"]) != (run.data_label, run.profile.settings(*DATA_SETTINGS)):
         raise FileNotFoundError(
-            f"run {run.name!r} has no data yet: run 01_data_preparation first (same PROFILE and RUN)"
+            f"the data of run {run.name!r} are {summary['source']}, not {run.data_label}, or were prepared with other "
+            "settings than the profile has now: run 01_data_preparation again"
         )
-    wanted = run.profile.settings(*DATA_SETTINGS)
-    if summary.get("settings", wanted) != wanted:
-        raise FileNotFoundError(
-            f"the data of run {run.name!r} were prepared with other settings than the profile has now: run "
-            "01_data_preparation again"
-        )
-    if summary["source"] != run.data_label:
-        raise FileNotFoundError(
-            f"run {run.name!r} is on {run.data_label}, and the comments in its folder are {summary['source']}: run "
-            "01_data_preparation again"
-        )
-    splits = datasets.load_from_disk(str(run.data_dir))
-    return PreparedData(splits=splits, summary=summary, fingerprint=summary["fingerprint"])
-
-
-@contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    """Saving a few thousand rows takes no time; the bar of each split would only be noise in a notebook."""
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
-# --- the baselines ---------------------------------------------------------------------------------------------------
+    return PreparedData(datasets.load_from_disk(str(run.data_dir)), summary, summary["fingerprint"])
 
 
 def majority_logits(data: PreparedData) -> dict[str, np.ndarray]:
-    """The baseline that calls every comment clean: the same two logits, the log-odds of `toxic` in train, a row."""
+    """The baseline that calls every comment clean: for each row the log-odds of `toxic` in train, (rows, 2)."""
     share = data.labels("train").mean()
     return {split: np.tile([0.0, np.log(share / (1 - share))], (len(data.splits[split]), 1)) for split in SPLITS[1:]}
 

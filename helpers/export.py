@@ -26,7 +26,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import AutoTokenizer
 
 from helpers.batches import Collator, progress_bar
-from helpers.data import DataError, tokenise
+from helpers.data import DataError, read_rows, tokenise
 from helpers.evaluation import toxic_probability
 from helpers.experiments import load_trained
 from helpers.lora import merge_adapters
@@ -156,24 +156,12 @@ def read_comments(path: Path) -> Iterator[tuple[str, str]]:
     Raises:
         DataError: no such column, a broken row, or bytes that are not UTF-8, with the row's number (the header is 1).
     """
-    csv.field_size_limit(2**31 - 1)
-    number = 0  # of the last whole row
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            header, number = next(reader, []), 1
-            if header.count("comment_text") != 1:
-                found = ", ".join(header)[:200] or "nothing"
-                raise DataError(f"{path.name}: needs one column comment_text; found {found}")
-            for number, row in enumerate(filter(None, reader), start=2):
-                if len(row) != len(header):
-                    raise DataError(f"{path.name}: row {number} has {len(row)} fields instead of {len(header)}")
-                named = dict(zip(header, row, strict=True))
-                yield named.get("id", str(number - 1)), named["comment_text"]
-        except csv.Error as error:
-            raise DataError(f"{path.name}: row {number + 1} is broken ({error}); nothing was written") from None
-        except UnicodeDecodeError:
-            raise DataError(f"{path.name}: not UTF-8 somewhere after row {number}; save it as UTF-8") from None
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = read_rows(path.name, file, ("comment_text",))
+        header = next(rows)
+        for number, row in enumerate(rows, start=1):
+            named = dict(zip(header, row, strict=True))
+            yield named.get("id", str(number)), named["comment_text"]
 
 
 def comment_probabilities(call: Callable, comments: list[str], tokenizer) -> np.ndarray:

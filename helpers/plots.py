@@ -305,7 +305,7 @@ def test_metrics(results: Results, where: Path) -> Image:
     title = f"Accuracy misleads: 'always clean' scores {accuracy:.3f} and finds no toxic comment"
     note = (
         f"{_source(results)}; F1, precision and recall are of the toxic class, at the threshold chosen on validation; "
-        "bar and number: mean, dots: seeds, line: 95 % interval over test comments"
+        "bar and number: mean, dots: seeds, line: 95 % interval"
     )
     figure, panels = _new(title, note, 0.42 * len(names) + 1.7, "x", ncols=5, sharey=True, width_ratios=(2, 1, 1, 1, 1))
     for place, (name, colour) in enumerate(_colours(names).items()):

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.losses import cosine_loss, distillation_loss, hard_loss, soft_loss
+from helpers.losses import DistillationLoss, Outputs, cosine_loss, distillation_loss, hard_loss, soft_loss
 
 TEMPERATURES = pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 8.0])
 
@@ -31,9 +31,15 @@ def gradient_size(temperature: float) -> float:
     return float(student.grad.norm())
 
 
+def loss_of(parts: dict[str, torch.Tensor], **settings: float) -> DistillationLoss:
+    """distillation_loss of these tensors."""
+    student, teacher = (Outputs(parts[f"{who}_logits"], parts[f"{who}_states"]) for who in ("student", "teacher"))
+    return distillation_loss(student, teacher, parts["labels"], **settings)
+
+
 @pytest.fixture
 def parts() -> dict[str, torch.Tensor]:
-    """What distillation_loss takes for six comments."""
+    """Six comments, for `loss_of`."""
     return {
         "student_logits": random(6, 2, seed=1),
         "teacher_logits": random(6, 2, seed=2),
@@ -107,26 +113,26 @@ def test_the_cosine_loss_measures_the_angle_alone(there, loss):
 
 @pytest.mark.parametrize("part", ["total", "hard", "soft", "cosine"])
 def test_duplicating_the_batch_changes_no_loss(parts, part):
-    once = distillation_loss(**parts, temperature=2.0, alpha=0.5, beta=0.1)
+    once = loss_of(parts, temperature=2.0, alpha=0.5, beta=0.1)
     doubled = {name: torch.cat([tensor, tensor]) for name, tensor in parts.items()}
-    twice = distillation_loss(**doubled, temperature=2.0, alpha=0.5, beta=0.1)
+    twice = loss_of(doubled, temperature=2.0, alpha=0.5, beta=0.1)
     assert getattr(twice, part) == pytest.approx(float(getattr(once, part)), rel=1e-5)
 
 
 def test_the_parts_are_the_losses_before_weighting(parts):
-    loss = distillation_loss(**parts, temperature=3.0, alpha=0.7, beta=0.2)
+    loss = loss_of(parts, temperature=3.0, alpha=0.7, beta=0.2)
     assert loss.hard == hard_loss(parts["student_logits"], parts["labels"])
     assert loss.soft == soft_loss(parts["student_logits"], parts["teacher_logits"], 3.0)
     assert loss.cosine == cosine_loss(parts["student_states"], parts["teacher_states"])
 
 
 def test_the_total_is_the_weighted_sum_of_the_parts(parts):
-    loss = distillation_loss(**parts, temperature=3.0, alpha=0.7, beta=0.2)
+    loss = loss_of(parts, temperature=3.0, alpha=0.7, beta=0.2)
     assert loss.total == pytest.approx(float(0.3 * loss.hard + 0.7 * loss.soft + 0.2 * loss.cosine), rel=1e-6)
 
 
 def test_with_alpha_0_the_total_is_cross_entropy_and_the_cosine_part(parts):
-    loss = distillation_loss(**parts, temperature=2.0, alpha=0.0, beta=0.1)
+    loss = loss_of(parts, temperature=2.0, alpha=0.0, beta=0.1)
     plain = F.cross_entropy(parts["student_logits"], parts["labels"])
     angle = 1 - F.cosine_similarity(parts["student_states"], parts["teacher_states"]).mean()
     assert loss.total == pytest.approx(float(plain + 0.1 * angle), rel=1e-6)
@@ -134,7 +140,7 @@ def test_with_alpha_0_the_total_is_cross_entropy_and_the_cosine_part(parts):
 
 def test_with_alpha_0_and_beta_0_the_gradient_is_that_of_cross_entropy(parts):
     student = parts["student_logits"].requires_grad_()
-    distillation_loss(**parts, temperature=2.0, alpha=0.0, beta=0.0).total.backward()
+    loss_of(parts, temperature=2.0, alpha=0.0, beta=0.0).total.backward()
     probabilities = student.detach().softmax(dim=1)
     assert torch.allclose(student.grad, (probabilities - F.one_hot(parts["labels"])) / 6, atol=1e-6)
 
@@ -142,7 +148,7 @@ def test_with_alpha_0_and_beta_0_the_gradient_is_that_of_cross_entropy(parts):
 def test_the_students_logits_and_states_get_gradients(parts):
     for name in ("student_logits", "student_states"):
         parts[name].requires_grad_()
-    distillation_loss(**parts, temperature=2.0, alpha=0.5, beta=0.1).total.backward()
+    loss_of(parts, temperature=2.0, alpha=0.5, beta=0.1).total.backward()
     assert parts["student_logits"].grad.norm() > 0
     assert parts["student_states"].grad.norm() > 0
 
@@ -151,7 +157,7 @@ def test_no_gradient_flows_to_the_teacher(parts):
     for tensor in parts.values():
         if tensor.is_floating_point():
             tensor.requires_grad_()
-    distillation_loss(**parts, temperature=2.0, alpha=0.5, beta=0.1).total.backward()
+    loss_of(parts, temperature=2.0, alpha=0.5, beta=0.1).total.backward()
     assert parts["teacher_logits"].grad is None
     assert parts["teacher_states"].grad is None
 
@@ -161,8 +167,6 @@ def test_half_precision_input_is_computed_in_float32(parts, dtype):
     halved = {name: x.to(dtype) if x.is_floating_point() else x for name, x in parts.items()}
     widened = {name: x.float() if x.is_floating_point() else x for name, x in halved.items()}
     settings = {"temperature": 2.0, "alpha": 0.5, "beta": 0.1}
-    for here, there in zip(
-        distillation_loss(**halved, **settings), distillation_loss(**widened, **settings), strict=True
-    ):
+    for here, there in zip(loss_of(halved, **settings), loss_of(widened, **settings), strict=True):
         assert here.dtype == torch.float32
         assert torch.equal(here, there)

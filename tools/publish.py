@@ -217,10 +217,8 @@ def answer_table(published: Results) -> str:
 
 
 def results_table(found: Results) -> str:
-    """Training loss and test scores of every model; an experiment without a result is not yet run."""
-    table = results.comparison_table(found).set_index("experiment")
-    names = dict.fromkeys([*EXPERIMENTS, *table.index])
-    return markdown(written_scores(table.reindex(list(names)))[["model", *SCORES]])
+    """Training loss and test scores of every model that has been run."""
+    return markdown(written_scores(results.comparison_table(found).set_index("experiment"))[["model", *SCORES]])
 
 
 def verdict_tables(published: Results) -> str:
