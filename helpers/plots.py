@@ -194,10 +194,16 @@ def soft_targets(probabilities: dict[float, np.ndarray], where: Path) -> Image:
     return save_figure(figure, where, "soft_targets")
 
 
-def loss_parts(histories: dict[str, dict], where: Path, parts: Sequence[str] = tuple(LOSS_PARTS)) -> Image:
+def loss_parts(
+    histories: dict[str, dict],
+    where: Path,
+    parts: Sequence[str] = tuple(LOSS_PARTS),
+    title: str = "What a student minimises, part by part",
+) -> Image:
     """The parts of the distillation loss by step, as running means: one panel per part, one line per history."""
-    note, rows = f"{_owner(where)}; training, running mean over steps", len(parts) // 2
-    figure, panels = _new("What a student minimises, part by part", note, 1 + 2.1 * rows, nrows=rows, ncols=2)
+    note, columns = f"{_owner(where)}; training, running mean over steps", min(2, len(parts))
+    rows = -(-len(parts) // columns)
+    figure, panels = _new(title, note, 1 + 2.1 * rows, nrows=rows, ncols=columns)
     for panel, part in zip(panels, parts, strict=True):
         for name, colour in _colours(histories).items():
             values = pd.Series(histories[name]["steps"][part], dtype=float)

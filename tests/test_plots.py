@@ -57,7 +57,7 @@ def histories(results: Results) -> dict[str, dict]:
 FIGURES = {
     "validation_and_test": plots.validation_and_test,
     "soft_targets": lambda results, where: plots.soft_targets({1: np.array([0.1])}, where),
-    "loss_hard_soft": lambda results, where: plots.loss_parts(histories(results), where, ("hard", "soft")),
+    "loss_soft": lambda results, where: plots.loss_parts(histories(results), where, ("soft",)),
     "start_and_end": lambda results, where: plots.start_and_end({"Yours": results, "None": EMPTY}, "A title", where),
     "training_loss": lambda results, where: plots.training_loss(results, NAMES, "A title", where),
     "verdicts": lambda _, where: plots.verdicts({"Published run": {"odd − even": CLEAR}, "Your run": {}}, where),
@@ -103,7 +103,7 @@ def test_a_figure_speaks_of_models_by_label_and_not_by_code_name(name, published
     assert not [word for word in words if word in EXPERIMENTS or "_" in word.replace(tmp_path.parent.name, "")]
 
 
-@pytest.mark.parametrize("name", ["verdicts", "forest_a_title", "loss_hard_soft", "test_metrics"])
+@pytest.mark.parametrize("name", ["verdicts", "forest_a_title", "loss_soft", "test_metrics"])
 def test_a_figure_is_saved_in_the_folder_it_was_given(name, published, tmp_path):
     FIGURES[name](published, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{name}.png"]
