@@ -15,6 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+class Outputs(NamedTuple):
+    """What a model says about a batch: logits (B, C), and the [CLS] states after its last layer (B, H)."""
+
+    logits: Tensor
+    states: Tensor
+
+
 class DistillationLoss(NamedTuple):
     """The total that is minimised, and its three parts before weighting, each a scalar tensor."""
 
@@ -60,18 +67,10 @@ def cosine_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
 
 
 def distillation_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor,
-    student_states: Tensor,
-    teacher_states: Tensor,
-    *,
-    temperature: float,
-    alpha: float,
-    beta: float,
+    student: Outputs, teacher: Outputs, labels: Tensor, *, temperature: float, alpha: float, beta: float
 ) -> DistillationLoss:
-    """(1 − α) · hard + α · soft + β · cosine: logits (B, C), labels (B,), states (B, H)."""
-    hard = hard_loss(student_logits, labels)
-    soft = soft_loss(student_logits, teacher_logits, temperature)
-    cosine = cosine_loss(student_states, teacher_states)
+    """(1 − α) · hard + α · soft + β · cosine, with the labels (B,)."""
+    hard = hard_loss(student.logits, labels)
+    soft = soft_loss(student.logits, teacher.logits, temperature)
+    cosine = cosine_loss(student.states, teacher.states)
     return DistillationLoss((1 - alpha) * hard + alpha * soft + beta * cosine, hard, soft, cosine)

@@ -38,7 +38,7 @@ from helpers.batches import (
     token_lengths,
     with_targets,
 )
-from helpers.losses import distillation_loss, hard_loss
+from helpers.losses import Outputs, distillation_loss, hard_loss
 from helpers.runs import fingerprint, is_sealed, new_directory, read_json, seal, write_json
 
 LOG_STEPS = 20  # the losses of so many steps are read at once: each reading makes the host wait for the GPU
@@ -171,11 +171,9 @@ def batch_loss(
         hard = hard_loss(output.logits, labels)
         return {"total": hard, "hard": hard}
     loss = distillation_loss(
-        output.logits,
-        batch["teacher_logits"],
+        Outputs(output.logits, cls_states(output)),
+        Outputs(batch["teacher_logits"], batch["teacher_states"]),
         labels,
-        cls_states(output),
-        batch["teacher_states"],
         temperature=settings.temperature,
         alpha=settings.alpha,
         beta=settings.beta,

@@ -9,7 +9,7 @@ from transformers import BertModel
 
 from helpers.checks import check_adapter, check_copy, check_loss
 from helpers.layers import ODD_LAYERS, copy_layers
-from helpers.losses import distillation_loss
+from helpers.losses import Outputs, distillation_loss
 from helpers.models import encoder_layers
 
 
@@ -103,7 +103,7 @@ def test_a_mistake_in_the_copy_is_named(mistake, capsys):
 
 
 def the_projects_loss(z, t, labels, h, s, **settings):
-    return distillation_loss(z, t, labels, h, s, **settings).total
+    return distillation_loss(Outputs(z, h), Outputs(t, s), labels, **settings).total
 
 
 def plain_kl(z, t):

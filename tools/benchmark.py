@@ -49,7 +49,7 @@ from helpers.experiments import prepare
 from helpers.export import OnnxModel, export_onnx, quantise
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
 from helpers.lora import add_adapters
-from helpers.losses import distillation_loss, hard_loss
+from helpers.losses import Outputs, distillation_loss, hard_loss
 from helpers.runs import ROOT, Run, find_data_source, read_json, tells_errors, versions, write_json
 from helpers.training import TrainingSettings, learning_rate_at, train
 
@@ -110,9 +110,9 @@ def usual_loss(model: torch.nn.Module, teacher, batch: dict, settings: TrainingS
     with torch.no_grad(), accelerator.autocast():
         target = teacher(*inputs, output_hidden_states=True)
     output = model(*inputs, output_hidden_states=True)
-    states, target_states = (found.hidden_states[-1][:, 0] for found in (output, target))
+    student, teacher = (Outputs(found.logits, found.hidden_states[-1][:, 0]) for found in (output, target))
     weights = {"temperature": settings.temperature, "alpha": settings.alpha, "beta": settings.beta}
-    return distillation_loss(output.logits, target.logits, labels, states, target_states, **weights).total
+    return distillation_loss(student, teacher, labels, **weights).total
 
 
 # --- training speed --------------------------------------------------------------------------------------------------
