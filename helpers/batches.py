@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,12 +19,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import parse_flag_from_env, send_to_device
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
@@ -57,8 +55,7 @@ def device_name() -> str:
 def mixed_precision() -> str:
     """accelerate's name for the precision this device computes fast: bf16 from compute capability 8.0, else fp16.
 
-    A T4 (7.5) says that it supports bf16 and emulates it, so the capability is asked, not the feature. Of several GPUs
-    the oldest decides, since all processes must compute alike. float32 on a CPU.
+    A T4 (7.5) claims bf16 and emulates it, so the capability decides, and of several GPUs the oldest one's.
     """
     if not on_gpu():
         return "no"
@@ -79,10 +76,8 @@ def make_accelerator() -> Accelerator:
     this_process()  # before Accelerator, which would start the processes with a patience of its own
     loading = DataLoaderConfiguration(split_batches=True, even_batches=False, non_blocking=True)
     accelerator = Accelerator(mixed_precision=mixed_precision(), dataloader_config=loading)
-    if accelerator.num_processes > 1:
-        accelerator.print(
-            f"{accelerator.num_processes} processes: an epoch leaves out the rows of its short last batch"
-        )
+    if (count := accelerator.num_processes) > 1:
+        accelerator.print(f"{count} processes: an epoch leaves out the rows of its short last batch")
     return accelerator
 
 
@@ -96,10 +91,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The largest memory since the reset: what torch allocated on the GPU, or this process's resident set on a CPU.
-
-    The resident set includes Python and the libraries themselves (about 0.6 GB).
-    """
+    """The largest memory since the reset: torch's on a GPU, else this process's, libraries (0.6 GB) included."""
     if on_gpu():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "linux":  # not getrusage's, which begins with the parent process's and cannot be reset
@@ -133,7 +125,7 @@ def bucketed_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int
 
 
 class LengthBatches(Sampler):
-    """The bucketed batches of the epoch that `epoch` names; with `drop_last` without the short one."""
+    """The bucketed batches of the epoch that `epoch` names, without the short one if `drop_last`."""
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, drop_last: bool = False) -> None:
         self.lengths, self.batch_size, self.seed, self.drop_last = lengths, batch_size, seed, drop_last
@@ -151,23 +143,25 @@ class LengthBatches(Sampler):
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes tensors of a list of rows, padded to the longest: ids and mask (B, T) and, if wanted, labels (B,)."""
+    """Pads rows to ids and mask (B, T); adds the labels (B,) and, where there are targets, the teacher's outputs."""
 
     pad_token_id: int
     labels: bool = True
+    targets: TeacherTargets | None = None
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        longest = int(lengths.max())
+        width = -(-longest // PAD_TO) * PAD_TO if on_gpu() else longest
+        ids = [[*row["input_ids"], *[self.pad_token_id] * (width - len(row["input_ids"]))] for row in rows]
         batch = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "input_ids": torch.tensor(ids, dtype=torch.long),
+            "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
         }
-        more = -batch["input_ids"].shape[1] % PAD_TO if on_gpu() else 0
-        if more:
-            batch["input_ids"] = F.pad(batch["input_ids"], (0, more), value=self.pad_token_id)
-            batch["attention_mask"] = F.pad(batch["attention_mask"], (0, more))
         if self.labels:
             batch["labels"] = torch.tensor([row["toxic"] for row in rows])
+        if self.targets:
+            batch |= self.targets.look_up([row["row_id"] for row in rows])
         return batch
 
 
@@ -221,18 +215,8 @@ class TeacherTargets:
 
     def look_up(self, row_ids: list[str]) -> dict[str, torch.Tensor]:
         """The outputs for these rows, in their order; the order in which the teacher saw them plays no part."""
-        missing = [row_id for row_id in row_ids if row_id not in self.position]
-        if missing:
-            raise KeyError(f"the teacher's targets lack {len(missing)} of these rows (first id {missing[0]})")
         index = torch.tensor([self.position[row_id] for row_id in row_ids])
         return {"teacher_logits": self.logits[index], "teacher_states": self.states[index]}
-
-
-def with_targets(collate: Collator, targets: TeacherTargets | None) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
-    """The collator of a distilled training: its batches hold the teacher's outputs for their own rows too."""
-    if targets is None:
-        return collate
-    return lambda rows: collate(rows) | targets.look_up([row["row_id"] for row in rows])
 
 
 def cls_states(output) -> torch.Tensor:
@@ -259,5 +243,5 @@ def load_targets(directory: Path, made_from: str) -> TeacherTargets | None:
     if not is_sealed(directory, made_from):
         return None
     row_ids = read_json(directory / "rows.json")["row_ids"]
-    outputs = load_file(directory / "outputs.safetensors")
-    return TeacherTargets({row_id: i for i, row_id in enumerate(row_ids)}, outputs["logits"], outputs["states"])
+    position = {row_id: place for place, row_id in enumerate(row_ids)}
+    return TeacherTargets(position, **load_file(directory / "outputs.safetensors"))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Outputs(NamedTuple):
-    """What the loss compares of a model: logits (B, C) and the [CLS] states after the last layer (B, H)."""
+    """What a model says about a batch: logits (B, C), and the [CLS] states after its last layer (B, H)."""
 
     logits: Tensor
     states: Tensor
@@ -69,7 +69,7 @@ def cosine_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
 def distillation_loss(
     student: Outputs, teacher: Outputs, labels: Tensor, *, temperature: float, alpha: float, beta: float
 ) -> DistillationLoss:
-    """(1 − α) · hard + α · soft + β · cosine, for the outputs of B comments and their labels (B,)."""
+    """(1 − α) · hard + α · soft + β · cosine, with the labels (B,)."""
     hard = hard_loss(student.logits, labels)
     soft = soft_loss(student.logits, teacher.logits, temperature)
     cosine = cosine_loss(student.states, teacher.states)

@@ -36,7 +36,6 @@ from helpers.batches import (
     progress_bar,
     reset_peak_memory,
     token_lengths,
-    with_targets,
 )
 from helpers.losses import Outputs, distillation_loss, hard_loss
 from helpers.runs import fingerprint, is_sealed, new_directory, read_json, seal, write_json
@@ -100,18 +99,15 @@ def train(
     accelerator = make_accelerator()
     shared = accelerator.num_processes > 1  # a short batch cannot be shared evenly
     batches = LengthBatches(token_lengths(splits["train"]), settings.batch_size, settings.seed, drop_last=shared)
-    collate = Collator(model.config.pad_token_id)
-    loader = DataLoader(
-        splits["train"], batch_sampler=batches, collate_fn=with_targets(collate, targets), pin_memory=on_gpu()
-    )
+    collate = Collator(model.config.pad_token_id, targets=targets)
+    loader = DataLoader(splits["train"], batch_sampler=batches, collate_fn=collate, pin_memory=on_gpu())
     trained, optimizer, loader = accelerator.prepare(model, make_optimizer(model, settings), loader)
     history, best = load_checkpoint(checkpoints, settings, accelerator)
     first_epoch, steps = len(history["epochs"]), len(batches)
     total_steps = settings.epochs * steps
     reset_peak_memory()
-    with progress_bar(
-        total=total_steps, initial=first_epoch * steps, desc=label, unit="step", disable=not accelerator.is_main_process
-    ) as bar:
+    quiet = not accelerator.is_main_process
+    with progress_bar(total=total_steps, initial=first_epoch * steps, desc=label, unit="step", disable=quiet) as bar:
         for epoch in range(first_epoch, settings.epochs):
             batches.epoch = epoch
             seed_dropout(settings.seed, epoch, accelerator.process_index)
@@ -170,15 +166,10 @@ def batch_loss(
     if not distilled:
         hard = hard_loss(output.logits, labels)
         return {"total": hard, "hard": hard}
-    loss = distillation_loss(
-        Outputs(output.logits, cls_states(output)),
-        Outputs(batch["teacher_logits"], batch["teacher_states"]),
-        labels,
-        temperature=settings.temperature,
-        alpha=settings.alpha,
-        beta=settings.beta,
-    )
-    return loss._asdict()
+    student = Outputs(output.logits, cls_states(output))
+    teacher = Outputs(batch["teacher_logits"], batch["teacher_states"])
+    weights = {"temperature": settings.temperature, "alpha": settings.alpha, "beta": settings.beta}
+    return distillation_loss(student, teacher, labels, **weights)._asdict()
 
 
 def make_optimizer(model: torch.nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
@@ -205,11 +196,7 @@ def seed_dropout(seed: int, epoch: int, process: int) -> None:
 
 
 def log_losses(losses: list[dict], history: dict, settings: TrainingSettings, accelerator: Accelerator) -> None:
-    """Adds the losses of the last steps, means over the processes, to history["steps"].
-
-    Raises:
-        TrainingError: one of them is infinite or NaN.
-    """
+    """Adds the losses of the last steps, means over the processes, to history["steps"]; all must be finite."""
     on_device = torch.stack([torch.stack(list(of_step.values())) for of_step in losses])  # (steps, parts)
     for values in accelerator.reduce(on_device, "mean").tolist():
         for part, value in zip(losses[0], values, strict=True):
@@ -222,18 +209,13 @@ def log_losses(losses: list[dict], history: dict, settings: TrainingSettings, ac
 
 
 def record_epoch(model, rows: Dataset, history: dict, accelerator: Accelerator) -> None:
-    """Adds the epoch that has just ended to the history; the first process validates for all.
-
-    Raises:
-        TrainingError: a validation logit is infinite or NaN.
-    """
+    """Adds the epoch that has just ended to the history; the first process validates for all, logits must be finite."""
     number, scores = len(history["epochs"]) + 1, None
     if accelerator.is_main_process:
         logits = predict(model, rows)  # in the training's precision: accelerate has wrapped the model
         labels = torch.tensor(rows["toxic"][:])
         if torch.isfinite(logits).all():
-            hard = float(hard_loss(logits, labels))
-            scores = {"hard": hard, "average_precision": average_precision(labels, logits)}
+            scores = {"hard": float(hard_loss(logits, labels)), "average_precision": average_precision(labels, logits)}
     scores = broadcast_object_list([scores])[0]
     if scores is None:
         raise TrainingError(
@@ -283,7 +265,7 @@ def save_checkpoint(checkpoints: Checkpoints | None, settings, accelerator: Acce
 def load_checkpoint(checkpoints: Checkpoints | None, settings, accelerator: Accelerator) -> tuple[dict, dict]:
     """(history, best weights) of the last whole epoch, its state loaded; empty ones where a training begins.
 
-    A checkpoint that does not fit (other settings, another precision, damaged) is said and passed over.
+    A checkpoint that does not fit (other settings, another precision, damaged) is reported and passed over.
     """
     for folder in sorted(checkpoints.directory.glob("epoch-*[0-9]"), reverse=True) if checkpoints else ():
         if not is_sealed(folder, checkpoint_key(checkpoints, settings, accelerator)):

@@ -1,4 +1,7 @@
-"""Batches of like length, padding, the mask, and predictions in the rows' order."""
+"""Devices; batches of like length, padding, the mask, predictions; the teacher's outputs by row id."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,12 +11,21 @@ import helpers.batches
 from helpers.batches import (
     Collator,
     LengthBatches,
+    TeacherTargets,
     additive_mask,
     bucketed_batches,
+    device_name,
+    load_targets,
+    mixed_precision,
     outputs_by_length,
     predict,
+    save_targets,
     token_lengths,
 )
+from helpers.runs import ROOT
+
+T4, A100 = (7, 5), (8, 0)
+LENGTHS = np.random.default_rng(0).integers(3, 65, size=1_000)  # tokens, like those of comments
 
 
 @pytest.fixture(scope="module")
@@ -21,74 +33,122 @@ def rows(tiny_rows):
     return tiny_rows(18)
 
 
-def lengths_like_comments(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(3, 65, size=count)
+# --- devices ---------------------------------------------------------------------------------------------------------
 
 
-def padding(lengths: np.ndarray, batches: list[list[int]]) -> int:
-    return sum(int(lengths[batch].max()) * len(batch) - int(lengths[batch].sum()) for batch in batches)
+@pytest.fixture
+def has_gpus(monkeypatch):
+    """Makes torch report GPUs of these compute capabilities; none is a CPU."""
+
+    def fake(*capabilities: tuple[int, int]) -> None:
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: capabilities[device])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=0: "A GPU")
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # as a T4 says
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("gpus", "precision"),
+    [((), "no"), ((T4,), "fp16"), ((A100,), "bf16"), ((A100, T4), "fp16")],
+    ids=["CPU", "T4", "A100", "A100 and T4"],
+)
+def test_bf16_only_where_every_gpu_has_compute_capability_8(has_gpus, gpus, precision):
+    has_gpus(*gpus)
+    assert mixed_precision() == precision
+
+
+def test_who_asks_for_the_cpu_gets_it_in_float32_on_a_machine_with_a_gpu(has_gpus, monkeypatch):
+    has_gpus(A100)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert mixed_precision() == "no"
+    assert device_name().startswith("cpu")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "name"),
+    [
+        ((), 1, f"cpu, {torch.get_num_threads()} threads"),
+        ((T4,), 1, "A GPU"),
+        ((T4, T4), 1, "A GPU (1 of 2; `accelerate launch` uses all)"),
+        ((T4, T4), 2, "2 × A GPU"),
+    ],
+    ids=["CPU", "one GPU", "two GPUs, one process", "two GPUs, two processes"],
+)
+def test_the_device_is_named_as_it_is_used(has_gpus, monkeypatch, gpus, processes, name):
+    has_gpus(*gpus)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert device_name() == name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's peak cannot be reset")
+def test_the_peak_of_memory_is_that_since_the_reset():
+    """200 MB that come and go before the reset count for nothing, 100 MB after it do."""
+    code = """
+import torch
+from helpers.batches import peak_memory_bytes, reset_peak_memory
+torch.ones(50_000_000)
+before = peak_memory_bytes()
+reset_peak_memory()
+after = peak_memory_bytes()
+torch.ones(25_000_000)
+print(before - after > 150e6, 80e6 < peak_memory_bytes() - after < 120e6)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 31, 32, 33, 1_000])
-def test_every_row_stands_in_exactly_one_batch(count):
-    batches = bucketed_batches(lengths_like_comments(count), 32, seed=1, epoch=0)
+@pytest.mark.parametrize("count", [1, 31, 32, 1_000])
+def test_every_row_stands_in_one_batch_and_only_the_last_is_short(count):
+    batches = bucketed_batches(LENGTHS[:count], 32, seed=1, epoch=0)
     assert sorted(row for batch in batches for row in batch) == list(range(count))
-
-
-@pytest.mark.parametrize("count", [1, 31, 33, 1_000])
-def test_only_the_last_batch_is_short(count):
-    sizes = [len(batch) for batch in bucketed_batches(lengths_like_comments(count), 32, seed=1, epoch=0)]
-    assert sizes == [32] * (count // 32) + [count % 32]
+    assert all(len(batch) == 32 for batch in batches[:-1])
 
 
 def test_the_short_batch_is_drawn_from_all_lengths():
-    lengths = lengths_like_comments(70)
+    lengths = LENGTHS[:70]
     last = [lengths[bucketed_batches(lengths, 64, seed=1, epoch=epoch)[-1]].mean() for epoch in range(100)]
     assert np.mean(last) == pytest.approx(lengths.mean(), abs=2)
 
 
-def test_the_same_seed_and_epoch_give_the_same_batches():
-    lengths = lengths_like_comments(300)
-    assert bucketed_batches(lengths, 8, 1, 2) == bucketed_batches(lengths, 8, 1, 2)
-
-
-@pytest.mark.parametrize(("seed", "epoch"), [(1, 1), (2, 0)], ids=["other epoch", "other seed"])
-def test_another_seed_or_epoch_gives_other_batches(seed, epoch):
-    lengths = lengths_like_comments(300)
-    assert bucketed_batches(lengths, 8, seed, epoch) != bucketed_batches(lengths, 8, 1, 0)
+def test_seed_and_epoch_alone_draw_the_batches():
+    first = bucketed_batches(LENGTHS, 8, seed=1, epoch=0)
+    assert bucketed_batches(LENGTHS, 8, seed=1, epoch=0) == first
+    assert first not in (bucketed_batches(LENGTHS, 8, seed=1, epoch=1), bucketed_batches(LENGTHS, 8, seed=2, epoch=0))
 
 
 def test_the_batches_come_in_no_order_of_length():
-    lengths = lengths_like_comments(640)
-    longest = [lengths[batch].max() for batch in bucketed_batches(lengths, 32, 1, 0)]
+    longest = [LENGTHS[batch].max() for batch in bucketed_batches(LENGTHS, 32, 1, 0)]
     assert longest not in (sorted(longest), sorted(longest, reverse=True))
 
 
 def test_bucketed_batches_need_less_than_half_the_padding_of_random_ones():
-    lengths = lengths_like_comments(2_000)
-    order = np.random.default_rng(1).permutation(2_000)
-    at_random = [order[i : i + 32].tolist() for i in range(0, 2_000, 32)]
-    assert padding(lengths, bucketed_batches(lengths, 32, 1, 0)) < padding(lengths, at_random) / 2
+    def padding(batches: list[list[int]]) -> int:
+        return sum(int(LENGTHS[batch].max()) * len(batch) - int(LENGTHS[batch].sum()) for batch in batches)
+
+    order = np.random.default_rng(1).permutation(1_000)
+    at_random = [order[i : i + 32].tolist() for i in range(0, 1_000, 32)]
+    assert padding(bucketed_batches(LENGTHS, 32, 1, 0)) < padding(at_random) / 2
 
 
-@pytest.mark.parametrize(("drop_last", "count"), [(False, 4), (True, 3)])
-def test_the_sampler_has_as_many_batches_as_it_says_without_the_short_one_where_it_is_dropped(drop_last, count):
-    batches = LengthBatches(lengths_like_comments(100), 32, seed=1, drop_last=drop_last)
-    assert len(list(batches)) == len(batches) == count
+@pytest.mark.parametrize(("drop_last", "count"), [(False, 32), (True, 31)])
+def test_the_sampler_draws_its_epochs_batches_without_the_short_one_where_it_is_dropped(drop_last, count):
+    batches = LengthBatches(LENGTHS, 32, seed=1, drop_last=drop_last)
+    batches.epoch = 2
+    assert list(batches) == bucketed_batches(LENGTHS, 32, 1, 2)[:count]
+    assert len(batches) == count
 
 
 def test_rows_that_make_no_whole_batch_are_refused_where_the_short_one_is_dropped():
     with pytest.raises(ValueError, match="20 rows make no whole batch of 32; give a smaller batch_size"):
-        LengthBatches(lengths_like_comments(20), 32, seed=1, drop_last=True)
-
-
-def test_the_sampler_draws_the_epoch_it_is_told():
-    batches = LengthBatches(lengths_like_comments(100), 32, seed=1)
-    batches.epoch = 2
-    assert list(batches) == bucketed_batches(lengths_like_comments(100), 32, 1, 2)
+        LengthBatches(LENGTHS[:20], 32, seed=1, drop_last=True)
 
 
 # --- padding and masks -----------------------------------------------------------------------------------------------
@@ -104,7 +164,7 @@ def test_the_collator_pads_with_the_pad_token_and_masks_it():
     }
 
 
-@pytest.mark.parametrize(("tokens", "padded"), [(3, 16), (16, 16), (17, 32)])
+@pytest.mark.parametrize(("tokens", "padded"), [(16, 16), (17, 32)])
 def test_on_a_gpu_lengths_are_multiples_of_sixteen(monkeypatch, tokens, padded):
     monkeypatch.setattr(helpers.batches, "on_gpu", lambda: True)
     batch = Collator(pad_token_id=1)([{"input_ids": [5] * tokens, "toxic": 0}])
@@ -133,17 +193,12 @@ def test_in_half_precision_the_additive_mask_still_masks_and_gives_numbers(teach
 # --- predicting ------------------------------------------------------------------------------------------------------
 
 
-def test_predictions_stand_in_the_datasets_order_whatever_the_lengths(tiny_bert, rows):
-    logits = predict(tiny_bert, rows)
+def test_predictions_stand_in_the_datasets_order_whatever_the_lengths(tiny_bert, tiny_rows):
+    rows = tiny_rows(70)  # more than one batch
     with torch.inference_mode():
         one_by_one = torch.cat([tiny_bert(torch.tensor([ids])).logits for ids in rows["input_ids"]])
     assert len(set(token_lengths(rows))) > 5
-    assert torch.allclose(logits, one_by_one, atol=1e-5)
-
-
-def test_more_rows_than_a_batch_holds_are_all_predicted(tiny_bert, tiny_rows):
-    rows = tiny_rows(70)
-    assert torch.allclose(predict(tiny_bert, rows)[64:], predict(tiny_bert, rows.select(range(64, 70))), atol=1e-5)
+    assert torch.allclose(predict(tiny_bert, rows), one_by_one, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -161,3 +216,40 @@ def test_predicting_draws_no_random_numbers(tiny_bert, rows):
 
 def test_predicting_keeps_no_gradients(tiny_bert, rows):
     assert not any(output.logits.requires_grad for _, output in outputs_by_length(tiny_bert, rows))
+
+
+# --- the teacher's outputs -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def targets(tiny_bert, rows, tmp_path) -> TeacherTargets:
+    """The outputs of tiny_bert on the training rows, saved and loaded again."""
+    save_targets(tiny_bert, rows, tmp_path / "targets", "teacher 1")
+    return load_targets(tmp_path / "targets", "teacher 1")
+
+
+def test_the_teachers_outputs_are_computed_without_dropout(tiny_bert, rows, targets, tmp_path):
+    save_targets(tiny_bert.train(), rows, tmp_path / "again", "teacher 1")
+    again = load_targets(tmp_path / "again", "teacher 1")
+    assert torch.equal(again.logits, targets.logits)
+    assert torch.equal(again.states, targets.states)
+
+
+def test_a_batch_holds_the_teachers_outputs_of_its_own_rows_under_shuffling(tiny_bert, rows, targets):
+    shuffled = list(rows.shuffle(seed=3))
+    batch = Collator(0, targets=targets)(shuffled)
+    with torch.inference_mode():
+        expected = torch.cat([tiny_bert(torch.tensor([row["input_ids"]])).logits for row in shuffled])
+    assert torch.allclose(batch["teacher_logits"], expected, atol=1e-5)
+
+
+def test_the_kept_state_is_that_of_cls_after_the_last_layer(tiny_bert, rows, targets):
+    row = rows[4]
+    with torch.inference_mode():
+        hidden = tiny_bert(torch.tensor([row["input_ids"]]), output_hidden_states=True).hidden_states
+    found = targets.look_up([row["row_id"]])["teacher_states"]
+    assert torch.allclose(found, hidden[12][:, 0], atol=1e-5)
+
+
+def test_outputs_of_another_teacher_are_not_used(targets, tmp_path):
+    assert load_targets(tmp_path / "targets", "teacher 2") is None

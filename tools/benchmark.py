@@ -110,9 +110,9 @@ def usual_loss(model: torch.nn.Module, teacher, batch: dict, settings: TrainingS
     with torch.no_grad(), accelerator.autocast():
         target = teacher(*inputs, output_hidden_states=True)
     output = model(*inputs, output_hidden_states=True)
-    found = [Outputs(outputs.logits, outputs.hidden_states[-1][:, 0]) for outputs in (output, target)]
+    student, teacher = (Outputs(found.logits, found.hidden_states[-1][:, 0]) for found in (output, target))
     weights = {"temperature": settings.temperature, "alpha": settings.alpha, "beta": settings.beta}
-    return distillation_loss(*found, labels, **weights).total
+    return distillation_loss(student, teacher, labels, **weights).total
 
 
 # --- training speed --------------------------------------------------------------------------------------------------
