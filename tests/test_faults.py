@@ -279,12 +279,15 @@ import sys
 import time
 from pathlib import Path
 sys.path.insert(0, {project!r})
+from dataclasses import replace
 import torch
+import helpers.config as config
 import helpers.runs
+config.PROFILES["smoke"] = replace(config.PROFILES["smoke"], epochs=4)  # as in STAGES
 helpers.runs.ROOT = Path({root!r})
 torch.set_num_threads(1)
 from torch.optim.optimizer import register_optimizer_step_post_hook
-register_optimizer_step_post_hook(lambda *_: time.sleep(0.3))  # so that the interrupt comes while there are steps
+register_optimizer_step_post_hook(lambda *_: time.sleep(0.1))  # so that the interrupt comes while there are steps
 import helpers.experiments as experiments
 from helpers.data import prepare_data
 from helpers.models import find_pretrained, load_tokenizer
@@ -305,7 +308,7 @@ def test_an_interrupted_cell_that_is_run_again_ends_as_if_it_was_not(uninterrupt
 
         def interrupt(message: dict) -> None:
             """At the first steps of the training bar; again a second later, for ipykernel 6 may swallow the first."""
-            if "/8" in message["content"].get("text", "") and time.monotonic() > pressed[-1] + 1:
+            if "/32" in message["content"].get("text", "") and time.monotonic() > pressed[-1] + 1:
                 pressed.append(time.monotonic())
                 manager.interrupt_kernel()
 

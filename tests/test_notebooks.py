@@ -14,7 +14,9 @@ from nbclient import NotebookClient
 
 import helpers.runs
 import tools.run_notebooks
+from helpers.config import PROFILES
 from helpers.runs import ROOT
+from helpers.saved import result_path
 from tools.run_notebooks import ALL_NOTEBOOKS, NOTEBOOKS, colab_link, first_cell, read_notebook
 
 COMMITTED = {name: read_notebook(name) for name in ALL_NOTEBOOKS}
@@ -156,13 +158,22 @@ def run_notebooks(*arguments):
 
 @pytest.fixture(scope="module")
 def finished():
-    """Notebooks 01 to 04b executed once in the smoke profile: (the process's outcome, the run's folder, notebooks)."""
+    """Notebooks 01 to 04b executed with smoke and two seeds: (the process's outcome, the run's folder, notebooks)."""
     directory = ROOT / "runs" / RUN
     shutil.rmtree(directory, ignore_errors=True)
-    outcome = run_notebooks("--profile", "smoke", "--run", RUN)
+    outcome = run_notebooks(
+        "--profile", "smoke", "--run", RUN, "--seeds", "1,11"
+    )  # of seed 2 the teacher learns nothing: its start is perfect
     assert outcome.returncode == 0, outcome.stdout[-3_000:] + outcome.stderr[-3_000:]
     yield outcome, directory, [nbformat.read(directory / "notebooks" / f"{n}.ipynb", as_version=4) for n in NOTEBOOKS]
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def test_every_experiment_of_the_profile_is_trained_with_every_seed_asked_for(finished):
+    profile, baselines = PROFILES["smoke"], {"majority", "tfidf"}
+    wanted = {(name, seed) for name in profile.experiments for seed in ((1,) if name in baselines else (1, 11))}
+    missing = [key for key in wanted if not result_path(finished[1] / "results", *key).is_file()]
+    assert missing == []
 
 
 def test_the_terminal_shows_which_cell_runs_the_bars_and_where_the_files_lie(finished):
