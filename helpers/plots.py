@@ -6,6 +6,7 @@ least 9 points tall on a page of 830 pixels.
 
 from __future__ import annotations
 
+import html
 import io
 import itertools
 import re
@@ -60,6 +61,7 @@ def save_figure(figure: plt.Figure, directory: Path, name: str) -> Image:
 def show_table(frame: pd.DataFrame, caption: str, precision: int = 3) -> pd.io.formats.style.Styler:
     """The frame as a notebook shows it, without its index. Text in its cells is escaped: a comment may hold HTML."""
     styled = frame.style.hide(axis="index").set_caption(caption)
+    styled = styled.format_index(lambda name: html.escape(name).replace("_", "_<wbr>"), axis=1)  # may break there
     return styled.format(precision=precision, thousands=",", na_rep="–", escape="html")
 
 
