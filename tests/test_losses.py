@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from helpers.losses import Outputs, cosine_loss, distillation_loss, hard_loss, soft_loss
 
@@ -51,18 +50,6 @@ def test_the_soft_loss_is_the_divergence_of_both_softened_times_the_squared_temp
     assert soft_loss(student, teacher, temperature) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_divergence_is_that_of_the_student_from_the_teacher():
-    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 0.0]])
-    p, q = softmax(teacher), softmax(student)
-    assert divergence(p, q) != pytest.approx(divergence(q, p), rel=0.1)
-    assert soft_loss(student, teacher, 1.0) == pytest.approx(divergence(p, q), rel=1e-5)
-
-
-def test_the_soft_loss_is_zero_where_the_logits_of_each_row_differ_by_a_constant():
-    logits = random(5, 3)
-    assert soft_loss(logits + 4.0, logits, 2.0) == pytest.approx(0, abs=1e-5)
-
-
 def test_the_gradient_hardly_depends_on_a_high_temperature():
     sizes = []
     for temperature in (40.0, 200.0):
@@ -95,30 +82,12 @@ def test_the_cosine_loss_measures_the_angle_alone(there, loss):
 # --- together --------------------------------------------------------------------------------------------------------
 
 
-def test_the_parts_are_the_losses_before_weighting(student, teacher):
+def test_the_total_is_the_weighted_sum_of_the_three_losses(student, teacher):
     loss = distillation_loss(student, teacher, LABELS, **WEIGHTS)
     assert loss.hard == hard_loss(student.logits, LABELS)
     assert loss.soft == soft_loss(student.logits, teacher.logits, 3.0)
     assert loss.cosine == cosine_loss(student.states, teacher.states)
-
-
-def test_the_total_is_the_weighted_sum_of_the_parts(student, teacher):
-    loss = distillation_loss(student, teacher, LABELS, **WEIGHTS)
     assert loss.total == pytest.approx(float(0.3 * loss.hard + 0.7 * loss.soft + 0.2 * loss.cosine), rel=1e-6)
-
-
-def test_duplicating_the_batch_changes_no_loss(student, teacher):
-    once = distillation_loss(student, teacher, LABELS, **WEIGHTS)
-    doubled = [Outputs(*(torch.cat([tensor, tensor]) for tensor in outputs)) for outputs in (student, teacher)]
-    twice = distillation_loss(*doubled, torch.cat([LABELS, LABELS]), **WEIGHTS)
-    assert torch.allclose(torch.stack(twice), torch.stack(once), rtol=1e-5)
-
-
-def test_with_alpha_0_and_beta_0_the_gradient_is_that_of_cross_entropy(student, teacher):
-    student.logits.requires_grad_()
-    distillation_loss(student, teacher, LABELS, temperature=2.0, alpha=0.0, beta=0.0).total.backward()
-    probabilities = student.logits.detach().softmax(dim=1)
-    assert torch.allclose(student.logits.grad, (probabilities - F.one_hot(LABELS)) / 6, atol=1e-6)
 
 
 def test_gradients_flow_to_the_student_and_none_to_the_teacher(student, teacher):
