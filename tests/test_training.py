@@ -263,32 +263,12 @@ def test_only_the_last_checkpoint_is_kept(run_training, tmp_path):
 # --- the model that is left, and what stops a training ---------------------------------------------------------------
 
 
-@pytest.fixture
-def exchange_loss(monkeypatch):
-    """Puts a function of (call, model, losses) behind `batch_loss`; what it returns is the loss."""
-
-    def exchange(change) -> None:
-        original, calls = helpers.training.batch_loss, []
-
-        def changed(model, *arguments):
-            calls.append(1)
-            return change(len(calls), model, original(model, *arguments))
-
-        monkeypatch.setattr(helpers.training, "batch_loss", changed)
-
-    return exchange
-
-
-def test_dropout_is_on_while_training_and_off_afterwards(run_training, exchange_loss):
+def test_dropout_is_on_while_training_and_off_in_validation_and_afterwards(make_training, splits):
+    model, arguments = make_training("plain")
     modes = set()
-
-    def watch(_, model, losses):
-        modes.update(module.training for module in model.modules() if isinstance(module, torch.nn.Dropout))
-        return losses
-
-    exchange_loss(watch)
-    model, _ = run_training("plain")
-    assert modes == {True}
+    model.dropout.register_forward_pre_hook(lambda dropout, _: modes.add((torch.is_grad_enabled(), dropout.training)))
+    train(model, splits, **arguments)
+    assert modes == {(True, True), (False, False)}
     assert not any(module.training for module in model.modules())
 
 
@@ -309,10 +289,15 @@ def test_the_weights_of_the_best_epoch_are_restored_the_first_of_equals(run_trai
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_loss_that_is_not_finite_ends_training_and_leaves_the_last_good_checkpoint(
-    run_training, exchange_loss, tmp_path, value
+    run_training, monkeypatch, tmp_path, value
 ):
-    factors = {8: float(value)}
-    exchange_loss(lambda call, _, losses: {part: loss * factors.get(call, 1) for part, loss in losses.items()})
+    original, factors = helpers.training.batch_loss, iter([1.0] * 7 + [float(value)])
+
+    def spoilt(*arguments):
+        factor = next(factors, 1.0)
+        return {part: factor * loss for part, loss in original(*arguments).items()}
+
+    monkeypatch.setattr(helpers.training, "batch_loss", spoilt)
     with pytest.raises(TrainingError, match=rf"became {value} at step 8; lower the learning rate \(now 0.003\)"):
         run_training("plain", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-1"]
@@ -348,14 +333,10 @@ def test_an_epochs_training_loss_is_the_mean_over_its_own_steps(uninterrupted):
         assert epoch["training"] == pytest.approx({part: np.mean(of[own]) for part, of in history["steps"].items()})
 
 
-def test_every_epoch_is_validated(uninterrupted):
-    epochs = uninterrupted("plain")[1]["epochs"]
-    assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3]
-    assert all(epoch["validation"].keys() == {"hard", "average_precision"} for epoch in epochs)
-
-
-def test_the_history_tells_time_and_memory_and_is_json(uninterrupted):
+def test_the_history_tells_epochs_time_and_memory_and_is_json(uninterrupted):
     _, history = uninterrupted("plain")
+    assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2, 3]
+    assert history["epochs"][-1]["validation"].keys() == {"hard", "average_precision"}
     assert history["seconds"] > 0
     assert history["peak_memory_bytes"] > 50_000_000
     assert json.loads(json.dumps(history)) == history
@@ -364,16 +345,12 @@ def test_the_history_tells_time_and_memory_and_is_json(uninterrupted):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_step_makes_the_host_wait_for_nothing(run_training, monkeypatch):
     """torch raises where the host synchronises with the GPU; the first epoch warms up."""
-    step, log_losses = helpers.training.forward_and_backward, helpers.training.log_losses
+    for name, mode in (("forward_and_backward", "error"), ("log_losses", "default")):
+        original = getattr(helpers.training, name)
 
-    def strict(*arguments):
-        torch.cuda.set_sync_debug_mode("error")
-        return step(*arguments)
+        def switching(*arguments, original=original, mode=mode):
+            torch.cuda.set_sync_debug_mode(mode)
+            return original(*arguments)
 
-    def read(*arguments):
-        torch.cuda.set_sync_debug_mode("default")
-        return log_losses(*arguments)
-
-    monkeypatch.setattr(helpers.training, "forward_and_backward", strict)
-    monkeypatch.setattr(helpers.training, "log_losses", read)
+        monkeypatch.setattr(helpers.training, name, switching)
     run_training("distilled")
