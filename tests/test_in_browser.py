@@ -152,7 +152,7 @@ def test_a_file_that_cannot_be_scored_is_explained_on_the_page(page, tmp_path):
     source.write_text("id,text\n1,hello\n")
     open_file_tab(page)
     upload(page, source)
-    wait_for(page, lambda: "needs one column comment_text" in page.find_element(By.TAG_NAME, "body").text)
+    wait_for(page, lambda: "must name comment_text once" in page.find_element(By.TAG_NAME, "body").text)
 
 
 def test_the_page_asks_no_other_host_and_logs_no_error(page, address):

@@ -149,10 +149,10 @@ def test_links_between_notebooks_lead_somewhere():
 # --- run -------------------------------------------------------------------------------------------------------------
 
 
-def run_notebooks(*arguments):
+def run_notebooks(*arguments, module="tools.run_notebooks"):
     """Runs the command line as a person would, in a process of its own."""
     clean = {key: value for key, value in os.environ.items() if key not in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS")}
-    command = [sys.executable, "-m", "tools.run_notebooks", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=540)
 
 
@@ -223,8 +223,10 @@ def test_run_again_it_trains_nothing(finished):
 
 @pytest.mark.slow
 def test_the_improvements_run_on_a_finished_run_and_score_no_grid_on_test(finished):
-    outcome = run_notebooks("05_improvements", "--run", RUN)
-    assert outcome.returncode == 0, outcome.stdout[-3_000:] + outcome.stderr[-3_000:]
+    for module in ("helpers.improvements", "tools.run_notebooks"):
+        names = ["05_improvements"] if module == "tools.run_notebooks" else []
+        outcome = run_notebooks(*names, "--run", RUN, module=module)
+        assert outcome.returncode == 0, outcome.stdout[-3_000:] + outcome.stderr[-3_000:]
     of_grid = [json.loads(path.read_text()) for path in (finished[1] / "grid" / "results").glob("*-1.json")]
     assert of_grid and not [result for result in of_grid if "test" in result]
 
@@ -242,9 +244,10 @@ def test_the_solutions_of_the_exercises_run_below_their_notebook(finished, name,
     for variable, value in {"PROFILE": "smoke", "RUN": RUN}.items():
         monkeypatch.setenv(variable, value)
     notebook = read_notebook(name)
-    notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions(notebook)]
+    added = [nbformat.v4.new_code_cell(code) for code in solutions(notebook)]
+    notebook.cells += added
     NotebookClient(notebook, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
-    printed = str([cell.outputs for cell in notebook.cells[-len(solutions(notebook)) :]])
+    printed = str([cell.outputs for cell in added])
     assert "Not yet right" not in printed or name == "06_common_mistakes"  # whose exercise plants a mistake
 
 
