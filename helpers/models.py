@@ -75,8 +75,9 @@ def _load_classifier(directory: Path) -> torch.nn.Module:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # else it lists the tensors of pretraining that a classifier leaves out
     try:
-        options = {"num_labels": 2, "dtype": torch.float32, "use_safetensors": True}
-        return AutoModelForSequenceClassification.from_pretrained(directory, **options)
+        return AutoModelForSequenceClassification.from_pretrained(
+            directory, num_labels=2, dtype=torch.float32, use_safetensors=True
+        )
     finally:
         transformers_logging.set_verbosity(verbosity)
 

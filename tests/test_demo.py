@@ -196,7 +196,7 @@ def test_an_uploaded_file_comes_back_scored_in_its_order(models, tmp_path):
 def test_a_file_that_cannot_be_scored_is_explained_and_its_header_escaped(models, tmp_path):
     source = tmp_path / "in.csv"
     source.write_text("id,<img src=x onerror=alert(1)>\n1,hello\n")
-    with pytest.raises(gr.Error, match=r"needs one column comment_text.*&lt;img") as caught:
+    with pytest.raises(gr.Error, match=r"must name comment_text once.*&lt;img") as caught:
         score_upload(models["odd"], str(source))
     assert "<img" not in str(caught.value)
 
