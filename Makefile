@@ -3,7 +3,7 @@
 #   JIGSAW_DIR=path   Kaggle's files: a folder or the competition's zip; SEEDS=1 only these of the profile's seeds
 # make improvements   notebooks 05 (the grids and their winners) and 06, on a finished run; an interrupted grid resumes
 # make base           fetch the real 12-layer encoder that PROFILE=base needs (395 MB)
-# make test           ruff, mypy, pytest and the notebooks in the smoke profile: 8 minutes
+# make test           ruff, mypy, pytest and the notebooks in the smoke profile: 6 minutes
 #   make test-all     also the slow tests (faults, Colab, a broken hub, a browser), then everything with the lowest versions
 #   make test-versions   all tests with the lowest versions that requirements.txt allows, in .venv-lowest
 # make bench          training speed by three recipes, and latency, on this device, with real comments: an hour on 2 cores
