@@ -215,7 +215,7 @@ def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
             "01_data_preparation again"
         )
     state.wait_for_everyone()
-    done = finished_result(experiment, seed, run, training.made_from)
+    done = finished_result(training)
     if done is not None:
         return done
     with only_writer(run, f"{experiment.name}-{seed}") if state.is_main_process else nullcontext():
@@ -227,13 +227,13 @@ def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
     return read_result(*training.result_key)
 
 
-def finished_result(experiment: Experiment, seed: int, run: Run, made_from: str, weights: bool = True) -> dict | None:
-    """The experiment's result, if its JSON, predictions and `weights` are all there, whole, and of this fingerprint."""
-    result = read_result(run.results_dir, experiment.name, seed)
-    if result is None or result["fingerprint"] != made_from:
+def finished_result(training: Training) -> dict | None:
+    """Its result, if JSON, predictions and model (a baseline has none) are all there, whole, and of its fingerprint."""
+    result, experiment = read_result(*training.result_key), training.experiment
+    if result is None or result["fingerprint"] != training.made_from:
         return None
-    needs_model = weights and experiment.start != "baseline"
-    return None if needs_model and not is_sealed(run.model_dir(experiment.name, seed), made_from) else result
+    directory = training.run.model_dir(experiment.name, training.seed)
+    return result if experiment.start == "baseline" or is_sealed(directory, training.made_from) else None
 
 
 def fit_baseline(training: Training) -> None:
@@ -313,7 +313,7 @@ def load_teacher(seed: int, run: Run, data: PreparedData | None = None) -> tuple
     present settings is a MissingStage.
     """
     wanted = Training(EXPERIMENTS["teacher"], seed, run, data or load_data(run))
-    result = finished_result(wanted.experiment, seed, run, wanted.made_from)
+    result = finished_result(wanted)
     if result is None:
         raise MissingStage(
             f"run {run.name!r} has no teacher with seed {seed} yet: run 02_layer_distillation first (same PROFILE and "

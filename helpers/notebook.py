@@ -124,7 +124,6 @@ def start_notebook(keep_on_drive: bool = False) -> Run:
     """Installs what is missing, opens the run, and prints versions, device, profile and comments."""
     added = install_missing()
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's hint; the bars here are plain text
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks transformers by an older name
     from helpers.batches import device_name  # here, because these import what may just have been installed
     from helpers.runs import open_run, versions
 

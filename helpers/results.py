@@ -36,14 +36,15 @@ from helpers.saved import predictions_path, read_predictions, read_result
 
 # The sheet's own question. These three are corrected among themselves by Holm's method.
 PRIMARY = (("odd", "even"), ("lora", "odd"), ("lora", "even"))
-# Every other comparison that is shown with a verdict. These are corrected among themselves: with the teacher, LoRA on
-# the odd copy, distilling or labels alone, the number of layers, which layers make the difference, and the hybrid.
-SECONDARY = (("odd", "teacher"), ("even", "teacher"), ("lora", "teacher"))
-SECONDARY += (("lora_6", "odd"), ("lora_6", "lora"), ("lora_6", "teacher"), ("lora_6", "even"))
-SECONDARY += (("odd", "odd_hard"), ("even", "even_hard"))
-SECONDARY += (("odd", "first_six"), ("odd", "last_six"), ("twelve", "odd"))
-SECONDARY += (("odd", "odd_without_1"), ("even_with_1", "even"), ("odd_with_12", "odd"))
-SECONDARY += (("hybrid", "lora_6"), ("hybrid", "odd"))
+# Every other comparison that is shown with a verdict. These are corrected among themselves.
+SECONDARY = (
+    *(("odd", "teacher"), ("even", "teacher"), ("lora", "teacher")),
+    *(("lora_6", "odd"), ("lora_6", "lora"), ("lora_6", "teacher"), ("lora_6", "even")),
+    *(("odd", "odd_hard"), ("even", "even_hard")),  # distilling, or labels alone
+    *(("odd", "first_six"), ("odd", "last_six"), ("twelve", "odd")),
+    *(("odd", "odd_without_1"), ("even_with_1", "even"), ("odd_with_12", "odd")),  # which layers make the difference
+    *(("hybrid", "lora_6"), ("hybrid", "odd")),
+)
 VERDICT_COLUMNS = ["comparison", "difference", "low", "high", "p_value", "detectable", "p_holm", "verdict"]
 LATENCY_COLUMNS = ["model", "form", "comments at once", "p50_ms", "p95_ms", "comments_per_second"]
 COSTS = ["parameters", "trainable_parameters", "megabytes", "megabytes_per_task"]

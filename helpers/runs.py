@@ -164,17 +164,12 @@ def find_data_source(
     if found or saved:
         return "jigsaw", (found or places)[0]  # if all are gone, the stage that would read them says so
     if profile.data_without_files == "error":
-        raise FileNotFoundError(no_comments(profile))
+        raise FileNotFoundError(
+            f"PROFILE={profile.name} needs the real comments and found none: download train.csv, test.csv and "
+            f"test_labels.csv from {KAGGLE_PAGE} into data/jigsaw/, or set JIGSAW_DIR to the folder that holds them. "
+            "PROFILE=quick also runs without, on synthetic comments."
+        )
     return profile.data_without_files, None
-
-
-def no_comments(profile: Profile) -> str:
-    """The text of the error for a run that needs the real comments and has none."""
-    return (
-        f"PROFILE={profile.name} needs the real comments and found none: download train.csv, test.csv and "
-        f"test_labels.csv from {KAGGLE_PAGE} into data/jigsaw/, or set JIGSAW_DIR to the folder that holds them. "
-        "PROFILE=quick also runs without, on synthetic comments."
-    )
 
 
 def trained_runs(name: str | None = None) -> list[Path]:
@@ -215,7 +210,13 @@ def fingerprint(settings: dict) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as hex digits."""
+    """The SHA-256 of a file's bytes, as hex digits. A file of the same place, size and time is not read twice."""
+    facts = path.stat()
+    return _sha256_once(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1_000)
+def _sha256_once(path: Path, *_facts: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
