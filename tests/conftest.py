@@ -3,6 +3,7 @@
 import http.server
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -88,6 +89,17 @@ def build_rows(count: int, seed: int = 0) -> Dataset:
     }
     labels = {label: toxic if label == "toxic" else [0] * count for label in LABELS}
     return Dataset.from_dict(columns | labels | {"input_ids": ids, "tokens": [len(row) for row in ids]})
+
+
+def no_run_named() -> dict[str, str]:
+    """The environment without the variables that name a run: what a test starts is not to take this one's."""
+    return {key: value for key, value in os.environ.items() if key not in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS")}
+
+
+def run_module(module: str, *arguments: str, cwd: Path = helpers.runs.ROOT) -> subprocess.CompletedProcess:
+    """Runs a module's command line as a person would, in a process of its own."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=cwd, env=no_run_named(), capture_output=True, text=True, timeout=540)
 
 
 @pytest.fixture(autouse=True)

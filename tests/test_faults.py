@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from conftest import no_run_named
 from jupyter_client.manager import start_new_kernel
 
 import helpers.runs
@@ -58,11 +59,10 @@ OF_TIME = {"finished", "costs", "seconds"}
 
 def start(root: Path, *arguments: str, fault: str = "") -> subprocess.Popen:
     """The command line of the experiments, with its run below this folder; `fault` is code that runs before it."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("PROFILE", "RUN", "JIGSAW_DIR")}
     return subprocess.Popen(
         [sys.executable, "-c", STAGES.replace("{fault}", fault), str(root), *arguments],
         cwd=PROJECT,
-        env=environment | {"GOMP_SPINCOUNT": "1000"},
+        env=no_run_named() | {"GOMP_SPINCOUNT": "1000"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

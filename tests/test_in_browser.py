@@ -13,6 +13,7 @@ from urllib.request import urlopen
 
 import nbformat
 import pytest
+from conftest import no_run_named
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -188,12 +189,11 @@ def lab(tmp_path_factory):
         shutil.copy(ROOT / name, project / name)
     for name in ALL_NOTEBOOKS:  # else committed counts and figures would pass for those of this run
         write_notebook(without_outputs(read_notebook(name)), project / "notebooks" / f"{name}.ipynb")
-    environment = {key: value for key, value in os.environ.items() if key not in ("RUN", "JIGSAW_DIR", "SEEDS", "TASK")}
     options = ["--no-browser", "--expose-app-in-browser", "--IdentityProvider.token=", "--ip=127.0.0.1", "--allow-root"]
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyter", "lab", *options, "--port=8975", "--ServerApp.port_retries=0"],
         cwd=project / "notebooks",
-        env=environment | {"PROFILE": "smoke"},
+        env=no_run_named() | {"PROFILE": "smoke"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

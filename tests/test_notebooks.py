@@ -1,15 +1,14 @@
 """The notebooks: their form, and their run from the command line in the `smoke` profile."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 
 import nbformat
 import pytest
+from conftest import run_module
 from datasets import load_from_disk
 from nbclient import NotebookClient
 
@@ -150,11 +149,8 @@ def test_links_between_notebooks_lead_somewhere():
 # --- run -------------------------------------------------------------------------------------------------------------
 
 
-def run_notebooks(*arguments, module="tools.run_notebooks"):
-    """Runs the command line as a person would, in a process of its own."""
-    clean = {key: value for key, value in os.environ.items() if key not in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS")}
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=540)
+def run_notebooks(*arguments):
+    return run_module("tools.run_notebooks", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +220,7 @@ def test_run_again_it_trains_nothing(finished):
 
 @pytest.mark.slow
 def test_the_improvements_run_on_a_finished_run_and_score_no_grid_on_test(finished):
-    for module in ("helpers.improvements", "tools.run_notebooks"):
-        names = ["05_improvements"] if module == "tools.run_notebooks" else []
-        outcome = run_notebooks(*names, "--run", RUN, module=module)
+    for outcome in (run_module("helpers.improvements", "--run", RUN), run_notebooks("05_improvements", "--run", RUN)):
         assert outcome.returncode == 0, outcome.stdout[-3_000:] + outcome.stderr[-3_000:]
     of_grid = [json.loads(path.read_text()) for path in (finished[1] / "grid" / "results").glob("*-1.json")]
     assert of_grid and not [result for result in of_grid if "test" in result]

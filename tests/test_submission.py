@@ -3,14 +3,13 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 from urllib.parse import unquote
 
 import pytest
 from bs4 import BeautifulSoup
+from conftest import run_module
 
 import helpers.results
 from helpers.results import load_results
@@ -62,8 +61,7 @@ def test_a_run_that_is_not_there_gets_one_clear_line(capsys, monkeypatch, tmp_pa
 
 
 def command(folder, *arguments):
-    clean = {key: value for key, value in os.environ.items() if key not in ("RUN", "JIGSAW_DIR", "SEEDS", "PROFILE")}
-    outcome = subprocess.run([sys.executable, "-m", *arguments], cwd=folder, env=clean, capture_output=True, text=True)
+    outcome = run_module(*arguments, cwd=folder)
     assert outcome.returncode == 0, outcome.stdout[-2_000:] + outcome.stderr[-2_000:]
 
 
