@@ -7,17 +7,13 @@ so that little is computed on padding. A teacher's outputs are computed once and
 from __future__ import annotations
 
 import os
-import re
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import parse_flag_from_env, send_to_device
@@ -26,13 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
-from helpers.runs import is_sealed, new_directory, read_json, seal, write_json
+from helpers.runs import new_directory, read_json, write_json
 
 BUCKET_BATCHES = 20  # comments are sorted by length within so many shuffled batches
 PAD_TO = 16  # tokens, on a GPU: attention is planned anew for each length that it has not met, which takes seconds
-
-
-# --- devices ---------------------------------------------------------------------------------------------------------
 
 
 def on_gpu() -> bool:
@@ -79,28 +72,6 @@ def make_accelerator() -> Accelerator:
     if (count := accelerator.num_processes) > 1:
         accelerator.print(f"{count} processes: an epoch leaves out the rows of its short last batch")
     return accelerator
-
-
-def reset_peak_memory() -> None:
-    """Begins a new measurement of `peak_memory_bytes`; where the system cannot, the peak is the process's so far."""
-    if on_gpu():
-        torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == "linux":
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
-
-
-def peak_memory_bytes() -> int:
-    """The largest memory since the reset: torch's on a GPU, else this process's, libraries (0.6 GB) included."""
-    if on_gpu():
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "linux":  # not getrusage's, which begins with the parent process's and cannot be reset
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-    memory = psutil.Process().memory_info()
-    return getattr(memory, "peak_wset", memory.rss)  # Windows knows the peak; elsewhere the present size has to do
-
-
-# --- padded batches --------------------------------------------------------------------------------------------------
 
 
 def token_lengths(rows: Dataset) -> np.ndarray:
@@ -202,9 +173,6 @@ def progress_bar(*arguments, **options) -> tqdm:
     return tqdm(*arguments, file=sys.stdout, mininterval=1.0, ncols=96, **options)
 
 
-# --- the teacher's outputs -------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class TeacherTargets:
     """The teacher's outputs by row id: logits (N, C) and last [CLS] states (N, H), float32."""
@@ -225,23 +193,18 @@ def cls_states(output) -> torch.Tensor:
 
 
 def save_targets(teacher: torch.nn.Module, rows: Dataset, directory: Path, made_from: str) -> None:
-    """Runs the teacher once over the rows, without gradients or dropout; keeps its outputs by row id, and the time."""
-    started = time.perf_counter()
+    """Runs the teacher once over the rows, without gradients or dropout, and keeps its outputs by row id."""
     logits = torch.empty(len(rows), teacher.config.num_labels)
     states = torch.empty(len(rows), teacher.config.hidden_size)
     for numbers, output in outputs_by_length(teacher, rows, "teacher outputs", output_hidden_states=True):
         logits[numbers], states[numbers] = output.logits.float().cpu(), cls_states(output).float().cpu()
-    with new_directory(directory) as temporary:
+    with new_directory(directory, made_from) as temporary:
         save_file({"logits": logits, "states": states}, temporary / "outputs.safetensors")
         write_json(temporary / "rows.json", {"row_ids": list(rows["row_id"])})
-        write_json(temporary / "time.json", {"seconds": time.perf_counter() - started})
-        seal(temporary, made_from)
 
 
-def load_targets(directory: Path, made_from: str) -> TeacherTargets | None:
-    """The saved outputs; None if they are missing, damaged or were made from something else."""
-    if not is_sealed(directory, made_from):
-        return None
+def load_targets(directory: Path) -> TeacherTargets:
+    """The saved outputs."""
     row_ids = read_json(directory / "rows.json")["row_ids"]
     position = {row_id: place for place, row_id in enumerate(row_ids)}
     return TeacherTargets(position, **load_file(directory / "outputs.safetensors"))

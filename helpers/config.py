@@ -7,28 +7,22 @@ line only ever pick one by name (`PROFILE=base`); `auto` means `colab` where the
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 from pydantic.dataclasses import dataclass
-from pydantic_core import ArgsKwargs, PydanticCustomError
 
 LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 MAIN_EXPERIMENTS = ("majority", "tfidf", "teacher", "odd", "even", "lora", "lora_6")
 Rate = Annotated[float, Field(gt=0)]  # AdamW's peak learning rate
 Share = Annotated[float, Field(gt=0, lt=1)]
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)  # "3" is no number
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # "3" is no number
 
 
 @dataclass(frozen=True, config=STRICT)
 class Profile:
-    """All settings of a run. Row counts are comments (None: all of them).
-
-    Raises:
-        ValueError: a setting is outside what is allowed; the message names the profile, the field and the value.
-    """
+    """All settings of a run. Row counts are comments (None: all). A setting that is not allowed is a ValueError."""
 
     name: str
     pretrained: str
@@ -64,16 +58,6 @@ class Profile:
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed counts once")
         return seeds
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _name_in_errors(cls, given: ArgsKwargs, validate: Callable) -> Profile:
-        try:
-            return validate(given)
-        except ValidationError as error:
-            wrong = "; ".join(f"{found['loc'][0]}={found['input']!r}: {found['msg']}" for found in error.errors())
-            about = {"name": given.kwargs.get("name"), "wrong": wrong}
-            raise PydanticCustomError("profile", "profile {name}: {wrong}", about) from None
 
     def settings(self, *names: str) -> dict:
         """The named settings as a dict, for a stage's fingerprint."""
@@ -146,11 +130,7 @@ PROFILES = {profile.name: profile for profile in (QUICK, BASE, COLAB, FULL, SMOK
 
 
 def load_profile(name: str = "auto") -> Profile:
-    """The profile of that name; `auto` looks for a GPU.
-
-    Raises:
-        ValueError: no such profile; the message lists them and names the nearest.
-    """
+    """The profile of that name; `auto` looks for a GPU. For an unknown one, a ValueError names the nearest."""
     if name == "auto":
         import torch  # here, so that naming a profile needs no torch
 

@@ -39,7 +39,6 @@ from helpers.runs import (
     new_directory,
     only_writer,
     read_json,
-    seal,
     write_json,
 )
 
@@ -76,18 +75,9 @@ class PreparedData:
     summary: dict  # where the comments come from, the settings, and the numbers of rows read, dropped and kept
     fingerprint: str
 
-    def labels(self, split: str, label: str = "toxic") -> np.ndarray:
-        """The labels of a split, shape (rows,)."""
-        return np.asarray(self.splits[split][label])
-
-    def positives(self, split: str, label: str = "toxic") -> int:
-        """The number of rows that carry the label."""
-        return int((self.labels(split, label) == 1).sum())
-
-    def prevalence(self, split: str, label: str = "toxic") -> float:
-        """The share of rows that carry the label, among those scored for it; NaN if there are none."""
-        scored = int((self.labels(split, label) != UNSCORED).sum())
-        return self.positives(split, label) / scored if scored else float("nan")
+    def labels(self, split: str) -> np.ndarray:
+        """The labels of a split for `toxic`, shape (rows,)."""
+        return np.asarray(self.splits[split]["toxic"])
 
 
 def read_rows(name: str, lines: Iterable[str], columns: tuple[str, ...]) -> Iterator[list[str]]:
@@ -360,17 +350,17 @@ def _write_data(run: Run, source: Path, tokenizer, made_from: str) -> None:
         ids, lengths = tokenise(rows["comment_text"].tolist(), tokenizer, run.profile.max_length)
         columns = rows.rename(columns={"id": "row_id"}).to_dict("list")
         tokenised[split] = datasets.Dataset.from_dict(columns | {"input_ids": ids, "tokens": lengths})
-    summary = {
-        "fingerprint": made_from,
-        "source": run.data_label,
-        "settings": run.profile.settings(*DATA_SETTINGS),
-        "pretrained": run.profile.pretrained,
-        "counts": counts | dropped | {f"{split}: rows": len(rows) for split, rows in splits.items()},
-    }
-    with new_directory(run.data_dir) as directory:
+    counts |= dropped | {f"{split}: rows": len(rows) for split, rows in splits.items()}
+    summary = {"fingerprint": made_from, "counts": counts} | data_summary(run)
+    with new_directory(run.data_dir, made_from) as directory:
         tokenised.save_to_disk(directory)
         write_json(directory / "data.json", summary)
-        seal(directory, made_from)
+
+
+def data_summary(run: Run) -> dict:
+    """What the run's data depend on, in the words of data.json."""
+    settings = run.profile.settings(*DATA_SETTINGS)
+    return {"source": run.data_label, "settings": settings, "pretrained": run.profile.pretrained}
 
 
 def load_data(run: Run) -> PreparedData:
@@ -378,13 +368,14 @@ def load_data(run: Run) -> PreparedData:
 
     Raises FileNotFoundError if they are not there, of other settings or of other comments.
     """
-    summary = read_json(run.data_dir / "data.json")
+    summary, wanted = read_json(run.data_dir / "data.json"), data_summary(run)
     if summary is None or not is_sealed(run.data_dir, summary["fingerprint"]):
         raise FileNotFoundError(f"run {run.name!r} has no data yet: run 01_data_preparation first (same PROFILE, RUN)")
-    if (summary["source"], summary["settings"]) != (run.data_label, run.profile.settings(*DATA_SETTINGS)):
+    if other := [
+        f"{name} {summary.get(name)}, not {value}" for name, value in wanted.items() if summary.get(name) != value
+    ]:
         raise FileNotFoundError(
-            f"the data of run {run.name!r} are {summary['source']}, not {run.data_label}, or were prepared with other "
-            "settings than the profile has now: run 01_data_preparation again"
+            f"the data of run {run.name!r} were prepared with {'; '.join(other)}: run 01_data_preparation again"
         )
     return PreparedData(datasets.load_from_disk(str(run.data_dir)), summary, summary["fingerprint"])
 

@@ -1,4 +1,4 @@
-"""Scores on the toxic class, their uncertainty, verdicts between models, and calibration.
+"""Scores on the toxic class, their uncertainty, and verdicts between models.
 
 Scores are probabilities of `toxic`. The threshold from which a comment is called toxic is chosen on validation.
 """
@@ -13,16 +13,13 @@ from dataclasses import dataclass, replace
 import datasets
 import evaluate
 import numpy as np
-import pandas as pd
 from scipy.special import expit
-from scipy.stats import norm, t
+from scipy.stats import t
 from sklearn import metrics
-from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 METRICS = ("accuracy", "f1", "precision", "recall", "roc_auc", "average_precision")
 RESAMPLES = 2_000
-BINS = 10  # of the calibration error and the reliability diagram
 SEEDS_FOR_A_VERDICT = 3
 
 
@@ -73,9 +70,6 @@ def best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(thresholds[np.flatnonzero(np.isclose(f1, f1.max(), rtol=0, atol=1e-12))[-1]])
 
 
-# --- the bootstrap of the rows ---------------------------------------------------------------------------------------
-
-
 @functools.lru_cache(maxsize=2)
 def bootstrap_counts(rows: int) -> np.ndarray:
     """How often each row stands in each bootstrap sample, shape (RESAMPLES, rows); the same samples in every call."""
@@ -116,9 +110,6 @@ def bootstrap_scores(labels: np.ndarray, probabilities: np.ndarray, threshold: f
     pieces = np.array_split(bootstrap_counts(len(labels)), RESAMPLES // 50)  # all at once would need gigabytes
     scores = [scores_of(labels, probabilities, threshold, counts) for counts in pieces]
     return {name: np.concatenate([piece[name] for piece in scores]) for name in scores[0]}
-
-
-# --- intervals and verdicts ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -206,54 +197,4 @@ def teacher_gate(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> d
         "needed": needed,
         "before": start,
         "gain_low": gain_low,
-    }
-
-
-# --- two models' errors, and calibration -----------------------------------------------------------------------------
-
-
-def mcnemar_p(labels: np.ndarray, called_a: np.ndarray, called_b: np.ndarray) -> float:
-    """McNemar's exact p-value: do two models get different comments right? A description, not the verdict."""
-    right_a, right_b = called_a == labels, called_b == labels
-    only_a, only_b = int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())
-    return float(mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue)  # the others play no part
-
-
-def toxic_rows_needed(gap: float, discordant: float) -> int:
-    """How many toxic rows show with 80 % power that two recalls differ by `gap`, by McNemar's test at the 5 % level.
-
-    `discordant` is the share of the toxic rows that one of the models alone finds; it is at least as large as the gap,
-    or a ValueError says so. Sample size for paired proportions (Connor 1987, Biometrics 43, p. 209):
-    (z₀.₉₇₅·√discordant + z₀.₈·√(discordant − gap²))² / gap².
-    """
-    if not 0 < gap <= discordant <= 1:
-        raise ValueError(f"a gap of {gap} in recall and a discordant share of {discordant}: give 0 < gap <= share <= 1")
-    root = norm.ppf(0.975) * np.sqrt(discordant) + norm.ppf(0.8) * np.sqrt(discordant - gap**2)
-    return int(np.ceil((root / gap) ** 2))
-
-
-def calibration_bins(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """The rows by predicted probability, in bins of equal width, [0, 0.1), …, [0.9, 1]; empty bins are left out.
-
-    Columns: `rows`, `toxic` (rows labelled so), `predicted` (mean predicted probability), `observed` (observed
-    frequency of toxic rows). With equal numbers of rows instead, most bins would hold only surely clean comments.
-    """
-    place = np.digitize(probabilities, np.linspace(0, 1, BINS + 1)[1:-1])
-    bins = pd.DataFrame({"toxic": labels, "predicted": probabilities}).groupby(place)
-    found = bins.agg(rows=("toxic", "size"), toxic=("toxic", "sum"), predicted=("predicted", "mean"))
-    return found.assign(observed=found["toxic"] / found["rows"])
-
-
-def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """How far the probabilities (rows,) can be believed: their mean, the Brier score and the calibration error.
-
-    The calibration error is the mean over rows of |predicted − observed| in the row's bin (Naeini 2015, Guo 2017);
-    0 is perfect. Most rows lie in the lowest bin, so any model that knows how rare toxic comments are has a small one.
-    """
-    bins = calibration_bins(labels, probabilities)
-    gaps = (bins["predicted"] - bins["observed"]).abs()
-    return {
-        "mean_probability": float(probabilities.mean()),
-        "brier": float(metrics.brier_score_loss(labels, probabilities)),
-        "calibration_error": float(np.average(gaps, weights=bins["rows"])),
     }

@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
 
 import torch
 
-from helpers.batches import TeacherTargets, load_targets, predict, save_targets, this_process
+from helpers.batches import TeacherTargets, device_name, load_targets, predict, save_targets, this_process
 from helpers.config import Profile, unknown
 from helpers.data import PreparedData, load_data, majority_logits, prepare_data, tfidf_logits
 from helpers.evaluation import teacher_gate, toxic_probability
@@ -29,24 +29,25 @@ from helpers.lora import add_adapters, count_parameters
 from helpers.models import find_pretrained, load_model, load_tokenizer, lora_targets, pretrained_sha256
 from helpers.runs import (
     Run,
-    add_run_arguments,
     file_sha256,
     fingerprint,
     is_sealed,
     only_writer,
     open_run,
-    read_json,
+    parse_run,
     tells_errors,
-    use_run_arguments,
+    versions,
+    write_json,
 )
 from helpers.saved import (
     MissingStage,
     load_trained,
     model_card,
+    predictions_path,
     read_result,
+    result_path,
     save_model,
     write_predictions,
-    write_result,
 )
 from helpers.training import Checkpoints, TrainingError, TrainingSettings, average_precision, train
 
@@ -92,6 +93,7 @@ ROWS = (
     Experiment("hybrid", "LoRA, distilled", "teacher", ODD_LAYERS, distil=True, adapter=True),
 )
 EXPERIMENTS = {experiment.name: experiment for experiment in ROWS}
+BASELINES = {"majority": majority_logits, "tfidf": tfidf_logits}
 
 # A result's fingerprint covers these settings. One that is added later counts only where it is not at its default, so
 # that it leaves every finished result as it was. In JSON two of them keep the names that the first results gave them.
@@ -111,9 +113,6 @@ def find_experiment(name: str) -> Experiment:
 def experiment_seeds(experiment: Experiment, seeds: tuple[int, ...]) -> tuple[int, ...]:
     """Those of the seeds an experiment is run with: one only for a baseline, which draws nothing at random."""
     return seeds[:1] if experiment.start == "baseline" else seeds
-
-
-# --- settings and fingerprints ---------------------------------------------------------------------------------------
 
 
 def training_settings(experiment: Experiment, seed: int, profile: Profile) -> TrainingSettings:
@@ -166,9 +165,6 @@ def experiment_fingerprint(experiment: Experiment, seed: int, profile: Profile, 
     return fingerprint({"settings": settings, "inputs": experiment_inputs(experiment, seed, profile, data_fingerprint)})
 
 
-# --- running ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Training:
     """One experiment with one seed, on the comments of a run."""
@@ -198,31 +194,20 @@ def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
     """Trains and scores one experiment, unless that is done already; returns its result.
 
     Leaves models/<name>-<seed>/, results/<name>-<seed>.json and results/predictions/<name>-<seed>.parquet in the run.
-    An experiment that stands in no list is given itself instead of by its name.
-
-    Raises:
-        ValueError: no such experiment.
-        FileNotFoundError: the data (of this model's tokeniser), or the teacher of this seed, is not there yet.
-        TrainingError: the loss diverged, or the teacher is not worth distilling.
+    An experiment that stands in no list is given itself. Raises FileNotFoundError if the data, or the teacher of this
+    seed, is not there yet, and TrainingError if the loss diverged or the teacher is not worth distilling.
     """
     experiment = name if isinstance(name, Experiment) else find_experiment(name)
     training, state = Training(experiment, seed, run, load_data(run)), this_process()
-    wanted = run.profile.pretrained
-    tokenised_for = training.data.summary.get("pretrained", wanted)
-    if pretrained_sha256(tokenised_for) != pretrained_sha256(wanted):
-        raise FileNotFoundError(
-            f"the comments of run {run.name!r} were tokenised for {tokenised_for}, not for {wanted}: run "
-            "01_data_preparation again"
-        )
     state.wait_for_everyone()
-    done = finished_result(training)
-    if done is not None:
+    if done := finished_result(training):
         return done
     with only_writer(run, f"{experiment.name}-{seed}") if state.is_main_process else nullcontext():
         if experiment.start != "baseline":
             train_and_score(training)
         elif state.is_main_process:
-            fit_baseline(training)
+            write_predictions(*training.result_key, training.data, BASELINES[experiment.name](training.data))
+            write_result(training, {})
     state.wait_for_everyone()  # what comes next may read what the first process has just written
     return read_result(*training.result_key)
 
@@ -236,19 +221,10 @@ def finished_result(training: Training) -> dict | None:
     return result if experiment.start == "baseline" or is_sealed(directory, training.made_from) else None
 
 
-def fit_baseline(training: Training) -> None:
-    """Fits a baseline and writes its predictions and its result."""
-    started = time.perf_counter()
-    logits = {"majority": majority_logits, "tfidf": tfidf_logits}[training.experiment.name](training.data)
-    costs = {"training_seconds": time.perf_counter() - started, "prerequisite_seconds": 0.0}
-    write_predictions(*training.result_key, training.data, logits)
-    write_training(training, {"costs": costs})
-
-
 def train_and_score(training: Training) -> None:
     """Trains on every process that accelerate started; the first one alone predicts and writes."""
     experiment, seed, run, splits = training.experiment, training.seed, training.run, training.data.splits
-    model, targets, prerequisite_seconds = load_start(training)
+    model, targets = load_start(training)
     before, is_first = None, this_process().is_main_process
     if is_first:
         before = predict(model, splits["validation"], label=f"{experiment.name}: before training").numpy()
@@ -270,25 +246,21 @@ def train_and_score(training: Training) -> None:
     save_model(model, run.model_dir(experiment.name, seed), run.profile, card, training.made_from)
     facts, labels = describe_model(training, model, history), training.data.labels("validation")
     facts["before_training"] = {"average_precision": average_precision(labels, before)}
-    facts["costs"]["prerequisite_seconds"] = prerequisite_seconds
     if experiment.name == "teacher":
         facts["gate"] = teacher_gate(labels, toxic_probability(before), toxic_probability(logits["validation"]))
-    write_training(training, facts)
+    write_result(training, facts)
     shutil.rmtree(run.checkpoint_dir(experiment.name, seed), ignore_errors=True)
 
 
-def load_start(training: Training) -> tuple[torch.nn.Module, TeacherTargets | None, float]:
-    """(model before training, its teacher's outputs if it is distilled, seconds that the teacher's part has taken)."""
-    state, teacher, targets, seconds = this_process(), None, None, 0.0
+def load_start(training: Training) -> tuple[torch.nn.Module, TeacherTargets | None]:
+    """The model before training, and its teacher's outputs if it is distilled."""
+    state, teacher, targets = this_process(), None, None
     if training.experiment.needs_teacher:
         teacher, result = load_teacher(training.seed, training.run, training.data)
-        seconds = result["costs"]["training_seconds"]
     if training.experiment.distil:
         with state.main_process_first():
-            targets, more_seconds = teacher_targets(training, teacher, result)
-        seconds += more_seconds
-    model = start_model(training.experiment, training.seed, training.run.profile, teacher)
-    return model.to(state.device), targets, seconds
+            targets = teacher_targets(training, teacher, result)
+    return start_model(training.experiment, training.seed, training.run.profile, teacher).to(state.device), targets
 
 
 def start_model(
@@ -312,8 +284,7 @@ def load_teacher(seed: int, run: Run, data: PreparedData | None = None) -> tuple
     `data` are the run's comments, if they have been read already. A teacher that has not been trained with the run's
     present settings is a MissingStage.
     """
-    wanted = Training(EXPERIMENTS["teacher"], seed, run, data or load_data(run))
-    result = finished_result(wanted)
+    result = finished_result(Training(EXPERIMENTS["teacher"], seed, run, data or load_data(run)))
     if result is None:
         raise MissingStage(
             f"run {run.name!r} has no teacher with seed {seed} yet: run 02_layer_distillation first (same PROFILE and "
@@ -322,8 +293,8 @@ def load_teacher(seed: int, run: Run, data: PreparedData | None = None) -> tuple
     return load_trained("teacher", seed, run).requires_grad_(False), result
 
 
-def teacher_targets(training: Training, teacher: torch.nn.Module, result: dict) -> tuple[TeacherTargets, float]:
-    """The teacher's outputs on the training rows, and the seconds their making took; computed once per run and seed.
+def teacher_targets(training: Training, teacher: torch.nn.Module, result: dict) -> TeacherTargets:
+    """The teacher's outputs on the training rows, computed once per run and seed.
 
     `result` is the teacher's. One that did not pass the gate is a TrainingError: its outputs are not worth imitating.
     """
@@ -335,15 +306,10 @@ def teacher_targets(training: Training, teacher: torch.nn.Module, result: dict) 
             "learned, so distilling it is refused. Train it longer, on more rows or at another rate"
         )
     made_from = fingerprint({"teacher": result["fingerprint"]})
-    targets = load_targets(directory, made_from)
-    if targets is None:
+    if not is_sealed(directory, made_from):
         with only_writer(training.run, f"targets-{training.seed}"):
             save_targets(teacher, training.data.splits["train"], directory, made_from)
-        targets = load_targets(directory, made_from)
-    return targets, read_json(directory / "time.json")["seconds"]
-
-
-# --- what is left on disk --------------------------------------------------------------------------------------------
+    return load_targets(directory)
 
 
 def describe_model(training: Training, model: torch.nn.Module, history: dict) -> dict:
@@ -362,10 +328,8 @@ def describe_model(training: Training, model: torch.nn.Module, history: dict) ->
         "parameters": total,
         "trainable_parameters": trainable,
         "training_loss": losses["hard"],  # cross-entropy, which every family has
-        "training_loss_total": losses["total"] if experiment.distil else None,
         "costs": {
             "training_seconds": history.pop("seconds"),
-            "peak_memory_bytes": history.pop("peak_memory_bytes"),
             "bytes": {"total": sum(sizes.values()), "to_ship": sum(sizes[name] for name in shipped)},
         },
         "history": history,
@@ -376,7 +340,7 @@ def describe_model(training: Training, model: torch.nn.Module, history: dict) ->
     return facts
 
 
-def write_training(training: Training, facts: dict) -> None:
+def write_result(training: Training, facts: dict) -> None:
     """Writes the result, which makes the experiment finished; its predictions have been written."""
     experiment, seed, profile = training.experiment, training.seed, training.run.profile
     result = {
@@ -388,11 +352,12 @@ def write_training(training: Training, facts: dict) -> None:
         "settings": experiment_settings(experiment, seed, profile),
         "inputs": experiment_inputs(experiment, seed, profile, training.data.fingerprint),
         "rows": {split: len(rows) for split, rows in training.data.splits.items()},
+        "versions": versions(),
+        "device": device_name(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "predictions_sha256": file_sha256(predictions_path(*training.result_key)),
     }
-    write_result(*training.result_key, result | facts)
-
-
-# --- without a notebook ----------------------------------------------------------------------------------------------
+    write_json(result_path(*training.result_key), result | facts)
 
 
 def in_order(names: list[str]) -> list[str]:
@@ -402,14 +367,12 @@ def in_order(names: list[str]) -> list[str]:
     return [name for name in EXPERIMENTS if name in names]
 
 
-@tells_errors(TrainingError)
+@tells_errors
 def main(arguments: list[str] | None = None) -> int:
     """Runs the stages of the notebooks 01 to 03 for the experiments asked for; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m helpers.experiments", description="Runs experiments of a run.")
     parser.add_argument("names", nargs="*", help="which experiments (default: the profile's)")
-    add_run_arguments(parser)
-    options = parser.parse_args(arguments)
-    use_run_arguments(options)
+    options = parse_run(parser, arguments)
     state = this_process()
     with state.main_process_first():
         run = open_run()

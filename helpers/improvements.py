@@ -4,9 +4,7 @@ A grid changes one thing at a time around its default. It trains on at most 1,50
 own, runs/<run>/grid/, and never sees the test set. The winners are then trained like a main experiment, with every seed
 of the run. An interrupted grid resumes.
 
-    python -m helpers.improvements                  every section, then the winners
-    python -m helpers.improvements layers hybrid    these sections alone
-    python -m helpers.improvements rates            the search for each family's learning rate
+    python -m helpers.improvements
 """
 
 from __future__ import annotations
@@ -20,10 +18,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from sklearn.metrics import average_precision_score
 
 from helpers.batches import predict, progress_bar
-from helpers.config import PROFILES, Profile, unknown
+from helpers.config import PROFILES, Profile
 from helpers.data import PreparedData
 from helpers.evaluation import Difference
 from helpers.experiments import EXPERIMENTS, Experiment, MissingStage, load_teacher, prepare, run_experiment
@@ -33,26 +30,17 @@ from helpers.results import Results, find_result, load_results, own_results, pub
 from helpers.runs import (
     PUBLISHED_RESULTS,
     Run,
-    add_run_arguments,
-    fingerprint,
     only_writer,
     open_run,
+    parse_run,
     read_json,
     tells_errors,
-    use_run_arguments,
     write_json,
 )
-from helpers.training import TrainingError
+from helpers.training import average_precision
 
 GRID_ROWS = 1_500
 TEMPERATURES, SOFT_WEIGHTS = (1.0, 2.0, 4.0, 8.0), (0.25, 0.5, 1.0)
-# The rates that each family tries, as multiples of the teacher's, and the experiments whose mean decides.
-RATES = {
-    "teacher": (("teacher",), (0.5, 1, 2)),
-    "student": (("odd", "even"), (0.5, 1, 2)),
-    "lora": (("lora",), (10, 30, 100)),
-}
-MORE_RATES = 3  # by so many a list is widened at most
 
 
 def grid_run(run: Run) -> Run:
@@ -63,9 +51,6 @@ def grid_run(run: Run) -> Run:
     profile = replace(run.profile, train_rows=rows, seeds=seeds)
     directory = run.directory / "grid"
     return replace(run, directory=directory, profile=profile, seeds=seeds, scored=("validation",), part="grid")
-
-
-# --- the grids as data -----------------------------------------------------------------------------------------------
 
 
 def varied(experiment: str, profile: Profile, title: str, **changes) -> Experiment:
@@ -87,7 +72,7 @@ def sections(profile: Profile, steps: Sequence[dict]) -> dict[str, list[Experime
     selections = {"spread": ("Spread layers", SPREAD_LAYERS), "merged": ("Means of neighbours", NEIGHBOURS)}
     for kept in (step["layers"] for step in steps if len(step["layers"]) == 6):
         selections["task_specific"] = ("Task-specific layers", tuple(kept))
-    slower = _rounded(profile.lora_learning_rate / 3)  # at the full rate adapters on all linear maps collapse
+    slower = float(f"{profile.lora_learning_rate / 3:.3g}")  # at the full rate adapters on all linear maps collapse
     return {
         "layers": [
             *(EXPERIMENTS[name] for name in ("odd", "even", "first_six", "last_six")),
@@ -107,9 +92,6 @@ def sections(profile: Profile, steps: Sequence[dict]) -> dict[str, list[Experime
         ],
         "hybrid": [EXPERIMENTS[name] for name in ("lora_6", "odd", "hybrid")],
     }
-
-
-# --- running a grid --------------------------------------------------------------------------------------------------
 
 
 def own_grids(run: Run) -> tuple[Results, dict[str, list[Experiment]]]:
@@ -157,50 +139,12 @@ def validated(results: Results, experiment: Experiment) -> float:
     return next(iter(results.by_name[experiment.name].values()))["validation"]["average_precision"]
 
 
-# --- learning rates --------------------------------------------------------------------------------------------------
-
-
-def search_rates(family: str, run: Run) -> dict[float, float]:
-    """Validation average precision by learning rate, rates rising; `family` is one of RATES.
-
-    A family of several experiments is judged by their mean. As long as the best rate stands at an edge of the list, the
-    list goes on beyond it, by MORE_RATES rates at most. The profile's rates are set by hand after the search.
-    """
-    names, multiples = RATES[family]
-    scores, pending = {}, [_rounded(multiple * run.profile.teacher_learning_rate) for multiple in multiples]
-    while pending:
-        for rate in pending:
-            tried = [varied(n, run.profile, f"{n} at {rate:g}", **{f"{family}_learning_rate": rate}) for n in names]
-            results = run_experiments(tried, grid_run(run))
-            scores[rate] = sum(validated(results, experiment) for experiment in tried) / len(tried)
-        pending = next_rate(scores) if len(scores) < len(multiples) + MORE_RATES else []
-    return dict(sorted(scores.items()))
-
-
-def next_rate(scores: dict[float, float]) -> list[float]:
-    """The rate beyond the edge where the best one stands, by the step that leads there; none if it stands inside."""
-    rates = sorted(scores)
-    best = max(rates, key=scores.get)
-    inner = {rates[0]: rates[1], rates[-1]: rates[-2]}
-    return [_rounded(best**2 / inner[best])] if best in inner else []
-
-
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.3g}")
-
-
-# --- which layers does this task need? -------------------------------------------------------------------------------
-
-
 def greedy_removal(run: Run) -> list[dict]:
     """Removes layers from the grid's teacher one by one, always the one whose loss costs least, until one is left.
 
     Nothing is trained: the validation cross-entropy of the remaining layers decides (after Sajjad et al. 2023,
-    arXiv:2004.03844, who compare such rankings with simply keeping the lower layers). It resumes where it stopped.
-
-    Returns:
-        One step each from 12 layers down to 1: `layers` (kept), `cross_entropy`, `average_precision`, `without` (the
-        cross-entropy that removing each of them would give), and `next` (the layers of the next step).
+    arXiv:2004.03844). Returns one step each from 12 layers down to 1: `layers` (kept), `cross_entropy`,
+    `average_precision`, `without` (the cross-entropy that removing each would give), and `next` (layers to go on with).
     """
     steps, grid = own_removal(run), grid_run(run)
     if steps and not steps[-1]["next"]:
@@ -214,7 +158,7 @@ def greedy_removal(run: Run) -> list[dict]:
         while layers:
             steps.append(_removal_step(teacher, layers, data))
             layers = steps[-1]["next"]
-            removal = {"fingerprint": _removal_fingerprint(result), "finished": not layers, "steps": steps}
+            removal = {"teacher": result["fingerprint"], "finished": not layers, "steps": steps}
             write_json(grid.results_dir / "greedy_removal.json", removal)
     return steps
 
@@ -231,14 +175,10 @@ def _removal_step(teacher: torch.nn.Module, layers: list[int], data: PreparedDat
     return {
         "layers": layers,
         "cross_entropy": float(hard_loss(logits, labels)),
-        "average_precision": float(average_precision_score(labels, logits[:, 1] - logits[:, 0])),
+        "average_precision": average_precision(labels, logits),
         "without": without,
         "next": [kept for kept in candidates if str(kept) != removed],
     }
-
-
-def _removal_fingerprint(teacher: dict) -> str:
-    return fingerprint({"stage": "greedy removal", "teacher": teacher["fingerprint"]})
 
 
 def own_removal(run: Run) -> list[dict]:
@@ -246,16 +186,13 @@ def own_removal(run: Run) -> list[dict]:
     grid = grid_run(run)
     teacher = find_result(grid, EXPERIMENTS["teacher"], grid.seeds[0])
     saved = read_json(grid.results_dir / "greedy_removal.json")
-    return saved["steps"] if teacher and saved and saved["fingerprint"] == _removal_fingerprint(teacher) else []
+    return saved["steps"] if teacher and saved and saved.get("teacher") == teacher["fingerprint"] else []
 
 
 def published_removal(profile: str) -> list[dict]:
     """The steps of greedy removal that are published for a profile; none where there are not any."""
     published = read_json(PUBLISHED_RESULTS / profile / "grid" / "greedy_removal.json")
     return published["steps"] if published else []
-
-
-# --- the winners, on test --------------------------------------------------------------------------------------------
 
 
 def winners(results: Results, tried: dict[str, list[Experiment]]) -> list[tuple[str, Experiment, Experiment]]:
@@ -287,45 +224,21 @@ def run_winners(run: Run) -> Results:
     return load_results(run, extra=chosen)
 
 
-# --- without a notebook ----------------------------------------------------------------------------------------------
-
-
-@tells_errors(TrainingError)
+@tells_errors
 def main(arguments: list[str] | None = None) -> int:
-    """Trains the sections asked for and prints their scores; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.improvements", description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", help="for instance layers, rates (default: all but rates, and winners)")
-    add_run_arguments(parser)
-    options = parser.parse_args(arguments)
-    use_run_arguments(options)
+    """Trains the grids and their winners and prints their validation scores; returns the exit code."""
+    parse_run(argparse.ArgumentParser(prog="python -m helpers.improvements"), arguments)
     run = open_run()
-    known = [*sections(run.profile, []), "rates"]
-    for asked in options.sections:
-        if not any(name.startswith(asked) for name in known):
-            raise ValueError(unknown("section", asked, known))
-    chosen = [name for name in known if name.startswith(tuple(options.sections))] or known[:-1]
-    if not options.sections and (missing := load_results(run).missing):  # better now than hours later
+    if missing := load_results(run).missing:  # better now than hours later
         names = ", ".join(sorted({name for name, _ in missing}))
         raise MissingStage(f"run {run.name!r} has no result of {names} yet: `make run` first (same PROFILE)")
-    for name in chosen:
+    for name, tried in sections(run.profile, greedy_removal(run)).items():
         print(f"\n{name} (validation average precision, {run.data_label})", flush=True)
-        for title, scored in _section_scores(name, run).items():
-            print(f"{scored:.3f}  {title}", flush=True)
-    if not options.sections:
-        run_winners(run)
+        results = run_experiments(tried, grid_run(run))
+        for experiment in tried:
+            print(f"{validated(results, experiment):.3f}  {experiment.title}", flush=True)
+    run_winners(run)
     return 0
-
-
-def _section_scores(name: str, run: Run) -> dict[str, float]:
-    """Validation average precision by title; what is missing is trained first."""
-    if name == "rates":
-        found = {family: search_rates(family, run) for family in RATES}
-        return {f"{family} at {rate:g}": scored for family, scores in found.items() for rate, scored in scores.items()}
-    if name == "layers":
-        greedy_removal(run)
-    tried = sections(run.profile, own_removal(run))[name]
-    results = run_experiments(tried, grid_run(run))
-    return {experiment.title: validated(results, experiment) for experiment in tried}
 
 
 if __name__ == "__main__":

@@ -41,11 +41,8 @@ def copy_layers(teacher: torch.nn.Module, layers: Sequence[int]) -> torch.nn.Mod
 
     Tensors are copied, never modules: a shared module would let training the student train the teacher. The student
     has the teacher's type, is in eval mode, and its config records where its layers came from (`teacher_layers`). The
-    teacher is untouched. After DistilBERT (Sanh et al. 2019, arXiv:1910.01108), which took every other layer.
-
-    Raises:
-        ValueError: a layer that the teacher does not have, a repeated one, or none.
-        TypeError: a model whose layers do not stand in `base_model.encoder.layer`.
+    teacher is untouched. After DistilBERT (Sanh et al. 2019, arXiv:1910.01108), which took every other layer. Raises
+    ValueError for a layer that the teacher does not have, a repeated one, or none.
     """
     check_layers(layers, len(encoder_layers(teacher)))
     config = copy.deepcopy(teacher.config)
@@ -91,22 +88,13 @@ def source_name(student_name: str, layers: Sequence[int]) -> str:
 
 
 def copied_tensors(student: torch.nn.Module, teacher: torch.nn.Module, layers: Sequence[int]) -> list[dict]:
-    """The proof of a copy: where tensors came from, how many are equal, and how many share storage.
-
-    One row per student layer, counted from 1, and one for what is outside: embeddings, pooler, classifier.
-    """
+    """The proof of a copy: where each student layer came from, and how many tensors are equal, and share storage."""
     mine, theirs = student.state_dict(), teacher.state_dict()
     places = {name: int(match["index"]) + 1 if (match := LAYER_NAME.match(name)) else "outside" for name in mine}
     rows = []
     for place, layer in [*enumerate(layers, start=1), ("outside", "outside")]:
         pairs = [(mine[name], theirs[source_name(name, layers)]) for name in mine if places[name] == place]
-        rows.append(
-            {
-                "student layer": place,
-                "teacher layer": layer,
-                "tensors": len(pairs),
-                "equal": sum(torch.equal(here, there) for here, there in pairs),
-                "shared": sum(here.data_ptr() == there.data_ptr() for here, there in pairs),
-            }
-        )
+        row = {"student layer": place, "teacher layer": layer, "tensors": len(pairs)}
+        row["equal"] = sum(torch.equal(here, there) for here, there in pairs)
+        rows.append(row | {"shared": sum(here.data_ptr() == there.data_ptr() for here, there in pairs)})
     return rows

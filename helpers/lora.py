@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from helpers.models import encoder_layers, lora_targets
+from helpers.models import lora_targets
 from helpers.runs import file_sha256, read_json, write_json
 
 # peft asks transformers by an older name of a property; nothing a reader could act on
@@ -51,21 +51,6 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     return sum(p.numel() for _, p in named), sum(p.numel() for _, p in named if p.requires_grad)
 
 
-def lora_parameters(model: torch.nn.Module, rank: int, targets: list[str] | None = None) -> int:
-    """The number of parameters that LoRA trains in a plain (adapterless) model, by formula.
-
-    Σ over the target matrices of r·(in + out), plus the classifier. bert-base, r = 8, query and value, two labels:
-    12 layers · 2 · 8 · (768 + 768) + 768 · 2 + 2 = 296,450, and 148,994 with 6 layers.
-    """
-    names = tuple(f".{target}" for target in targets or lora_targets(model))
-    adapters = sum(
-        rank * (module.in_features + module.out_features)
-        for name, module in encoder_layers(model).named_modules()
-        if name.endswith(names) and isinstance(module, torch.nn.Linear)
-    )
-    return adapters + sum(p.numel() for p in model.classifier.parameters())
-
-
 def save_adapter(model: PeftModel, directory: Path) -> None:
     """Saves the base as it was before the adapters came, the adapters and the classifier into one folder (safetensors).
 
@@ -87,9 +72,7 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
 def load_adapter(directory: Path) -> PeftModel:
     """The saved adapter on the base it was trained on, from one folder; in eval mode.
 
-    Raises:
-        FileNotFoundError: no adapter there, or its base is gone.
-        ValueError: the base's weights are not the ones the adapter was trained on.
+    Raises FileNotFoundError if adapter or base is gone, and ValueError if it is not the base it was trained on.
     """
     base, weights = read_json(directory / "base.json"), directory / "model.safetensors"
     if base is None:
@@ -104,9 +87,9 @@ def load_adapter(directory: Path) -> PeftModel:
     return PeftModel.from_pretrained(model, directory).eval()
 
 
-def merge_adapters(model: PeftModel) -> torch.nn.Module:
-    """A plain model with the adapters added into its weights: the same outputs, no cost at inference.
+def merge_adapters(model: torch.nn.Module) -> torch.nn.Module:
+    """A plain model with the adapters, if there are any, added into its weights: the same outputs at no extra cost.
 
     The model that is given keeps its adapters.
     """
-    return copy.deepcopy(model).merge_and_unload().eval()
+    return copy.deepcopy(model).merge_and_unload().eval() if isinstance(model, PeftModel) else model

@@ -40,10 +40,8 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     """T² · KL(teacher ‖ student), both softened by the temperature T; logits (B, C), batch mean.
 
     Dividing logits by T shrinks the gradient by T² (Hinton et al. 2015, arXiv:1503.02531, section
-    2.1). The factor T² undoes it, so that the balance with the hard loss does not move with T.
-
-    Raises:
-        ValueError: temperature not above 0, or logits of different shapes.
+    2.1). The factor T² undoes it, so that the balance with the hard loss does not move with T. Raises ValueError for a
+    temperature not above 0, or logits of different shapes.
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} is not allowed; give a number above 0")

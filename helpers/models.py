@@ -152,9 +152,7 @@ PRETRAINED = {row.name: row for row in (_MINILM, _MPNET, _BERT_BASE, _TINY)}
 def find_pretrained(name: str) -> Pretrained:
     """The row of that name with the `directory` of its files, whose weights are checked by their SHA-256.
 
-    Raises:
-        ValueError: unknown name, or weights that are not the published ones.
-        FileNotFoundError: its package is not installed, or the hub cannot be reached.
+    Raises ValueError for other weights, and FileNotFoundError without its package, or without the hub.
     """
     row = _row(name)
     try:

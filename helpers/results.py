@@ -156,9 +156,6 @@ def verdict_table(verdicts: dict[str, Difference]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=VERDICT_COLUMNS)
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
 def read_results(directory: Path) -> Results:
     """The results of a folder, known experiments first and in the order of EXPERIMENTS."""
     names = [path.stem.rpartition("-") for path in directory.glob("*-*.json")]
@@ -228,9 +225,6 @@ def published_dir(run: Run) -> Path:
     return PUBLISHED_RESULTS / run.profile.name / run.part
 
 
-# --- the comparison --------------------------------------------------------------------------------------------------
-
-
 def comparison_table(results: Results) -> pd.DataFrame:
     """One row per experiment: the mean over its seeds, and `_sd` columns where there are several; no times.
 
@@ -238,8 +232,7 @@ def comparison_table(results: Results) -> pd.DataFrame:
     """
     columns = {name: name for name in ("parameters", "trainable_parameters", "training_loss")}
     columns |= {f"test.{metric}": metric for metric in METRICS}
-    columns |= {"costs.peak_memory_bytes": "peak_memory_bytes", "costs.bytes.total": "bytes"}
-    columns |= {"costs.bytes.to_ship": "bytes_to_ship"}
+    columns |= {"costs.bytes.total": "bytes", "costs.bytes.to_ship": "bytes_to_ship"}
     columns |= {f"validation.{metric}": f"validation_{metric}" for metric in METRICS}
     rows = []
     for name, by_seed in results.by_name.items():
@@ -269,9 +262,6 @@ def write_comparison(results: Results, directory: Path) -> pd.DataFrame:
     table = comparison_table(results)
     write_file(directory / "comparison.csv", lambda temporary: table.to_csv(temporary, index=False))
     return table
-
-
-# --- costs -----------------------------------------------------------------------------------------------------------
 
 
 def benchmark() -> dict:
@@ -317,10 +307,3 @@ def cost_table(results: Results | None = None) -> pd.DataFrame:
     table = model_costs(results or published_results()).set_index("experiment").reindex(["teacher", "odd", "lora"])
     table["model"] = ["Teacher", "Six-layer student", "LoRA"]
     return table.set_axis(["teacher", "student", "lora"])[["model", *COSTS]]
-
-
-def scores_and_costs(results: Results) -> pd.DataFrame:
-    """`model_costs`, with the 95 % interval of the test average precision, `low` to `high`."""
-    table = model_costs(results)
-    ends = [results.intervals(name)["average_precision"] for name in table["experiment"]]
-    return table.assign(**pd.DataFrame(ends, columns=["low", "high"]))

@@ -33,13 +33,9 @@ PUBLISHED_RESULTS = ROOT / "results"
 KAGGLE_NAME = "jigsaw-toxic-comment-classification-challenge"
 KAGGLE_PAGE = f"https://www.kaggle.com/c/{KAGGLE_NAME}/data"
 KAGGLE_MOUNTS = (Path("/kaggle/input/competitions", KAGGLE_NAME), Path("/kaggle/input", KAGGLE_NAME))  # new, older
+DATA_LABELS = {"jigsaw": "Jigsaw", "hub": "Jigsaw", "sample": "synthetic comments, not Jigsaw"}
+DATA_LABELS |= {"separable": "separable test data, not Jigsaw"}
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "scikit-learn", "numpy", "pandas")
-
-
-def data_label(data_source: str) -> str:
-    """What every table and figure says about comments of this source."""
-    invented = {"sample": "synthetic comments, not Jigsaw", "separable": "separable test data, not Jigsaw"}
-    return ({"jigsaw": "Jigsaw", "hub": "Jigsaw"} | invented)[data_source]
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,8 @@ class Run:
 
     @property
     def data_label(self) -> str:
-        return data_label(self.data_source)
+        """What every table and figure says about the comments."""
+        return DATA_LABELS[self.data_source]
 
     @property
     def data_dir(self) -> Path:
@@ -86,18 +83,12 @@ class Run:
         return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
-# --- opening a run ---------------------------------------------------------------------------------------------------
-
-
 def open_run(profile: str | None = None, name: str | None = None) -> Run:
     """The run that the arguments, or the variables PROFILE and RUN, ask for; its folder is made.
 
     A run that exists keeps its profile and comments. Without a name it is called <profile>-<data source>, for instance
-    base-jigsaw. SEEDS takes the profile's seeds in pieces ("1", then "2") or adds some ("1,2,3").
-
-    Raises:
-        ValueError: unknown profile, a name that is no folder's, or the run has another profile or other comments.
-        FileNotFoundError: no data where it was said to be, or none at all for a profile that needs real comments.
+    base-jigsaw. SEEDS takes the profile's seeds in pieces ("1", then "2") or adds some ("1,2,3"). Raises ValueError for
+    an unknown profile, a name that is no folder's, and a run that was made with another profile or other comments.
     """
     name = name or os.environ.get("RUN") or None
     if name and not re.fullmatch(r"\w[\w.-]*", name):
@@ -172,35 +163,26 @@ def find_data_source(
     return profile.data_without_files, None
 
 
-def trained_runs(name: str | None = None) -> list[Path]:
-    """The folders of the runs (or of that one) with models: first those with a comparison, then those trained last."""
+def find_finished_run(name: str | None = None) -> Run:
+    """The run of that name, or of the variable RUN; else the newest of the PROFILE, one with a comparison if there is.
+
+    Raises FileNotFoundError if no run has models, and ValueError if it was made with another PROFILE than is asked for.
+    """
+    name, profile = name or os.environ.get("RUN") or None, os.environ.get("PROFILE") or "auto"
     found = []
     for path in (ROOT / "runs").glob(f"{name or '*'}/run.json"):
         times = [trained.stat().st_mtime for trained in path.parent.glob("models/*/fingerprint.json")]
-        if times and read_json(path):
-            found.append(((path.parent / "results" / "comparison.csv").is_file(), max(times), path.parent))
-    return [folder for *_, folder in sorted(found, reverse=True)]
-
-
-def find_finished_run(name: str | None = None) -> Run:
-    """The run of that name, or of the variable RUN, or the first of `trained_runs` with the PROFILE that is set.
-
-    Raises:
-        FileNotFoundError: no run has models; the message says how to make one.
-        ValueError: the run was made with another profile than the variable PROFILE asks for.
-    """
-    name, profile = name or os.environ.get("RUN") or None, os.environ.get("PROFILE") or "auto"
-    for folder in trained_runs(name):
-        if name or profile in ("auto", read_facts(folder.name)["profile"]):
-            return open_run(name=folder.name)
+        facts = read_json(path)
+        if times and facts and (name or profile in ("auto", facts["profile"])):
+            compared = (path.parent / "results" / "comparison.csv").is_file()
+            found.append((compared, max(times), path.parent.name))
+    if found:
+        return open_run(name=max(found)[-1])
     where = f"run {name!r} has" if name else "there are"
     raise FileNotFoundError(
         f"{where} no trained models: `make run` trains them on synthetic comments (15 minutes on 2 CPU "
         "cores), `make run JIGSAW_DIR=…` on the real ones; in a notebook, 01 to 03 do"
     )
-
-
-# --- files that are whole or not there -------------------------------------------------------------------------------
 
 
 def fingerprint(settings: dict) -> str:
@@ -265,8 +247,11 @@ def is_disk_error(error: Exception) -> bool:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which then takes the place of `path`; an OSError leaves what stood there as is."""
+def new_directory(path: Path, made_from: str | None = None) -> Iterator[Path]:
+    """A temporary folder to fill, which then takes the place of `path`; an OSError leaves what stood there as is.
+
+    With `made_from` it is sealed: fingerprint.json says what it was made from, and each file's SHA-256.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_by_a_killed_process in path.parent.glob(f"{path.name}.*.tmp"):
         shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
@@ -274,6 +259,10 @@ def new_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        if made_from:
+            files = {file.relative_to(temporary).as_posix(): file for file in temporary.rglob("*") if file.is_file()}
+            hashes = {name: file_sha256(file) for name, file in sorted(files.items())}
+            write_json(temporary / "fingerprint.json", {"fingerprint": made_from, "files": hashes})
         if path.exists():
             os.replace(path, replaced)
         os.replace(temporary, path)
@@ -286,17 +275,10 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def seal(directory: Path, made_from: str) -> None:
-    """Ends the writing of a folder: fingerprint.json says what it was made from, and each file's SHA-256."""
-    paths = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != "fingerprint.json"]
-    files = {path.relative_to(directory).as_posix(): file_sha256(path) for path in paths}
-    write_json(directory / "fingerprint.json", {"fingerprint": made_from, "files": files})
-
-
-def is_sealed(directory: Path, made_from: str) -> bool:
+def is_sealed(directory: Path, made_from: str | None = None) -> bool:
     """Whether the folder was made from this, and each of its files is as it was written; if not, the file is named."""
-    sealed = read_json(directory / "fingerprint.json") or {}
-    if sealed.get("fingerprint") != made_from or "files" not in sealed:
+    sealed = read_json(directory / "fingerprint.json")
+    if not sealed or made_from not in (None, sealed["fingerprint"]):
         return False
     return all(is_whole(directory / name, sha256) for name, sha256 in sealed["files"].items())
 
@@ -309,9 +291,6 @@ def is_whole(path: Path, sha256: str | None) -> bool:
     return whole
 
 
-# --- one writer ------------------------------------------------------------------------------------------------------
-
-
 class RunInUse(OSError):
     """Another process is writing the same thing; the message says which process."""
 
@@ -321,10 +300,7 @@ def only_writer(run: Run, name: str = "data") -> Iterator[None]:
     """Holds a lock while the block makes `name`, for instance a model, 'odd-1'; others may be made at the same time.
 
     It lies beside the run's folder, which a stage that fails leaves as it was. The system lets go of it when its
-    process ends, however it ends. A file system without locks has none.
-
-    Raises:
-        RunInUse: another process holds it.
+    process ends, however it ends. A file system without locks has none. Raises RunInUse if another process holds it.
     """
     lock_path = run.directory.parent / f".{run.directory.name}" / f"{name}.lock"
     lock_path.parent.mkdir(parents=True, exist_ok=True)
@@ -347,45 +323,37 @@ def only_writer(run: Run, name: str = "data") -> Iterator[None]:
         yield
 
 
-# --- commands --------------------------------------------------------------------------------------------------------
+def tells_errors(main: Callable[..., int]) -> Callable[..., int]:
+    """A command's main that ends a ValueError or OSError with one line and exit code 2, and Ctrl-C with 130."""
+
+    @functools.wraps(main)
+    def told(*arguments) -> int:
+        try:
+            return main(*arguments)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\nstopped; run the same command again to resume", file=sys.stderr)
+            return 130
+
+    return told
 
 
-def tells_errors(*more: type[Exception]) -> Callable:
-    """For a command's main: an error that a person can act on becomes one line on stderr, and the exit code 2.
+def parse_run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Parses a command line that also says which run it works on.
 
-    That is a ValueError, an OSError, or one of `more`; anything else keeps its traceback. Ctrl-C gives the code 130.
+    That goes where `open_run` and a notebook's kernel look for it: into the environment.
     """
-
-    def decorate(main: Callable[..., int]) -> Callable[..., int]:
-        @functools.wraps(main)
-        def told(*arguments) -> int:
-            try:
-                return main(*arguments)
-            except (ValueError, OSError, *more) as error:
-                print(f"error: {error}", file=sys.stderr)
-                return 2
-            except KeyboardInterrupt:
-                print("\nstopped; run the same command again to resume", file=sys.stderr)
-                return 130
-
-        return told
-
-    return decorate
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which run a command works on; `use_run_arguments` takes them."""
     parser.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: colab with a GPU, else quick)")
     parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
     parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
     parser.add_argument("--seeds", help="the seeds to run now, for instance 1 or 1,2,3 (default: the profile's)")
-
-
-def use_run_arguments(options: argparse.Namespace) -> None:
-    """Puts them where `open_run` looks, and a notebook's kernel too: into the environment."""
+    options = parser.parse_args(arguments)
     for name in ("profile", "run", "jigsaw_dir", "seeds"):
         if getattr(options, name):
             os.environ[name.upper()] = getattr(options, name)
+    return options
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,6 @@ has every metric there is now.
 from __future__ import annotations
 
 import functools
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +15,20 @@ import pandas as pd
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from helpers.batches import device_name, this_process
+from helpers.batches import this_process
 from helpers.config import Profile
 from helpers.data import PreparedData
 from helpers.evaluation import best_threshold, score, toxic_probability
 from helpers.lora import load_adapter, save_adapter
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import Run, file_sha256, is_whole, new_directory, read_json, seal, versions, write_file, write_json
+from helpers.runs import (
+    Run,
+    file_sha256,
+    is_whole,
+    new_directory,
+    read_json,
+    write_file,
+)
 
 LOGITS = ["logit_clean", "logit_toxic"]
 # The one model whose threshold is not searched on validation: it never says 'toxic'.
@@ -41,14 +47,11 @@ class Predictions(NamedTuple):
     logits: np.ndarray
 
 
-# --- models ----------------------------------------------------------------------------------------------------------
-
-
 def save_model(model: torch.nn.Module, directory: Path, profile: Profile, card: str, made_from: str) -> None:
     """Saves all that others need to use the model: weights, base, labels, tokenizer, and a model card."""
     tokenizer = load_tokenizer(find_pretrained(profile.pretrained))
     tokenizer.model_max_length = profile.max_length
-    with new_directory(directory) as temporary:
+    with new_directory(directory, made_from) as temporary:
         if hasattr(model, "peft_config"):
             save_adapter(model, temporary)
             card += "\nThe adapter lies beside its base. Needs `pip install peft`: without it the base alone answers.\n"
@@ -56,29 +59,18 @@ def save_model(model: torch.nn.Module, directory: Path, profile: Profile, card: 
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        seal(temporary, made_from)
 
 
 def model_card(title: str, data: str, rows: dict[str, int], max_length: int, scores: dict) -> str:
-    """README.md of a model's folder, in Markdown: what it learned from, how well it does, what it must not be used for.
-
-    `scores` are those of predicted_scores; without a test score the card says that there is none.
-    """
-    measured = "- **Scores:** not measured on test."
-    if "test" in scores:
-        named = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores["test"].items())
-        measured = (
-            f"- **Scores on {rows['test']:,} test comments,** at the threshold {scores['threshold']:.3f} "
-            f"that validation chose (`threshold` in config.json): {named}. Precision, recall and F1 are those of the "
-            "toxic class."
-        )
+    """README.md of a model's folder: what it learned from, how well it does, and what it must not be used for."""
+    named = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.get("test", {}).items())
     return f"""# {title}
 
 Calls a comment `toxic` or `not toxic`. Made by a coursework on cheaper models than a 12-layer BERT.
 
-- **Data:** {data}; {rows["train"]:,} training comments, {rows["validation"]:,} to choose the epoch and the \
-threshold by. English comments from Wikipedia's talk pages.
-{measured}
+- **Data:** {data}; {rows["train"]:,} training comments, in English, from Wikipedia's talk pages.
+- **Test scores:** {named or "not measured"}. Precision, recall and F1 are those of the toxic class, at the threshold \
+{scores["threshold"]:.3f} that validation chose (`threshold` in config.json).
 - **Limits:** it errs often, above all on comments unlike its training data, and it flags harmless ones \
 that name identities. It reads {max_length} tokens. Do not moderate anybody with it.
 
@@ -97,22 +89,16 @@ def load_trained(name: str, seed: int, run: Run) -> torch.nn.Module:
     A model that is not there, or of which a file is gone or damaged, is a MissingStage.
     """
     directory = run.model_dir(name, seed)
-    sealed = read_json(directory / "fingerprint.json")
-    files = sealed["files"].items() if sealed else []
-    broken = [part for part, sha256 in files if not is_whole(directory / part, sha256)]
-    if broken or not sealed:
+    files = (read_json(directory / "fingerprint.json") or {"files": {"fingerprint.json": None}})["files"]
+    if broken := [part for part, sha256 in files.items() if not is_whole(directory / part, sha256)]:
         raise MissingStage(
-            f"run {run.name!r} has no whole model {name} with seed {seed} (missing or damaged: "
-            f"{', '.join(broken) or 'fingerprint.json'}): run the notebook that trains it, or "
-            f"`python -m helpers.experiments {name} --seeds {seed}`"
+            f"run {run.name!r} has no whole model {name} with seed {seed} (missing or damaged: {', '.join(broken)}): "
+            f"run the notebook that trains it, or `python -m helpers.experiments {name} --seeds {seed}`"
         )
     if (directory / "base.json").is_file():
         return load_adapter(directory).to(this_process().device)
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
     return model.eval().to(this_process().device)
-
-
-# --- predictions and results -----------------------------------------------------------------------------------------
 
 
 def result_path(directory: Path, name: str, seed: int) -> Path:
@@ -159,14 +145,3 @@ def write_predictions(directory: Path, name: str, seed: int, data: PreparedData,
         frames.append(pd.DataFrame(rows | dict(zip(LOGITS, values.astype("float32").T, strict=True))))
     write_file(path, lambda temporary: pd.concat(frames).to_parquet(temporary, index=False))
     return predicted_scores(path, file_sha256(path), FIXED_THRESHOLDS.get(name))
-
-
-def write_result(directory: Path, name: str, seed: int, facts: dict) -> None:
-    """Writes a result's JSON: the facts, and on what, when and beside which predictions it was made."""
-    result = facts | {
-        "versions": versions(),
-        "device": device_name(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "predictions_sha256": file_sha256(predictions_path(directory, name, seed)),
-    }
-    write_json(result_path(directory, name, seed), result)

@@ -31,19 +31,17 @@ from helpers.batches import (
     cls_states,
     make_accelerator,
     on_gpu,
-    peak_memory_bytes,
     predict,
     progress_bar,
-    reset_peak_memory,
     token_lengths,
 )
 from helpers.losses import Outputs, distillation_loss, hard_loss
-from helpers.runs import fingerprint, is_sealed, new_directory, read_json, seal, write_json
+from helpers.runs import fingerprint, is_sealed, new_directory, read_json, write_json
 
 LOG_STEPS = 20  # the losses of so many steps are read at once: each reading makes the host wait for the GPU
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ValueError):
     """Training cannot go on; the message says why and what to change."""
 
 
@@ -77,9 +75,6 @@ def average_precision(labels: torch.Tensor, logits: torch.Tensor) -> float:
     return float(average_precision_score(labels, logits[:, 1] - logits[:, 0]))
 
 
-# --- the loop --------------------------------------------------------------------------------------------------------
-
-
 def train(
     model: torch.nn.Module,
     splits: dict[str, Dataset],
@@ -92,9 +87,8 @@ def train(
 
     With `targets` it is distilled. With `checkpoints` an interrupted training resumes after its last whole epoch, and
     on a CPU ends with the same weights to the bit. Returns the history: `steps` (a loss per step, by part), `epochs`
-    (training means, validation cross-entropy and average precision), `best_epoch` (from 1), `seconds` and
-    `peak_memory_bytes`. Raises TrainingError if the loss or a validation logit becomes infinite or NaN; the last
-    checkpoint is kept.
+    (training means, validation cross-entropy and average precision), `best_epoch` (from 1) and `seconds`. Raises
+    TrainingError if the loss or a validation logit becomes infinite or NaN; the last checkpoint is kept.
     """
     accelerator = make_accelerator()
     shared = accelerator.num_processes > 1  # a short batch cannot be shared evenly
@@ -105,7 +99,6 @@ def train(
     history, best = load_checkpoint(checkpoints, settings, accelerator)
     first_epoch, steps = len(history["epochs"]), len(batches)
     total_steps = settings.epochs * steps
-    reset_peak_memory()
     quiet = not accelerator.is_main_process
     with progress_bar(total=total_steps, initial=first_epoch * steps, desc=label, unit="step", disable=quiet) as bar:
         for epoch in range(first_epoch, settings.epochs):
@@ -227,15 +220,11 @@ def record_epoch(model, rows: Dataset, history: dict, accelerator: Accelerator) 
     history["epochs"].append({"epoch": number, "training": training, "validation": scores})
     by_epoch = [record["validation"]["average_precision"] for record in history["epochs"]]
     history["best_epoch"] = 1 + int(np.argmax(by_epoch))  # of equals the first
-    history["peak_memory_bytes"] = max(history["peak_memory_bytes"], peak_memory_bytes())
 
 
 def trainable_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the trained weights, on the CPU; the frozen ones do not change."""
     return {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
-
-
-# --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 def checkpoint_key(checkpoints: Checkpoints, settings: TrainingSettings, accelerator: Accelerator) -> str:
@@ -249,14 +238,14 @@ def save_checkpoint(checkpoints: Checkpoints | None, settings, accelerator: Acce
     if checkpoints is None or not accelerator.is_main_process:
         return
     name = f"epoch-{len(history['epochs'])}"
-    with new_directory(checkpoints.directory / name) as temporary:
+    made_from = checkpoint_key(checkpoints, settings, accelerator)
+    with new_directory(checkpoints.directory / name, made_from) as temporary:
         try:
             accelerator.save_state(str(temporary))
         except RuntimeError as error:  # what torch.save makes of a full disk
             raise OSError(f"the checkpoint {name} could not be written; is the disk full? ({error})") from error
         save_file(best, temporary / "best.safetensors")
         write_json(temporary / "history.json", history)
-        seal(temporary, checkpoint_key(checkpoints, settings, accelerator))
     for other in checkpoints.directory.iterdir():
         if other.name != name:
             shutil.rmtree(other, ignore_errors=True)
@@ -280,4 +269,4 @@ def load_checkpoint(checkpoints: Checkpoints | None, settings, accelerator: Acce
             accelerator.print(f"the checkpoint {folder.name} cannot be loaded ({error}); training begins anew")
             for state, first in zip(states, before, strict=True):
                 state.load_state_dict(first)
-    return {"steps": {}, "epochs": [], "best_epoch": None, "seconds": 0.0, "peak_memory_bytes": 0}, {}
+    return {"steps": {}, "epochs": [], "best_epoch": None, "seconds": 0.0}, {}

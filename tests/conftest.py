@@ -104,7 +104,7 @@ def run_module(module: str, *arguments: str, cwd: Path = helpers.runs.ROOT) -> s
 
 @pytest.fixture(autouse=True)
 def restored_environment() -> Iterator[None]:
-    """What a command's options put into the environment (`use_run_arguments`) does not reach the next test."""
+    """What a command's options put into the environment (`parse_run`) does not reach the next test."""
     with patch.dict(os.environ):
         yield
 

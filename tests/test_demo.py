@@ -1,15 +1,11 @@
 """The demo's models say what the run's results say, whatever is typed; its page stays on this machine."""
 
-import copy
-import csv
 import shutil
 from dataclasses import replace
 
 import gradio as gr
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from conftest import ODD_COMMENTS
 
 import helpers.runs
@@ -23,7 +19,6 @@ from helpers.demo import (
     launch,
     load_models,
     main,
-    score_upload,
     side_by_side,
     word_changes,
 )
@@ -34,23 +29,21 @@ from helpers.runs import find_finished_run
 HOSTILE = ODD_COMMENTS | {"lone surrogates": "a \ud800 b\udfff"}
 
 
+@pytest.fixture
+def knows_bad(models, monkeypatch) -> TrainedModel:
+    """A model that calls a comment toxic if the word `bad` is in its first 16 tokens, and for nothing else."""
+    tokenizer = models["odd"].classify.tokenizer
+
+    def probabilities(_, comments):
+        return np.array([0.982 if "bad" in tokenizer.tokenize(text)[:14] else 0.018 for text in comments])
+
+    monkeypatch.setattr(TrainedModel, "probabilities", probabilities)
+    return models["odd"]
+
+
 @pytest.fixture(scope="module")
 def models(finished_run) -> dict[str, TrainedModel]:
     return load_models(finished_run)
-
-
-@pytest.fixture(scope="module")
-def knows_bad(models) -> TrainedModel:
-    """A model that calls a comment toxic if the word `bad` is in its first 16 tokens, and for nothing else."""
-    tokenizer = copy.deepcopy(models["odd"].tokenizer)
-    tokenizer.model_max_length = 16
-    [_, bad, _] = tokenizer("bad")["input_ids"]
-
-    def call(input_ids, attention_mask):
-        found = (input_ids == bad).any(dim=1).float()
-        return torch.stack([torch.zeros_like(found), 8 * found - 4], dim=1)
-
-    return replace(models["odd"], call=call, tokenizer=tokenizer, threshold=0.5)
 
 
 # --- the models ------------------------------------------------------------------------------------------------------
@@ -151,12 +144,6 @@ def test_the_word_that_makes_it_toxic_has_the_largest_change(knows_bad):
     assert changes["a"] == changes["day"] == 0
 
 
-def test_words_that_change_nothing_are_not_coloured(knows_bad):
-    text, pieces = judge(knows_bad, "a nice day")
-    assert "No single word changes" in text
-    assert {colour for _, colour in pieces} == {None}
-
-
 def test_what_the_model_does_not_read_is_said(knows_bad):
     _, pieces = judge(knows_bad, "nice " * 40 + "bad")
     assert pieces[-1][0].endswith("[not read: only 16 tokens are]")
@@ -179,26 +166,6 @@ def test_every_model_stands_in_the_table_with_finite_numbers_whatever_is_typed(m
         table = side_by_side(models, text)
         assert len(table) == (len(models) if text.strip() else 0)
         assert np.isfinite(table[["probability", "threshold", "milliseconds"]].to_numpy(dtype=float)).all()
-
-
-def test_an_uploaded_file_comes_back_scored_in_its_order(models, tmp_path):
-    source = tmp_path / "in.csv"
-    with open(source, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["id", "comment_text"], *ODD_COMMENTS.items()])
-    text, scored = score_upload(models["lora"], str(source))
-    rows = pd.read_csv(scored)
-    assert f"scored {len(ODD_COMMENTS)} comments" in text
-    assert rows["id"].tolist() == list(ODD_COMMENTS)
-    expected = models["lora"].probabilities(list(ODD_COMMENTS.values()))
-    assert rows["probability"].tolist() == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_file_that_cannot_be_scored_is_explained_and_its_header_escaped(models, tmp_path):
-    source = tmp_path / "in.csv"
-    source.write_text("id,<img src=x onerror=alert(1)>\n1,hello\n")
-    with pytest.raises(gr.Error, match=r"must name comment_text once.*&lt;img") as caught:
-        score_upload(models["odd"], str(source))
-    assert "<img" not in str(caught.value)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import pytest
 import scipy.special
 from scipy import stats
 from sklearn import metrics
-from sklearn.calibration import calibration_curve
 from statsmodels.stats.multitest import multipletests
 
 from helpers.evaluation import (
@@ -21,17 +20,13 @@ from helpers.evaluation import (
     best_threshold,
     bootstrap_counts,
     bootstrap_scores,
-    calibration,
-    calibration_bins,
     difference,
     holm_verdicts,
     interval,
-    mcnemar_p,
     score,
     scores_of,
     teacher_gate,
     toxic_probability,
-    toxic_rows_needed,
 )
 
 
@@ -329,52 +324,4 @@ def test_where_half_is_toxic_the_gate_can_still_be_passed():
 # --- two models' errors ----------------------------------------------------------------------------------------------
 
 
-def test_mcnemars_p_value_is_the_binomial_tests_on_the_rows_that_one_model_alone_gets_right():
-    labels = np.zeros(40, dtype=int)
-    called_a, called_b = labels.copy(), labels.copy()
-    called_a[:3], called_b[3:14] = 1, 1  # 3 rows only b gets right, 11 only a, 5 neither, 21 both
-    called_a[20:25] = called_b[20:25] = 1
-    assert mcnemar_p(labels, called_a, called_b) == pytest.approx(stats.binomtest(3, 14).pvalue)
-    assert mcnemar_p(labels, called_a, called_a) == 1
-
-
-def test_the_rows_needed_are_those_of_connors_formula_worked_out_by_hand():
-    # one finds 5 % alone, the other 45 %: (1.960·√0.50 + 0.842·√(0.50 − 0.16))² / 0.16 = 22.01
-    assert toxic_rows_needed(gap=0.40, discordant=0.50) == 23
-
-
-def test_with_the_rows_needed_mcnemars_test_finds_the_gap_8_times_in_10():
-    gap, discordant = 0.05, 0.20
-    rows = toxic_rows_needed(gap, discordant)
-    shares = [(discordant + gap) / 2, (discordant - gap) / 2, 1 - discordant]
-    only_a, only_b, _ = np.random.default_rng(0).multinomial(rows, shares, size=20_000).T
-    statistic = (only_a - only_b) ** 2 / (only_a + only_b)
-    assert (statistic > stats.chi2.ppf(0.95, 1)).mean() == pytest.approx(0.8, abs=0.015)
-
-
-def test_a_gap_that_the_discordant_rows_cannot_hold_is_refused():
-    with pytest.raises(ValueError, match="discordant share"):
-        toxic_rows_needed(gap=0.05, discordant=0.04)
-
-
 # --- calibration -----------------------------------------------------------------------------------------------------
-
-
-def test_the_calibration_error_as_worked_out_by_hand():
-    probabilities = np.array([0.02, 0.02, 0.02, 0.02, 0.75, 0.75])
-    labels = np.array([0, 0, 0, 0, 1, 0])  # bin [0, 0.1): predicted 0.02, observed 0; bin [0.7, 0.8): 0.75 and 0.5
-    found = calibration(labels, probabilities)
-    assert found["calibration_error"] == pytest.approx((4 * 0.02 + 2 * 0.25) / 6)
-    assert found["brier"] == pytest.approx((4 * 0.02**2 + 0.25**2 + 0.75**2) / 6)
-
-
-def test_the_bins_equal_scikit_learns_calibration_curve():
-    found = calibration_bins(LABELS, GOOD)
-    observed, predicted = calibration_curve(LABELS, GOOD, n_bins=10, strategy="uniform")
-    assert found[["observed", "predicted"]].to_numpy() == pytest.approx(np.column_stack([observed, predicted]))
-    assert found[["rows", "toxic"]].sum().tolist() == [len(LABELS), LABELS.sum()]
-
-
-def test_an_edge_belongs_to_the_upper_bin_and_1_to_the_last():
-    found = calibration_bins(np.array([0, 1, 1, 1]), np.array([0.0, 0.5, 0.9, 1.0]))
-    assert found["rows"].to_dict() == {0: 1, 5: 1, 9: 2}

@@ -130,7 +130,7 @@ def test_all_experiments_have_fingerprints_of_their_own():
 
 
 def test_a_finished_experiment_is_not_made_again(finished_run, no_training, monkeypatch):
-    monkeypatch.setattr(experiments, "fit_baseline", None)
+    monkeypatch.setattr(experiments, "BASELINES", {})
     for name in SMOKE.experiments:
         assert run_experiment(name, 1, finished_run) == read_result(finished_run.results_dir, name, 1)
 
@@ -170,7 +170,7 @@ def test_damaged_data_is_never_used_and_made_again_alike(copied_run, finished_ru
 
 def test_comments_tokenised_for_another_model_are_not_trained_on(copied_run):
     changed = replace(copied_run, profile=replace(copied_run.profile, pretrained="all-mpnet-base-v2"))
-    with pytest.raises(FileNotFoundError, match="tokenised for tiny-random, not for all-mpnet-base-v2: run 01"):
+    with pytest.raises(FileNotFoundError, match="pretrained tiny-random, not all-mpnet-base-v2: run 01"):
         run_experiment("odd", 1, changed)
 
 
@@ -245,12 +245,9 @@ def test_a_result_has_the_keys_that_the_comparison_reads_and_no_latency(saved, f
         "device",
         "rows",
     }
-    of_trained = {"parameters", "trainable_parameters", "training_loss", "history", "before_training"}
-    costs = {"training_seconds", "prerequisite_seconds"}
+    of_trained = {"parameters", "trainable_parameters", "training_loss", "history", "before_training", "costs"}
     for name, result in saved.items():
-        trained = name in TRAINED
-        assert needed | (of_trained if trained else set()) <= result.keys()
-        assert result["costs"].keys() == costs | ({"peak_memory_bytes", "bytes"} if trained else set())
+        assert needed | (of_trained if name in TRAINED else set()) <= result.keys()
         scores = read_result(finished_run.results_dir, name, 1)
         assert set(METRICS) == scores["validation"].keys() == scores["test"].keys()
 
@@ -259,18 +256,6 @@ def test_training_loss_is_cross_entropy_at_the_epoch_whose_weights_are_kept(save
     for name in TRAINED:
         history = saved[name]["history"]
         assert saved[name]["training_loss"] == history["epochs"][history["best_epoch"] - 1]["training"]["hard"]
-
-
-def test_only_a_distilled_model_has_a_total_beside_its_cross_entropy(saved):
-    assert {name for name in TRAINED if saved[name]["training_loss_total"] is not None} == {"odd", "even"}
-
-
-def test_the_time_of_a_student_counts_its_teachers_as_prerequisite(saved):
-    before = {name: saved[name]["costs"]["prerequisite_seconds"] for name in TRAINED}
-    teacher = saved["teacher"]["costs"]["training_seconds"]
-    assert before["lora"] == before["teacher"] == 0
-    assert before["lora_6"] == before["odd_hard"] == teacher
-    assert before["odd"] > teacher  # and the teacher's outputs
 
 
 def test_an_adapter_is_shipped_without_a_base_that_everybody_has_and_with_one_of_this_task(saved, finished_run):

@@ -15,18 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 from conftest import no_run_named
 from jupyter_client.manager import start_new_kernel
 
 import helpers.runs
-from helpers.experiments import load_trained
-from helpers.export import score_file, write_exports
-from helpers.models import find_pretrained, load_tokenizer
 from helpers.plots import save_figure
 from helpers.results import load_results, write_comparison
-from helpers.runs import Run, read_json
+from helpers.runs import read_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 NAMES = ("teacher", "odd", "lora_6")
@@ -196,22 +192,10 @@ def test_a_full_disk_is_said_and_what_was_written_stays_valid(uninterrupted, tmp
     assert finished.items() <= finished_at(run_of(tmp_path)).items()
 
 
-def score_sample(run: Run, target: Path) -> None:
-    source, tokenizer = target.with_name("in.csv"), load_tokenizer(find_pretrained(run.profile.pretrained))
-    source.write_text("comment_text\nyou are kind\n", encoding="utf-8")
-    score_file(source, target, lambda input_ids, attention_mask: np.zeros((1, 2)), tokenizer, 0.5)
-
-
-def export(run: Run, target: Path) -> None:
-    write_exports(load_trained("odd", 1, run), target.parent, "made from")
-
-
 # What the stages above do not write: a file in the run's folder, and what writes it.
 LATER_FILES = {
     "results/comparison.csv": lambda run, target: write_comparison(load_results(run), run.results_dir),
     "figures/picture.png": lambda run, target: save_figure(plt.figure(), run.figures_dir, "picture"),
-    "scored/out.csv": score_sample,
-    "models/odd-1/onnx/model.onnx": export,
 }
 
 
@@ -290,7 +274,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 register_optimizer_step_post_hook(lambda *_: time.sleep(0.1))  # so that the interrupt comes while there are steps
 import helpers.experiments as experiments
 from helpers.data import prepare_data
-from helpers.models import find_pretrained, load_tokenizer
 run = helpers.runs.open_run("smoke")
 pretrained = find_pretrained("tiny-random")
 prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)

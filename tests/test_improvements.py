@@ -12,16 +12,13 @@ from helpers import experiments, improvements
 from helpers.config import PROFILES
 from helpers.experiments import EXPERIMENTS, experiment_fingerprint
 from helpers.improvements import (
-    RATES,
     greedy_removal,
     grid_differences,
     grid_run,
-    next_rate,
     own_grids,
     published_removal,
     run_experiments,
     run_winners,
-    search_rates,
     sections,
     varied,
     winners,
@@ -154,53 +151,6 @@ def test_differences_are_those_of_what_was_trained_against_the_first_of_it(grid)
     assert grid_differences(results, [EXPERIMENTS["even"]]) == {}
 
 
-# --- learning rates --------------------------------------------------------------------------------------------------
-
-
-def test_each_family_tries_three_rates_and_loras_reach_to_100_times_the_teachers():
-    assert {len(multiples) for _, multiples in RATES.values()} == {3}
-    assert {30, 100} <= set(RATES["lora"][1])
-
-
-@pytest.mark.parametrize(
-    ("scores", "following"),
-    [
-        ({1e-4: 0.5, 3e-4: 0.7, 1e-3: 0.6}, []),
-        ({1e-4: 0.5, 3e-4: 0.6, 9e-4: 0.7}, [2.7e-3]),
-        ({1e-4: 0.7, 2e-4: 0.6, 4e-4: 0.5}, [5e-5]),
-    ],
-    ids=["inside", "at the upper edge", "at the lower edge"],
-)
-def test_a_list_goes_on_beyond_the_edge_where_the_best_rate_stands(scores, following):
-    assert next_rate(scores) == following
-
-
-def score_by(monkeypatch, score) -> None:
-    """Grids are not trained: an experiment's validation score is that of its name and its learning rate."""
-
-    def found(tried, run):
-        rates = {e.name: experiments.training_settings(e, 1, run.profile).learning_rate for e in tried}
-        by_name = {n: {1: {"validation": {"average_precision": score(n, rate)}}} for n, rate in rates.items()}
-        return Results(by_name, {}, missing=[])
-
-    monkeypatch.setattr(improvements, "run_experiments", found)
-
-
-def test_a_list_is_widened_until_the_best_rate_stands_inside(monkeypatch):
-    score_by(monkeypatch, lambda name, rate: 1 - abs(rate - 8e-3))
-    assert list(search_rates("lora", BASE_RUN)) == [3e-4, 9e-4, 3e-3, 1e-2, 3.33e-2]
-
-
-def test_a_list_is_not_widened_for_ever(monkeypatch):
-    score_by(monkeypatch, lambda name, rate: rate)
-    assert len(search_rates("student", BASE_RUN)) == 3 + improvements.MORE_RATES
-
-
-def test_a_students_rate_is_judged_by_the_mean_of_odd_and_even(monkeypatch):
-    score_by(monkeypatch, lambda name, rate: {"odd": 0.8, "even": 0.6}[name.partition("-")[0]])
-    assert list(search_rates("student", BASE_RUN).values()) == pytest.approx([0.7] * 6)
-
-
 # --- the winners -----------------------------------------------------------------------------------------------------
 
 HYBRIDS = [("hybrid", "LoRA, distilled", name) for name in ("lora_6", "odd")]
@@ -251,22 +201,7 @@ def test_the_winners_are_trained_once_with_every_seed_and_their_defaults(copied_
     assert not trained
 
 
-# --- without a notebook ----------------------------------------------------------------------------------------------
-
-
-def test_the_command_names_the_nearest_section(smoke_run, capsys):
-    assert improvements.main(["lyers", "--profile", "smoke"]) == 2
-    assert "Did you mean 'layers'?" in capsys.readouterr().err
-
-
-def test_the_winners_are_refused_before_the_grids_where_the_run_has_no_main_results(smoke_run, monkeypatch, capsys):
+def test_the_grids_are_refused_where_the_run_has_no_main_results(smoke_run, monkeypatch, capsys):
     monkeypatch.setattr(improvements, "run_experiments", lambda *_: pytest.fail("trained"))
     assert improvements.main(["--profile", "smoke"]) == 2
     assert "has no result of" in capsys.readouterr().err
-
-
-def test_a_section_may_be_run_alone(smoke_run, capsys):
-    assert improvements.main(["hybrid", "--profile", "smoke"]) == 0
-    made = {path.name for path in grid_run(smoke_run).results_dir.glob("*.json")}
-    assert made == {"teacher-1.json", "lora_6-1.json", "odd-1.json", "hybrid-1.json"}
-    assert "LoRA, distilled" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
-from helpers.lora import add_adapters, count_parameters, load_adapter, lora_parameters, merge_adapters, save_adapter
+from helpers.lora import add_adapters, count_parameters, load_adapter, merge_adapters, save_adapter
 from helpers.models import lora_targets
 
 SETTINGS = {"rank": 4, "alpha": 8, "dropout": 0.1, "seed": 1}
@@ -64,16 +64,9 @@ def test_before_training_the_output_equals_the_bases(teacher, batch):
     assert torch.allclose(logits_of(add_adapters(teacher, **SETTINGS).eval(), batch), base, atol=1e-6)
 
 
-@pytest.mark.parametrize("which", ["attention", "all_linear"])
-def test_the_formula_equals_the_counted_trainable_parameters(teacher, which):
-    targets = lora_targets(teacher, which)
-    expected = lora_parameters(teacher, 4, targets)
-    assert count_parameters(add_adapters(teacher, **SETTINGS, targets=targets))[1] == expected
-
-
 def test_the_total_counts_each_tensor_in_use_once(teacher):
     base = sum(p.numel() for p in teacher.parameters())
-    adapters = lora_parameters(teacher, rank=4) - sum(p.numel() for p in teacher.classifier.parameters())
+    adapters = 12 * 2 * 4 * (32 + 32)  # layers, query and value, rank, in + out
     assert count_parameters(add_adapters(teacher, **SETTINGS))[0] == base + adapters
 
 
@@ -81,7 +74,6 @@ def test_the_total_counts_each_tensor_in_use_once(teacher):
 def test_bert_base_trains_the_published_number_of_parameters(layers, expected, frozen_classifier):
     with torch.device("meta"):  # shapes without storage
         model = BertForSequenceClassification(BertConfig(num_labels=2, num_hidden_layers=layers))
-        assert lora_parameters(model, rank=8) == expected
         adapted = add_adapters(model, rank=8, alpha=16, dropout=0.1, seed=1)
         assert count_parameters(adapted)[1] == expected
         assert sum(p.numel() for name, p in adapted.named_parameters() if ".lora_" in name) == frozen_classifier

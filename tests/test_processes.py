@@ -29,7 +29,7 @@ folder, rows = Path(sys.argv[1]), build_rows(int(sys.argv[2]))
 teacher = build_model("bert", layers=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 rank = training.make_accelerator().process_index
 save_targets(teacher, rows, folder / f"targets-{rank}", "teacher")
-targets = load_targets(folder / f"targets-{rank}", "teacher")
+targets = load_targets(folder / f"targets-{rank}")
 student = copy_layers(teacher, [1, 3])
 found = {"rows": [], "targets right": [], "writes": []}
 step = training.forward_and_backward

@@ -22,7 +22,6 @@ from helpers.runs import (
     only_writer,
     open_run,
     read_json,
-    seal,
     tells_errors,
     write_json,
 )
@@ -129,10 +128,10 @@ def test_a_directory_stopped_between_its_renames_leaves_the_old_one(tmp_path, mo
 
 @pytest.fixture
 def sealed(tmp_path) -> Path:
-    (tmp_path / "model" / "inner").mkdir(parents=True)
-    (tmp_path / "model" / "weights").write_bytes(b"1234")
-    (tmp_path / "model" / "inner" / "config").write_bytes(b"5678")
-    seal(tmp_path / "model", "these settings")
+    with new_directory(tmp_path / "model", "these settings") as folder:
+        (folder / "inner").mkdir()
+        (folder / "weights").write_bytes(b"1234")
+        (folder / "inner" / "config").write_bytes(b"5678")
     return tmp_path / "model"
 
 
@@ -337,7 +336,7 @@ def test_a_file_system_without_locks_has_none(monkeypatch):
     ("error", "code", "said"), [(ValueError("wrong file"), 2, "error: wrong file"), (KeyboardInterrupt(), 130, "again")]
 )
 def test_a_command_says_in_one_line_why_it_ended(capsys, error, code, said):
-    @tells_errors()
+    @tells_errors
     def main():
         raise error
 

@@ -3,6 +3,7 @@
 import ast
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -13,7 +14,7 @@ from test_training import SETTINGS
 
 from helpers.experiments import load_trained
 from helpers.layers import copy_layers
-from helpers.runs import ROOT, read_json, seal
+from helpers.runs import ROOT, new_directory, read_json
 from helpers.training import Checkpoints, train
 
 SOURCES = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "helpers").glob("*.py"))]
@@ -83,9 +84,9 @@ def test_a_checkpoint_that_would_run_code_is_refused_though_its_hashes_fit(tiny_
     train(copy_layers(tiny_bert, [1, 3]), splits, SETTINGS, checkpoints)
     [checkpoint] = (tmp_path / "c").iterdir()
     key = read_json(checkpoint / "fingerprint.json")["fingerprint"]
-    with open(checkpoint / "optimizer.bin", "wb") as file:
-        pickle.dump(Harmful(tmp_path / "made"), file)
-    seal(checkpoint, key)
+    with new_directory(checkpoint, key) as sealed:
+        shutil.copytree(checkpoint, sealed, dirs_exist_ok=True, ignore=shutil.ignore_patterns("fingerprint.json"))
+        (sealed / "optimizer.bin").write_bytes(pickle.dumps(Harmful(tmp_path / "made")))
     train(copy_layers(tiny_bert, [1, 3]), splits, SETTINGS, checkpoints)
     assert "cannot be loaded" in capsys.readouterr().out
     assert not (tmp_path / "made").exists()

@@ -38,7 +38,7 @@ def make_training(tiny_model, splits, tmp_path_factory):
     """A fresh model and the other arguments of train: 'plain', 'distilled' or 'lora'."""
     directory, teacher = tmp_path_factory.mktemp("targets"), tiny_model("bert", layers=4)
     save_targets(teacher, splits["train"], directory / "outputs", "teacher")
-    targets = load_targets(directory / "outputs", "teacher")
+    targets = load_targets(directory / "outputs")
 
     def make(kind: str) -> tuple[torch.nn.Module, dict]:
         if kind == "plain":
@@ -188,7 +188,7 @@ def assert_same_training(resumed: tuple, whole: tuple) -> None:
     (model, history), (expected_model, expected_history) = resumed, whole
     expected = expected_model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
-    for part in history.keys() - {"seconds", "peak_memory_bytes"}:
+    for part in history.keys() - {"seconds"}:
         assert history[part] == expected_history[part], part
 
 
@@ -200,7 +200,7 @@ def assert_same_training(resumed: tuple, whole: tuple) -> None:
         pytest.param("lora", "forward_and_backward", 13, id="LoRA"),
         pytest.param("plain", "record_epoch", 2, id="before validation"),
         pytest.param("plain", "save_checkpoint", 2, id="before the checkpoint"),
-        pytest.param("plain", "seal", 2, id="while a checkpoint is written"),
+        pytest.param("plain", "write_json", 2, id="while a checkpoint is written"),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(killed, run_training, uninterrupted, kind, function, call):
@@ -333,12 +333,11 @@ def test_an_epochs_training_loss_is_the_mean_over_its_own_steps(uninterrupted):
         assert epoch["training"] == pytest.approx({part: np.mean(of[own]) for part, of in history["steps"].items()})
 
 
-def test_the_history_tells_epochs_time_and_memory_and_is_json(uninterrupted):
+def test_the_history_tells_epochs_and_time_and_is_json(uninterrupted):
     _, history = uninterrupted("plain")
     assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2, 3]
     assert history["epochs"][-1]["validation"].keys() == {"hard", "average_precision"}
     assert history["seconds"] > 0
-    assert history["peak_memory_bytes"] > 50_000_000
     assert json.loads(json.dumps(history)) == history
 
 

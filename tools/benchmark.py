@@ -37,8 +37,6 @@ from helpers.batches import (
     load_targets,
     mixed_precision,
     on_gpu,
-    peak_memory_bytes,
-    reset_peak_memory,
     save_targets,
     this_process,
     token_lengths,
@@ -135,13 +133,14 @@ def measure(task: str, recipe: str, rows: int) -> dict[str, float]:
     """Trains by a recipe from the first step on: speed with the teacher's one pass counted, and peak memory."""
     data, teacher, teacher_seconds = bench_data(), None, 0.0
     splits = {"train": data.splits["train"].select(range(rows)), "validation": data.splits["validation"]}
+    if on_gpu():
+        torch.cuda.reset_peak_memory_stats()
     settings, targets, models = SETTINGS, None, [new_model().to(this_process().device)]
     if task == "lora":
         models = [add_adapters(models[0], rank=8, alpha=16, dropout=0.1, seed=1)]
     if task == "distil":
         settings, teacher = DISTILLING, models[0].requires_grad_(False)
         models = [copy_layers(teacher, layers) for layers in (ODD_LAYERS, EVEN_LAYERS)]
-    reset_peak_memory()
     if recipe == "c":
         if teacher is not None:
             started = clock()
@@ -161,6 +160,14 @@ def measure(task: str, recipe: str, rows: int) -> dict[str, float]:
         "peak_memory_bytes": peak_memory_bytes(),
         "share_of_matrix_products": reached / matrix_products_per_second(models[0].config),
     }
+
+
+def peak_memory_bytes() -> int:
+    """The largest memory of this process, which `isolated` has started for one measurement; 0 where it is not told."""
+    if on_gpu():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")  # not getrusage's, which begins with the parent process's
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) if status.exists() else 0
 
 
 def isolated(function: Callable, *arguments):
@@ -286,7 +293,7 @@ def results_path() -> Path:
     return ROOT / "results" / "benchmarks" / f"{re.sub(r'[^a-z0-9]+', '-', device_name().lower())}.json"
 
 
-@tells_errors()
+@tells_errors
 def main(arguments: list[str] | None = None) -> int:
     """Measures the sections asked for and adds them to the device's file; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__.splitlines()[0])

@@ -30,13 +30,12 @@ from helpers.results import PRIMARY, SECONDARY, Results
 from helpers.runs import (
     ROOT,
     Run,
-    add_run_arguments,
     find_finished_run,
     new_directory,
     open_run,
+    parse_run,
     read_json,
     tells_errors,
-    use_run_arguments,
     write_file,
     write_json,
 )
@@ -287,7 +286,8 @@ def draw_figures(published: Results) -> None:
     """Draws the pictures of README.md, FIGURES."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
-        plots.verdicts({"Published run": published.verdicts(PRIMARY)}, directory)
+        verdicts = {"Published run": published.verdicts(PRIMARY)}
+        plots.forest(verdicts, "Which model is better on the test set?", directory, "verdicts")
         plots.start_and_end({"Published run": published}, START_AND_END, directory)
         plots.training_loss(published, ("teacher", "odd", "even", "lora"), TRAINING_LOSS, directory)
         plots.test_metrics(published, directory)
@@ -300,16 +300,14 @@ def chosen_run() -> Run:
     return open_run() if os.environ.get("PROFILE") or os.environ.get("RUN") else find_finished_run()
 
 
-@tells_errors()
+@tells_errors
 def main(arguments: list[str] | None = None) -> int:
     """Publishes; returns the exit code. Errors that a person can act on come without a traceback."""
     parser = argparse.ArgumentParser(prog="python -m tools.publish", description=__doc__.splitlines()[0])
-    add_run_arguments(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--tables", action="store_true", help="copy nothing: renew tables and figures")
     what.add_argument("--notebooks", action="store_true", help="copy the run's executed notebooks alone")
-    options = parser.parse_args(arguments)
-    use_run_arguments(options)
+    options = parse_run(parser, arguments)
     if options.notebooks:
         publish_notebooks(chosen_run())
         return 0

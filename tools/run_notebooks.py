@@ -26,15 +26,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from helpers.config import unknown
 from helpers.results import load_results, write_comparison
-from helpers.runs import (
-    ROOT,
-    Run,
-    add_run_arguments,
-    open_run,
-    tells_errors,
-    use_run_arguments,
-    write_file,
-)
+from helpers.runs import ROOT, Run, open_run, parse_run, tells_errors, write_file
 
 NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
 MORE_NOTEBOOKS = ("04b_appendix", "05_improvements", "06_common_mistakes", "07_demo")  # on a finished run
@@ -148,21 +140,19 @@ def show_outcome(run: Run) -> None:
     print(f"figures: {run.show_path(run.figures_dir)}/\nresults: {run.show_path(run.results_dir)}/")
 
 
-@tells_errors()
+@tells_errors
 def main(arguments: list[str] | None = None) -> int:
     """Runs the notebooks asked for; returns the exit code. Errors that a person can act on come without a traceback."""
     parser = argparse.ArgumentParser(prog="python -m tools.run_notebooks", description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", help=f"{', '.join(ALL_NOTEBOOKS)} (default: 01 to 04b)")
-    add_run_arguments(parser)
     parser.add_argument("--first-cells", action="store_true", help="run nothing; write the first cells and links anew")
-    options = parser.parse_args(arguments)
+    options = parse_run(parser, arguments)
     if options.first_cells:
         write_first_cells()
         return 0
     for name in options.notebooks:
         if name not in ALL_NOTEBOOKS:
             raise ValueError(unknown("notebook", name, list(ALL_NOTEBOOKS)))
-    use_run_arguments(options)
     run = open_run()
     os.environ["RUN"] = run.name  # for the notebooks' kernels
     print(f"run {run.name}: profile {run.profile.name}, {run.profile.expected_time}; comments: {run.data_label}")

@@ -23,10 +23,9 @@ from helpers.results import Results, published_dir
 from helpers.runs import (
     ROOT,
     Run,
-    add_run_arguments,
+    parse_run,
     read_json,
     tells_errors,
-    use_run_arguments,
     write_file,
     write_json,
 )
@@ -151,16 +150,14 @@ def pack(root: Path, target: Path) -> None:
         raise ValueError(f"{too_large}: hand in a run of a smaller profile")
 
 
-@tells_errors()
+@tells_errors
 def main(arguments: list[str] | None = None) -> int:
     """Packs a run; returns the exit code. Errors that a person can act on come without a traceback."""
     parser = argparse.ArgumentParser(prog="python -m tools.submission", description=__doc__.splitlines()[0])
     parser.add_argument("--name", required=True)
     parser.add_argument("--id", required=True, dest="number")
     parser.add_argument("--course", default="")
-    add_run_arguments(parser)
-    options = parser.parse_args(arguments)
-    use_run_arguments(options)
+    options = parse_run(parser, arguments)
     run = chosen_run()
     path = submission(run, options.name, options.number, options.course)
     print(f"{run.show_path(path)}: {path.stat().st_size / 1e6:.1f} MB")
