@@ -36,7 +36,8 @@ def has_gpus(monkeypatch):
     """Makes torch report GPUs of these compute capabilities; none is a CPU."""
 
     def fake(*capabilities: tuple[int, int]) -> None:
-        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        for variable in ("WORLD_SIZE", "ACCELERATE_USE_CPU"):
+            monkeypatch.delenv(variable, raising=False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: capabilities[device])

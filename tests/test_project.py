@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 import tomllib
 
 import pandas as pd
@@ -21,8 +22,8 @@ READING_ORDER = (
 )
 # The first cell imports these inside functions, once it has installed what they need.
 IMPORTED_LATER = {"notebook": {"runs", "batches"}}
-HELPERS = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "helpers").glob("[!_]*.py")}
-TOOLS = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "tools").glob("[!_]*.py")}
+HELPERS = {path.stem: ast.parse(path.read_bytes()) for path in (ROOT / "helpers").glob("[!_]*.py")}
+TOOLS = {path.stem: ast.parse(path.read_bytes()) for path in (ROOT / "tools").glob("[!_]*.py")}
 
 
 def project_imports(tree: ast.AST) -> set[str]:
@@ -136,6 +137,7 @@ def test_what_runs_before_a_commit_needs_no_network():
     assert all(hook["language"] == "system" and hook["entry"].startswith(".venv/bin/") for hook in hooks[0]["hooks"])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs make")
 @pytest.mark.parametrize("version", ["3.10.13", "3.14.0"])
 def test_an_unsupported_python_gets_one_clear_line(tmp_path, version):
     python = tmp_path / "python-other"
@@ -148,6 +150,16 @@ def test_an_unsupported_python_gets_one_clear_line(tmp_path, version):
     outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert outcome.returncode != 0 and not (tmp_path / "venv").exists()
     assert f"is Python {version}" in outcome.stdout and "3.11, 3.12 or 3.13" in outcome.stdout
+
+
+def test_the_workflow_runs_makes_targets_on_every_python_that_make_accepts():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))["jobs"]
+    commands = "\n".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
+    asked = set(re.findall(r"^make ([\w-]+)", commands, flags=re.M))
+    assert asked and asked <= set(re.findall(r"^([\w-]+):", makefile, flags=re.M))
+    first, last = map(int, re.search(r"\(3, (\d+)\) <= .* <= \(3, (\d+)\)", makefile).groups())
+    assert jobs["suite"]["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in range(first, last + 1)]
 
 
 # --- what is published -----------------------------------------------------------------------------------------------
