@@ -31,6 +31,18 @@ def test_the_first_cell_needs_the_standard_library_alone():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_foreign_folder_helpers_is_not_taken_for_the_project(tmp_path, monkeypatch):
+    project, here = tmp_path / "project", tmp_path / "project" / "notebooks"
+    (here / "helpers").mkdir(parents=True)
+    (project / "helpers").mkdir()
+    shutil.copy(ROOT / "helpers" / "lora.py", project / "helpers")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    cell = {}
+    exec(first_cell().split("from helpers")[0], cell)
+    assert cell["ROOT"] == project.resolve()
+
+
 # --- each notebook opened alone --------------------------------------------------------------------------------------
 
 
