@@ -129,7 +129,8 @@ def read_table(name: str, content: bytes) -> pd.DataFrame:
 def find_file(source: Path, name: str) -> bytes:
     """The bytes of one of Kaggle's files: from a folder, from <name>.gz or a zip in it, or from the competition's zip.
 
-    Raises FileNotFoundError if it is in none of them, DataError if an archive is damaged or far larger than Kaggle's.
+    A folder without them is searched one folder deeper, if just one there holds the file. Raises FileNotFoundError if
+    it is nowhere, DataError if an archive is damaged or far larger than Kaggle's.
     """
     if (source / name).is_file():
         return (source / name).read_bytes()
@@ -142,6 +143,9 @@ def find_file(source: Path, name: str) -> bytes:
             raise DataError(f"{path.name} cannot be unpacked ({error}); download it again") from None
         if content is not None:
             return content
+    deeper = [path for path in inside if path.is_dir() and any(path.glob(f"{name}*"))]
+    if len(deeper) == 1:
+        return find_file(deeper[0], name)
     found = ", ".join(path.name for path in inside[:8]) or "nothing"
     raise FileNotFoundError(f"{name} is not in {source.name} (found: {found}); download it from {KAGGLE_PAGE}")
 

@@ -146,6 +146,8 @@ def find_data_source(
         directory = (ROOT / Path(asked).expanduser()).resolve()  # relative to the project, in a notebook too
         if not directory.exists():
             raise FileNotFoundError(f"JIGSAW_DIR={asked}: there is no such folder or zip file (looked for {directory})")
+        if directory.is_file() and ".csv" in directory.suffixes:
+            raise ValueError(f"JIGSAW_DIR={asked} is one file: give the folder that holds it and the other two")
         return "jigsaw", directory
     if saved and saved["data_source"] != "jigsaw":
         return saved["data_source"], None

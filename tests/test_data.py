@@ -179,6 +179,24 @@ def test_a_csv_file_goes_before_a_zip_of_it_and_that_before_other_zips(tmp_path)
         assert find_file(write_folder(folder, {name: content}), "test.csv") == b"its own"
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "zipped"])
+@pytest.mark.parametrize("folder", ["jigsaw-toxic-comment-classification-challenge", "{name}"])
+def test_files_that_lie_one_folder_deeper_are_found(tmp_path, folder, packed):
+    for name, text in kaggle_files().items():
+        files = {f"{name}.zip": zip_bytes({name: text})} if packed else {name: text}
+        write_folder(tmp_path / folder.format(name=name), files)
+        write_folder(tmp_path / "__MACOSX", {f"._{name}": "fork"})
+    train, test, _ = read_jigsaw(tmp_path)
+    assert (len(train), len(test)) == (60, 30)
+
+
+def test_of_two_folders_that_hold_a_file_none_is_guessed(tmp_path):
+    for copy in ("new", "old"):
+        write_folder(tmp_path / copy, {"test.csv": copy})
+    with pytest.raises(FileNotFoundError, match=r"test\.csv is not in .*found: new, old"):
+        find_file(tmp_path, "test.csv")
+
+
 def test_folders_and_entries_of_macos_in_a_zip_are_not_taken_for_the_file(tmp_path):
     packed = zip_bytes({"__MACOSX/test.csv": "fork", "test.csv/": "", "test.csv/test.csv": "the comments"})
     assert find_file(write_folder(tmp_path, {"all.zip": packed}), "test.csv") == b"the comments"

@@ -185,6 +185,14 @@ def test_a_wrong_jigsaw_dir_is_named_and_never_passed_over_for_other_data(root, 
         open_run("quick")
 
 
+@pytest.mark.parametrize("name", ["train.csv", "train.csv.zip"])
+def test_a_jigsaw_dir_that_is_one_of_the_files_is_answered_with_their_folder(comments, monkeypatch, name):
+    (comments / name).touch()
+    monkeypatch.setenv("JIGSAW_DIR", f"downloads/jigsaw/{name}")
+    with pytest.raises(ValueError, match=rf"JIGSAW_DIR=.*{name} is one file: give the folder that holds it"):
+        open_run("quick")
+
+
 def test_base_without_comments_says_what_to_do_and_leaves_no_folder(root):
     with pytest.raises(FileNotFoundError) as error:
         open_run("base", name="mine")
