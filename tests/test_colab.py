@@ -44,6 +44,21 @@ def test_a_foreign_folder_helpers_is_not_taken_for_the_project(tmp_path, monkeyp
     assert cell["ROOT"] == project.resolve()
 
 
+def test_the_first_cell_finds_the_competitions_data_on_kaggle(tmp_path, monkeypatch):
+    attached = tmp_path / "input" / helpers.runs.KAGGLE_NAME
+    attached.mkdir(parents=True)
+    monkeypatch.setattr(helpers.runs, "KAGGLE_MOUNTS", (tmp_path / "input" / "competitions", attached))
+    monkeypatch.setattr(helpers.runs, "ROOT", tmp_path / "working")
+    monkeypatch.setenv("PROFILE", "quick")
+    for variable in ("RUN", "JIGSAW_DIR", "SEEDS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(ROOT / "notebooks")
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    cell = {}
+    exec(first_cell(), cell)
+    assert (cell["run"].name, cell["run"].jigsaw_dir) == ("quick-jigsaw", attached)
+
+
 # --- each notebook opened alone --------------------------------------------------------------------------------------
 
 
