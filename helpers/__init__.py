@@ -14,3 +14,8 @@ if sys.argv[0] == "-m":  # `python -m helpers.…` is starting, perhaps with ano
 # about 0.2 ms. On 2 idle cores giving up at once (1,000) made a training step 5 % longer; beside a busy program the
 # default (300,000) made it a third longer.
 os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+
+# Before the libraries that would report to their makers, and leave a device id in the home folder, are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

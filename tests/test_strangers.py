@@ -1,0 +1,41 @@
+"""The project on machines that are not its makers': it keeps to itself."""
+
+import subprocess
+import sys
+
+from conftest import no_run_named
+
+from helpers.runs import ROOT
+
+
+def run_code(code: str, **environment: str | None) -> subprocess.CompletedProcess:
+    """Runs Python code in a process of its own, with these variables set, or, where one is None, without it."""
+    variables = no_run_named() | {"OMP_NUM_THREADS": "1"} | environment
+    variables = {name: value for name, value in variables.items() if value is not None}
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, timeout=300)
+
+
+# --- whom it talks to ------------------------------------------------------------------------------------------------
+
+ASKS_NOBODY = """
+import sys
+asked = []
+def listen(event, values):
+    if event == "socket.getaddrinfo" or event == "socket.connect" and isinstance(values[1], tuple):
+        asked.append(values)
+sys.addaudithook(listen)
+import helpers.demo
+import gradio, time
+with gradio.Blocks():
+    gradio.Markdown("hello")
+time.sleep(1)
+sys.exit(f"it asked for {asked}" if asked else 0)
+"""
+
+
+def test_the_libraries_of_the_demo_ask_no_host_and_leave_nothing_in_the_home_folder(tmp_path):
+    switches = dict.fromkeys(("ORT_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"))
+    caches = dict.fromkeys(("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "HF_HUB_OFFLINE", "MPLCONFIGDIR"))
+    outcome = run_code(ASKS_NOBODY, HOME=str(tmp_path), **switches, **caches)
+    assert outcome.returncode == 0, outcome.stderr.decode()
+    assert [str(path) for path in tmp_path.rglob("*") if path.is_file()] == []
