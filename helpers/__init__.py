@@ -19,3 +19,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+# A Windows code page or ASCII lacks ✗, − and a bar's blocks: another character is shown, and the run goes on.
+if hasattr(sys.stdout, "reconfigure"):  # a notebook's has none, and needs none
+    sys.stdout.reconfigure(errors="replace")  # stderr never fails: it escapes what it lacks

@@ -1,8 +1,9 @@
-"""The project on machines that are not its makers': it keeps to itself."""
+"""The project on machines that are not its makers': it keeps to itself, and what it prints ends no run."""
 
 import subprocess
 import sys
 
+import pytest
 from conftest import no_run_named
 
 from helpers.runs import ROOT
@@ -39,3 +40,21 @@ def test_the_libraries_of_the_demo_ask_no_host_and_leave_nothing_in_the_home_fol
     outcome = run_code(ASKS_NOBODY, HOME=str(tmp_path), **switches, **caches)
     assert outcome.returncode == 0, outcome.stderr.decode()
     assert [str(path) for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+# --- what it prints on -----------------------------------------------------------------------------------------------
+
+PRINTS_MUCH = """
+from helpers.batches import progress_bar
+from helpers.checks import check_copy
+for _ in progress_bar(range(3), desc="odd · 3 of 3 −"):
+    pass
+assert not check_copy(lambda teacher, layers: teacher)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_an_output_that_lacks_a_character_gets_another_one(encoding):
+    outcome = run_code(PRINTS_MUCH, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert outcome.returncode == 0, outcome.stderr.decode()
+    assert b"3/3" in outcome.stdout and b"? " in outcome.stdout
