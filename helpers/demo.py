@@ -6,6 +6,7 @@ make demo        on 127.0.0.1, with the models of the run that finished last; RU
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -148,6 +149,8 @@ def launch(page: gr.Blocks, port: int | None = None, share: bool = False, **opti
     """Serves the page on 127.0.0.1 and returns its address; a public one only where a share link was asked for."""
     look = {"theme": THEME, "footer_links": [], "height": 900}  # the height in a notebook: the verdict is in sight
     serving = {"server_name": "127.0.0.1", "server_port": port, "prevent_thread_lock": True, "ssr_mode": False}
+    unproxied = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    os.environ["no_proxy"] = f"127.0.0.1,localhost,{unproxied}"  # gradio asks its own server whether it is up
     _, local, public = page.launch(share=share, quiet=True, **look, **serving, **options)
     return public or local
 

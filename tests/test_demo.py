@@ -1,7 +1,9 @@
 """The demo's models say what the run's results say, whatever is typed; its page stays on this machine."""
 
+import os
 import shutil
 from dataclasses import replace
+from urllib.request import urlopen
 
 import gradio as gr
 import numpy as np
@@ -178,6 +180,19 @@ def test_the_server_binds_to_this_machine_and_shares_only_when_asked(models, fin
     monkeypatch.setenv("GRADIO_SHARE", "True")
     launch(build_page(models, finished_run), share=share)
     assert (asked["server_name"], asked["share"]) == ("127.0.0.1", share)
+
+
+def test_behind_a_proxy_the_page_still_answers(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("no_proxy", "intranet.example")
+    with gr.Blocks() as page:
+        gr.Markdown("hello")
+    address = launch(page)
+    try:
+        assert urlopen(address).status == 200
+        assert "intranet.example" in os.environ["no_proxy"].split(",")
+    finally:
+        page.close()
 
 
 def test_the_page_tells_nobody_that_it_runs(models, finished_run):
