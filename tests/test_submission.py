@@ -51,6 +51,15 @@ def test_a_zip_that_would_be_too_large_is_refused_and_not_left_behind(tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_a_file_from_before_1980_is_packed(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "image.png").touch()
+    os.utime(tmp_path / "in" / "image.png", (0, 0))
+    handing_in.pack(tmp_path / "in", tmp_path / "work.zip")
+    with zipfile.ZipFile(tmp_path / "work.zip") as archive:
+        assert archive.namelist() == ["in/image.png"]
+
+
 def test_a_run_that_is_not_there_gets_one_clear_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("helpers.runs.ROOT", tmp_path)
     assert main(["--profile", "smoke", "--name", "Ada", "--id", "1"]) == 2

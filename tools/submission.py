@@ -141,7 +141,7 @@ def pack(root: Path, target: Path) -> None:
     Raises:
         ValueError: the zip is larger than what may be handed in.
     """
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for path in sorted(root.rglob("*")):
             archive.write(path, path.relative_to(root.parent))
     size = target.stat().st_size
