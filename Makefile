@@ -20,10 +20,11 @@ PYTHON ?= python3
 PIP_DISABLE_PIP_VERSION_CHECK := 1
 VENV := .venv
 CONSTRAINTS := constraints.txt
+# Modules are run, not the scripts beside python: those hold the folder's path, and fail once it is renamed.
 BIN := $(VENV)/bin
 # Two processes, a test file in one of them. The slow tests run alone: they kill, wait and drive a browser.
 QUICK := -m "not slow" -n 2 --dist loadfile
-LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+LINT := $(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
 export PROFILE RUN JIGSAW_DIR SEEDS NAME ID COURSE PIP_DISABLE_PIP_VERSION_CHECK
 
 .PHONY: run improvements base test test-all bench test-versions lab demo publish tables notebooks submission first-cells clean
@@ -60,7 +61,7 @@ demo: $(VENV)/installed
 	@$(BIN)/python -m helpers.demo
 
 lab: $(VENV)/installed
-	cd notebooks && $(abspath $(BIN))/jupyter lab --ServerApp.ip=127.0.0.1
+	$(BIN)/python -m jupyterlab notebooks --ServerApp.ip=127.0.0.1
 
 publish: $(VENV)/installed
 	@$(BIN)/python -m tools.publish

@@ -64,7 +64,7 @@ def test_weights_are_read_as_safetensors_alone():
 
 
 def test_jupyterlab_is_served_on_this_machine_alone():
-    started = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if "/jupyter lab" in line]
+    started = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if "-m jupyterlab" in line]
     assert started and all("--ServerApp.ip=127.0.0.1" in line for line in started)
 
 

@@ -1,5 +1,6 @@
-"""The project on machines that are not its makers': it keeps to itself, and what it prints ends no run."""
+"""The project on machines that are not its makers': it keeps to itself, prints on any output, runs in any folder."""
 
+import shutil
 import subprocess
 import sys
 
@@ -58,3 +59,25 @@ def test_an_output_that_lacks_a_character_gets_another_one(encoding):
     outcome = run_code(PRINTS_MUCH, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert outcome.returncode == 0, outcome.stderr.decode()
     assert b"3/3" in outcome.stdout and b"? " in outcome.stdout
+
+
+# --- where it lies ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["lab", "test", "demo", "submission"])
+def test_a_recipe_runs_the_environment_of_its_folder_whatever_the_folders_name(tmp_path, target):
+    folder = tmp_path / "Übung 2 (final) [v1]"
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / "notebooks").mkdir()
+    for name in ("Makefile", "requirements.txt", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    python = folder / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$0" "$@"\n')
+    python.chmod(0o755)
+    (folder / ".venv" / "installed").touch()
+    command = ["make", target, "NAME=x", "ID=1"]
+    outcome = subprocess.run(
+        command, cwd=folder, env=no_run_named() | {"MAKEFLAGS": ""}, capture_output=True, text=True
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert ".venv/bin/python -m " in outcome.stdout and str(tmp_path) not in outcome.stdout
