@@ -15,7 +15,6 @@ import sys
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,31 +79,29 @@ class PreparedData:
         return np.asarray(self.splits[split]["toxic"])
 
 
-def read_rows(name: str, lines: Iterable[str], columns: tuple[str, ...]) -> Iterator[list[str]]:
-    """Yields the header of a CSV file, then its rows: each as wide as the header, every field as the text it is.
+def read_table(name: str, content: bytes) -> pd.DataFrame:
+    """One of Kaggle's files: a frame of strings with the columns of FILES[name]. "NA" and "null" are comments.
 
-    pandas alone lets short rows, NUL bytes, stray quotes and doubled columns pass without a word. `lines` is a stream
-    opened with encoding="utf-8-sig", errors="surrogateescape", newline="": bytes that are not UTF-8 then have a place.
-    Raises DataError if the file is empty, one of the columns is missing or stands twice, or a row is broken.
+    pandas alone lets short rows, NUL bytes, stray quotes and doubled columns pass without a word. Raises DataError if
+    the file is empty, one of the columns is missing or stands twice, or a row is broken.
     """
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(lines, strict=True)
-    number, line, header = 1, 1, []
+    # Bytes that are not UTF-8 become surrogates, so that the row which holds them can be named.
+    stream = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader, rows, line = csv.reader(stream, strict=True), [], 1
     try:
         for row in reader:
-            if row:  # an empty line is no row
-                header = header or row
-                if problem := _find_problem(row, header, columns):
-                    raise DataError(f"{name}: row {number} (line {line}) {problem}")
-                yield row
-                number += 1
+            rows += [row] if row else []  # an empty line is no row
+            if row and (problem := _find_problem(row, rows[0], FILES[name])):
+                raise DataError(f"{name}: row {len(rows)} (line {line}) {problem}")
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(
-            f'{name}: row {number} (line {line}) has a broken quote ({error}); in a quoted comment write each " as ""'
-        ) from None
-    if not header:
+        place = f"row {len(rows) + 1} (line {line})"
+        hint = 'in a quoted comment write each " as ""'
+        raise DataError(f"{name}: {place} has a broken quote ({error}); {hint}") from None
+    if not rows:
         raise DataError(f"{name}: the file is empty; save or download it again")
+    return pd.DataFrame(rows[1:], columns=rows[0], dtype=object)[list(FILES[name])]
 
 
 def _find_problem(row: list[str], header: list[str], columns: tuple[str, ...]) -> str | None:
@@ -117,13 +114,6 @@ def _find_problem(row: list[str], header: list[str], columns: tuple[str, ...]) -
     if len(row) != len(header):
         return f"has {len(row)} fields instead of {len(header)}; a comment that holds a comma must stand in quotes"
     return None
-
-
-def read_table(name: str, content: bytes) -> pd.DataFrame:
-    """One of Kaggle's files: a frame of strings with the columns of FILES[name]. "NA" and "null" are comments."""
-    stream = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", errors="surrogateescape", newline="")
-    header, *rows = read_rows(name, stream, FILES[name])
-    return pd.DataFrame(rows, columns=header, dtype=object)[list(FILES[name])]
 
 
 def find_file(source: Path, name: str) -> bytes:

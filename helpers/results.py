@@ -68,12 +68,6 @@ class Results:
         seeds = [seed for seed in found[0] if all(seed in by_seed for by_seed in found)]
         return [seed for seed in seeds if len({teacher_of(by_seed[seed]) for by_seed in found} - {None}) <= 1]
 
-    def common_seed(self, *names: str) -> int:
-        """The first seed that all of these models have, for what is shown of one seed; a ValueError without one."""
-        if common := self.common_seeds(*names):
-            return common[0]
-        raise ValueError(f"there is no seed with which all of {', '.join(names)} have been trained")
-
     def history(self, name: str, split: str) -> np.ndarray:
         """A model's cross-entropy in `training` or on `validation`, by epoch: (seeds, epochs)."""
         by_seed = self.by_name[name].values()
@@ -213,11 +207,6 @@ def find_result(run: Run, experiment: Experiment, seed: int) -> dict | None:
     data = read_json(run.data_dir / "data.json") or {"fingerprint": result["inputs"]["data"]}
     fits = result["fingerprint"] == experiment_fingerprint(experiment, seed, run.profile, data["fingerprint"])
     return result if fits else None
-
-
-def has_results(run: Run) -> bool:
-    """Whether the run has results of its own, fitting or not."""
-    return any(run.results_dir.glob("*-*.json"))
 
 
 def published_dir(run: Run) -> Path:

@@ -125,7 +125,7 @@ def publish(run: Run) -> None:
         results.write_comparison(results.read_results(directory), directory)
         write_json(directory / "data.json", data_facts(run.profile, data_files(run)))
         grid = replace(run, directory=run.directory / "grid", part="grid")
-        if results.has_results(grid):
+        if any(grid.results_dir.glob("*-*.json")):
             copy_results(grid, directory / "grid")
 
 
