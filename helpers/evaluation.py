@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -57,7 +58,8 @@ def toxic_probability(logits: np.ndarray) -> np.ndarray:
 
 def score(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
     """The numbers of METRICS for probabilities (rows,) against labels (rows,)."""
-    return ToxicMetrics(keep_in_memory=True).compute(predictions=probabilities, references=labels, threshold=threshold)
+    metric = ToxicMetrics(keep_in_memory=True, cache_dir=tempfile.gettempdir())  # the home folder may be read-only
+    return metric.compute(predictions=probabilities, references=labels, threshold=threshold)
 
 
 def best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:

@@ -81,3 +81,10 @@ def test_a_recipe_runs_the_environment_of_its_folder_whatever_the_folders_name(t
     )
     assert outcome.returncode == 0, outcome.stderr
     assert ".venv/bin/python -m " in outcome.stdout and str(tmp_path) not in outcome.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the home folder is named otherwise there")
+def test_a_home_folder_that_cannot_be_written_to_stops_no_scoring():
+    code = "from helpers.evaluation import np, score; print(score(np.array([0.1, 0.9]), np.array([0, 1]), 0.5))"
+    done = run_code(code, HOME="/dev/null/home", HF_HOME=None, XDG_CACHE_HOME=None)
+    assert b"'recall': 1.0" in done.stdout, done.stderr.decode()

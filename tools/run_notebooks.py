@@ -113,7 +113,7 @@ def run_notebook(name: str, run: Run) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         write_kernel_spec(f"{folder}/kernels/{KERNEL}", extra_arguments=["--log-level=CRITICAL"])  # no hints of its own
-        os.environ["JUPYTER_PATH"] = folder
+        os.environ |= {"JUPYTER_PATH": folder, "JUPYTER_RUNTIME_DIR": folder}  # the home folder may be read-only
         executed = Path(folder) / "executed.ipynb"
         options = {"kernel_name": KERNEL, "cwd": source.parent, "progress_bar": False, "on_cell_execute": announce}
         try:
