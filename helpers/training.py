@@ -142,9 +142,15 @@ def forward_and_backward(
     for start in starts:
         piece = {name: tensor[start : start + starts.step] for name, tensor in batch.items()}
         share = len(piece["labels"]) / size
-        with nullcontext() if start == starts[-1] else accelerator.no_sync(model):
-            losses = batch_loss(model, piece, settings)
-            accelerator.backward(share * losses["total"])
+        try:
+            with nullcontext() if start == starts[-1] else accelerator.no_sync(model):
+                losses = batch_loss(model, piece, settings)
+                accelerator.backward(share * losses["total"])
+        except torch.cuda.OutOfMemoryError as error:
+            raise TrainingError(
+                f"{len(piece['labels'])} comments at once do not fit into the GPU's memory; set the profile's "
+                f"micro_batch_size (helpers/config.py) to {max(1, starts.step // 2)}, which computes the same in pieces"
+            ) from error
         summed = {part: summed.get(part, 0) + share * loss.detach() for part, loss in losses.items()}
     return summed
 

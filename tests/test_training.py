@@ -326,6 +326,15 @@ def test_without_a_teacher_the_total_is_cross_entropy(uninterrupted, kind):
     assert steps["total"] == steps["hard"]
 
 
+def test_where_memory_is_too_small_the_error_names_the_setting_that_helps(run_training, monkeypatch, tmp_path):
+    def too_large(*_):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(helpers.training, "batch_loss", too_large)
+    with pytest.raises(TrainingError, match=r"micro_batch_size .* to \d+"):
+        run_training("plain", tmp_path)
+
+
 def test_an_epochs_training_loss_is_the_mean_over_its_own_steps(uninterrupted):
     _, history = uninterrupted("distilled")
     for place, epoch in enumerate(history["epochs"]):
