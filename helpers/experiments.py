@@ -17,6 +17,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 
@@ -99,6 +100,7 @@ BASELINES = {"majority": majority_logits, "tfidf": tfidf_logits}
 # that it leaves every finished result as it was. In JSON two of them keep the names that the first results gave them.
 FINGERPRINTED = ("epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "seed")
 FINGERPRINTED += ("temperature", "alpha", "beta")
+CODE = ("layers.py", "losses.py", "lora.py", "training.py")  # a change of it is told, and voids no result
 NOT_FINGERPRINTED = ("micro_batch_size",)  # how a batch is computed, not what is
 NAMES_IN_JSON = {"warmup_ratio": "warmup_share", "max_grad_norm": "max_gradient_norm"}
 
@@ -201,6 +203,7 @@ def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
     training, state = Training(experiment, seed, run, load_data(run)), this_process()
     state.wait_for_everyone()
     if done := finished_result(training):
+        tell_changed_code(training, done)
         return done
     with only_writer(run, f"{experiment.name}-{seed}") if state.is_main_process else nullcontext():
         if experiment.start != "baseline":
@@ -213,12 +216,33 @@ def run_experiment(name: str | Experiment, seed: int, run: Run) -> dict:
 
 
 def finished_result(training: Training) -> dict | None:
-    """Its result, if JSON, predictions and model (a baseline has none) are all there, whole, and of its fingerprint."""
+    """Its result, if JSON, predictions and the model, where it is kept, are all there, whole, of its fingerprint."""
     result, experiment = read_result(*training.result_key), training.experiment
     if result is None or result["fingerprint"] != training.made_from:
         return None
     directory = training.run.model_dir(experiment.name, training.seed)
-    return result if experiment.start == "baseline" or is_sealed(directory, training.made_from) else None
+    return result if not keeps_weights(training) or is_sealed(directory, training.made_from) else None
+
+
+def keeps_weights(training: Training) -> bool:
+    """Whether the model stays on disk: a teacher, which its students need, and outside the grids the first seed's."""
+    experiment, run = training.experiment, training.run
+    is_first = training.seed == run.profile.seeds[0] and not run.part
+    return experiment.name == "teacher" or (is_first and experiment.start != "baseline")
+
+
+def code_hashes() -> dict[str, str]:
+    """What stands for the code that a training depends on: the first digits of its files' SHA-256."""
+    return {name: file_sha256(Path(__file__).with_name(name))[:8] for name in CODE}
+
+
+def tell_changed_code(training: Training, result: dict) -> None:
+    """Says which files have changed since the result was made, which is used all the same, and how to train again."""
+    before = result.get("code", {})
+    if changed := [name for name, sha256 in code_hashes().items() if before.get(name, sha256) != sha256]:
+        path = training.run.show_path(result_path(*training.result_key))
+        which = f"{training.experiment.name}, seed {training.seed}"
+        print(f"{which} was made before {', '.join(changed)} changed; to train it again, remove {path}", flush=True)
 
 
 def train_and_score(training: Training) -> None:
@@ -249,6 +273,8 @@ def train_and_score(training: Training) -> None:
     if experiment.name == "teacher":
         facts["gate"] = teacher_gate(labels, toxic_probability(before), toxic_probability(logits["validation"]))
     write_result(training, facts)
+    if not keeps_weights(training):
+        shutil.rmtree(run.model_dir(experiment.name, seed))
     shutil.rmtree(run.checkpoint_dir(experiment.name, seed), ignore_errors=True)
 
 
@@ -353,6 +379,7 @@ def write_result(training: Training, facts: dict) -> None:
         "inputs": experiment_inputs(experiment, seed, profile, training.data.fingerprint),
         "rows": {split: len(rows) for split, rows in training.data.splits.items()},
         "versions": versions(),
+        "code": code_hashes(),
         "device": device_name(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "predictions_sha256": file_sha256(predictions_path(*training.result_key)),

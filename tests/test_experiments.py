@@ -135,6 +135,18 @@ def test_a_finished_experiment_is_not_made_again(finished_run, no_training, monk
         assert run_experiment(name, 1, finished_run) == read_result(finished_run.results_dir, name, 1)
 
 
+def test_a_result_that_is_older_than_the_code_is_used_and_the_files_that_changed_are_told(
+    copied_run, no_training, monkeypatch, capsys
+):
+    run_experiment("odd", 1, copied_run)
+    assert "was made before" not in capsys.readouterr().out
+    monkeypatch.setattr(experiments, "code_hashes", lambda: {"losses.py": "other", "layers.py": "other"})
+    assert run_experiment("odd", 1, copied_run)["experiment"] == "odd"
+    assert (
+        "odd, seed 1 was made before losses.py, layers.py changed; to train it again, remove" in capsys.readouterr().out
+    )
+
+
 def test_changed_settings_make_a_finished_experiment_again(copied_run, no_training):
     changed = replace(copied_run, profile=replace(copied_run.profile, temperature=3.0))
     with pytest.raises(Retrained):
@@ -256,6 +268,15 @@ def test_training_loss_is_cross_entropy_at_the_epoch_whose_weights_are_kept(save
     for name in TRAINED:
         history = saved[name]["history"]
         assert saved[name]["training_loss"] == history["epochs"][history["best_epoch"] - 1]["training"]["hard"]
+
+
+def test_of_other_seeds_the_teacher_alone_keeps_its_weights_and_the_rest_stays_finished(copied_run, monkeypatch):
+    run = replace(copied_run, profile=replace(copied_run.profile, seeds=(1, 2)))
+    for name in ("teacher", "odd_hard"):
+        run_experiment(name, 2, run)
+    assert {path.name for path in run.model_dir("odd", 2).parent.iterdir() if path.name.endswith("2")} == {"teacher-2"}
+    monkeypatch.setattr(experiments, "train", None)
+    assert run_experiment("odd_hard", 2, run)["test"]["average_precision"] > 0
 
 
 def test_an_adapter_is_shipped_without_a_base_that_everybody_has_and_with_one_of_this_task(saved, finished_run):
