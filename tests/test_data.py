@@ -13,6 +13,7 @@ import re
 import unicodedata
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -135,22 +136,23 @@ def tokenizer():
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    return make_run(tmp_path, write_folder(tmp_path / "jigsaw", kaggle_files()))
+    return make_run(tmp_path, write_folder(tmp_path / "jigsaw", GOOD))
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> PreparedData:
     directory = tmp_path_factory.mktemp("prepared")
-    return prepare(make_run(directory, write_folder(directory / "jigsaw", kaggle_files())))
+    return prepare(make_run(directory, write_folder(directory / "jigsaw", GOOD)))
 
 
+GOOD = kaggle_files()
 PACKED = {
-    "a folder": kaggle_files(),
-    "a zip per file": {f"{name}.zip": zip_bytes({name: text}) for name, text in kaggle_files().items()},
-    "gzipped": {f"{name}.gz": gzip.compress(text.encode()) for name, text in kaggle_files().items()},
+    "a folder": GOOD,
+    "a zip per file": {f"{name}.zip": zip_bytes({name: text}) for name, text in GOOD.items()},
+    "gzipped": {f"{name}.gz": gzip.compress(text.encode()) for name, text in GOOD.items()},
     "the competition's zip": {"jigsaw-toxic-comment-classification-challenge.zip": competition_zip()},
-    "a folder in a zip": {"all.zip": zip_bytes({f"jigsaw/{name}": text for name, text in kaggle_files().items()})},
-    "a zip of Windows": {"all.zip": zip_bytes({f"jigsaw\\{name}": text for name, text in kaggle_files().items()})},
+    "a folder in a zip": {"all.zip": zip_bytes({f"jigsaw/{name}": text for name, text in GOOD.items()})},
+    "a zip of Windows": {"all.zip": zip_bytes({f"jigsaw\\{name}": text for name, text in GOOD.items()})},
     "the path of a zip": {"download": competition_zip()},
 }
 
@@ -216,7 +218,7 @@ def with_bytes(archive: bytes, place: int, values: bytes) -> bytes:
     return archive[:place] + values + archive[place + len(values) :]
 
 
-ONE_ZIP = zip_bytes({"test.csv": kaggle_files()["test.csv"]})
+ONE_ZIP = zip_bytes({"test.csv": GOOD["test.csv"]})
 BROKEN = {
     "a web page": ("all.zip", b"<html>please sign in</html>"),
     "cut off": ("all.zip", competition_zip()[:-200]),
@@ -279,7 +281,7 @@ LABELS_0 = ",0,0,0,0,0,0"
 BAD_FILES = {  # kind: (file, edit, what the error says after the file's name)
     "a column is missing": ("train.csv", lambda file: file.replace("threat", "x", 1), "row 1 (line 1) must name thr"),
     "a column stands twice": ("test.csv", whole("id,comment_text,id\na,b,c\n"), "row 1 (line 1) must name id once"),
-    "another file": ("test.csv", whole(kaggle_files()["test_labels.csv"]), "row 1 (line 1) must name comment_text"),
+    "another file": ("test.csv", whole(GOOD["test_labels.csv"]), "row 1 (line 1) must name comment_text"),
     "a web page": ("test.csv", whole("<p>sign in</p>"), "row 1 (line 1) must name id, comment_text once, separated by"),
     "semicolons": ("test.csv", whole("id;comment_text\na;b\n"), "row 1 (line 1) must name id, comment_text once, sep"),
     "nothing": ("train.csv", whole(""), "the file is empty; save or download it again"),
@@ -314,10 +316,9 @@ BAD_COMMENTS = {
     "test without a clean row": (kaggle_files(test=some_rows("a", 0, 30)), "the test split has 16 toxic of 16 rows"),
     "too few": (kaggle_files(some_rows("a", 24, 6)), "train.csv: 18 usable rows are left and PROFILE=smoke asks for 2"),
     "too few of a class": (kaggle_files(some_rows("a", 22, 1)), "train.csv: 23 rows are too few to draw 12"),
-} | {
-    kind: (kaggle_files() | {name: edit(kaggle_files()[name])}, f"{name}: {said}")
-    for kind, (name, edit, said) in BAD_FILES.items()
 }
+for kind, (name, edit, said) in BAD_FILES.items():
+    BAD_COMMENTS[kind] = GOOD | {name: edit(GOOD[name])}, f"{name}: {said}"
 
 
 @pytest.mark.parametrize("kind", BAD_COMMENTS)
@@ -336,10 +337,9 @@ def test_rows_that_repeat_another_exactly_are_dropped_and_counted(tmp_path):
 
 
 def test_test_rows_get_their_labels_by_id_and_not_by_place(tmp_path):
-    files = kaggle_files()
-    header, *lines = files["test_labels.csv"].strip().split("\n")
-    files["test_labels.csv"] = "\n".join([header, *reversed(lines)])
-    _, test, _ = read_jigsaw(write_folder(tmp_path, files))
+    header, *lines = GOOD["test_labels.csv"].strip().split("\n")
+    turned = GOOD | {"test_labels.csv": "\n".join([header, *reversed(lines)])}
+    _, test, _ = read_jigsaw(write_folder(tmp_path, turned))
     assert (test["toxic"] == test["comment_text"].str.contains("grumpy")).all()
 
 
@@ -442,10 +442,6 @@ def test_lengths_are_those_before_truncation(tokenizer):
     assert lengths == [len(row) for row in tokenizer(TEXTS, truncation=False, verbose=False)["input_ids"]]
 
 
-def refuse(*_, **__):
-    raise AssertionError("the comments are read again")
-
-
 def test_prepared_rows_carry_ids_text_labels_and_tokens(prepared):
     names = ["row_id", "comment_text", *LABELS, "input_ids", "tokens"]
     assert {split: rows.column_names for split, rows in prepared.splits.items()} == dict.fromkeys(SPLITS, names)
@@ -474,7 +470,7 @@ def test_the_summary_counts_what_is_dropped_and_what_each_split_holds(prepared):
 
 def test_what_is_prepared_already_is_not_read_again(run, monkeypatch):
     first = prepare(run)
-    monkeypatch.setattr(data_module, "read_jigsaw", refuse)
+    monkeypatch.setattr(data_module, "read_jigsaw", None)
     assert prepare(run).splits["test"].to_dict() == first.splits["test"].to_dict()
 
 
@@ -526,12 +522,11 @@ def test_bad_input_after_good_leaves_what_was_prepared_before(run):
     assert load_data(run).fingerprint == first.fingerprint
 
 
-def failing_save(self, directory):
-    Path(directory, "half.arrow").write_text("half")
-    raise OSError("no space left on device")
-
-
 def test_a_failing_write_leaves_no_data(run, monkeypatch):
+    def failing_save(self, directory):
+        Path(directory, "half.arrow").write_text("half")
+        raise OSError("no space left on device")
+
     monkeypatch.setattr(datasets.DatasetDict, "save_to_disk", failing_save)
     with pytest.raises(OSError, match="no space left"):
         prepare(run)
@@ -570,28 +565,23 @@ def test_a_run_without_files_has_the_projects_own_comments_says_so_and_draws_the
     assert hashlib.sha256(found.encode()).hexdigest()[:16] == drawn_ids
 
 
-def fake_download(repository, name, repo_type, local_dir) -> None:
-    write_folder(local_dir, {name: kaggle_files()[name]})
-
-
 def test_comments_of_the_mirror_are_fetched_once(tmp_path, monkeypatch):
+    def fake_download(repository, name, repo_type, local_dir) -> None:
+        write_folder(local_dir, {name: GOOD[name]})
+
     monkeypatch.setattr(data_module, "hub_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fake_download)
     run = make_run(tmp_path, None, data_source="hub")
     fetched = prepare(run)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
     assert prepare(run).fingerprint == fetched.fingerprint
 
 
-@pytest.mark.parametrize("reachable", [True, False], ids=["breaks off", "cannot be reached"])
-def test_a_mirror_that_fails_is_said_with_where_to_get_the_files(tmp_path, monkeypatch, reachable):
-    def broken_off(*_, **__):
-        raise OSError("breaks off" if reachable else "tried without a network")
-
+@pytest.mark.parametrize(("reachable", "cause"), [(True, "breaks off"), (False, "cannot be reached")])
+def test_a_mirror_that_fails_is_said_with_where_to_get_the_files(tmp_path, monkeypatch, reachable, cause):
     monkeypatch.setattr(data_module, "hub_reachable", lambda: reachable)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", broken_off)
-    said = rf"could not be read .*{'breaks off' if reachable else 'cannot be reached'}.*download train\.csv.*JIGSAW_DIR"
-    with pytest.raises(FileNotFoundError, match=said):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=OSError("breaks off")))
+    with pytest.raises(FileNotFoundError, match=rf"could not be read .*{cause}.*download train\.csv.*JIGSAW_DIR"):
         data_files(make_run(tmp_path, None, data_source="hub"))
 
 
