@@ -24,25 +24,7 @@ from sklearn.metrics import average_precision_score
 
 import helpers.data as data_module
 from helpers.config import LABELS, PROFILES, Profile
-from helpers.data import (
-    FILES,
-    SPLITS,
-    DataError,
-    PreparedData,
-    data_files,
-    draw_rows,
-    find_file,
-    join_test,
-    load_data,
-    majority_logits,
-    normalise,
-    prepare_data,
-    read_jigsaw,
-    read_table,
-    split_rows,
-    tfidf_logits,
-    tokenise,
-)
+from helpers.data import FILES, SPLITS, DataError, PreparedData, find_file, normalise, prepare_data, read_jigsaw
 from helpers.models import find_pretrained, load_tokenizer
 from helpers.runs import ROOT, Run, file_sha256
 
@@ -254,7 +236,7 @@ VALID_TABLES = {  # kind: (the text of a test.csv, its rows)
 @pytest.mark.parametrize("kind", VALID_TABLES)
 def test_a_valid_table_is_read_as_the_text_it_holds(kind):
     text, rows = VALID_TABLES[kind]
-    assert read_table("test.csv", text.encode()).to_numpy().tolist() == rows
+    assert data_module.read_table("test.csv", text.encode()).to_numpy().tolist() == rows
 
 
 def line(number: int, text: str):
@@ -267,25 +249,20 @@ def more(text: str):
     return lambda file: f"{file}{text}\n"
 
 
-def whole(content: str | bytes):
-    """An edit that replaces the whole file."""
-    return lambda _: content
-
-
 def label(value: str):
     """An edit that gives the first row this value for `insult`."""
     return lambda file: re.sub(r'("[01]","[01]","[01]","[01]",)"[01]"', rf'\1"{value}"', file, count=1)
 
 
 LABELS_0 = ",0,0,0,0,0,0"
-BAD_FILES = {  # kind: (file, edit, what the error says after the file's name)
+BAD_FILES = {  # kind: (file, an edit of it or its whole content, what the error says after the file's name)
     "a column is missing": ("train.csv", lambda file: file.replace("threat", "x", 1), "row 1 (line 1) must name thr"),
-    "a column stands twice": ("test.csv", whole("id,comment_text,id\na,b,c\n"), "row 1 (line 1) must name id once"),
-    "another file": ("test.csv", whole(GOOD["test_labels.csv"]), "row 1 (line 1) must name comment_text"),
-    "a web page": ("test.csv", whole("<p>sign in</p>"), "row 1 (line 1) must name id, comment_text once, separated by"),
-    "semicolons": ("test.csv", whole("id;comment_text\na;b\n"), "row 1 (line 1) must name id, comment_text once, sep"),
-    "nothing": ("train.csv", whole(""), "the file is empty; save or download it again"),
-    "a byte order mark": ("train.csv", whole(b"\xef\xbb\xbf\n"), "the file is empty"),
+    "a column stands twice": ("test.csv", "id,comment_text,id\na,b,c\n", "row 1 (line 1) must name id once"),
+    "another file": ("test.csv", GOOD["test_labels.csv"], "row 1 (line 1) must name comment_text"),
+    "a web page": ("test.csv", "<p>sign in</p>", "row 1 (line 1) must name id, comment_text once, separated by"),
+    "semicolons": ("test.csv", "id;comment_text\na;b\n", "row 1 (line 1) must name id, comment_text once, sep"),
+    "nothing": ("train.csv", "", "the file is empty; save or download it again"),
+    "a byte order mark": ("train.csv", b"\xef\xbb\xbf\n", "the file is empty"),
     "a header without rows": ("train.csv", lambda file: file.split("\n")[0], "0 usable rows are left"),
     "Latin-1": ("test.csv", lambda file: line(5, "é,a")(file).encode("latin-1"), "row 5 (line 5) holds a byte that"),
     "UTF-16": ("test.csv", lambda file: file.encode("utf-16"), "row 1 (line 1) holds a byte that is not UTF-8 text"),
@@ -306,7 +283,7 @@ BAD_FILES = {  # kind: (file, edit, what the error says after the file's name)
     "an empty label": ("test_labels.csv", label(""), "1 row(s) have insult in ['']"),
     "a wrong label after a repetition": (
         "test_labels.csv",
-        whole(as_csv(FILES["test_labels.csv"], [["a", *CLEAN], ["a", *CLEAN], ["b", *"100002"]])),
+        as_csv(FILES["test_labels.csv"], [["a", *CLEAN], ["a", *CLEAN], ["b", *"100002"]]),
         "1 row(s) have identity_hate in ['2']; labels are 0, 1, -1 (the first is row 4, id b)",
     ),
 }
@@ -318,7 +295,7 @@ BAD_COMMENTS = {
     "too few of a class": (kaggle_files(some_rows("a", 22, 1)), "train.csv: 23 rows are too few to draw 12"),
 }
 for kind, (name, edit, said) in BAD_FILES.items():
-    BAD_COMMENTS[kind] = GOOD | {name: edit(GOOD[name])}, f"{name}: {said}"
+    BAD_COMMENTS[kind] = GOOD | {name: edit(GOOD[name]) if callable(edit) else edit}, f"{name}: {said}"
 
 
 @pytest.mark.parametrize("kind", BAD_COMMENTS)
@@ -346,7 +323,7 @@ def test_test_rows_get_their_labels_by_id_and_not_by_place(tmp_path):
 def test_rows_unscored_for_toxic_alone_are_dropped_and_counted_whatever_their_other_labels_say():
     kept = [[0] * 6, [1, *[-1] * 5], [0, 0, -1, 0, 1, 0]]
     labels = pd.DataFrame([[-1] * 6, *kept, [-1, *[1] * 5]], columns=list(LABELS)).assign(id=list("abcde"))
-    scored, dropped = join_test(labels[["id"]].assign(comment_text="some text"), labels)
+    scored, dropped = data_module.join_test(labels[["id"]].assign(comment_text="some text"), labels)
     assert (scored[list(LABELS)].to_numpy().tolist(), dropped) == (kept, 2)
 
 
@@ -369,7 +346,7 @@ def crowded() -> tuple[dict[str, pd.DataFrame], dict]:
     train, test = train_frame((96, CLEAN), (24, "100010")), train_frame((24, CLEAN), (6, TOXIC))
     train["comment_text"] = [f"Shared  text {i // 2}" if i % 2 else f"shared text {i // 2}" for i in range(120)]
     test["comment_text"] = [f"SHARED TEXT {i}" if i in (0, 3, 6) else f"another text {i}" for i in range(30)]
-    return split_rows(train, test, small_profile(train_rows=None, validation_rows=20, test_rows=None))
+    return data_module.split_rows(train, test, small_profile(train_rows=None, validation_rows=20, test_rows=None))
 
 
 def test_no_comment_stands_in_two_splits(crowded):
@@ -393,7 +370,7 @@ def big_frames() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def drawn(**changes) -> dict[str, pd.DataFrame]:
     sizes = {"train_rows": 230, "validation_rows": 110, "test_rows": 40}
-    return split_rows(*big_frames(), small_profile(**(sizes | changes)))[0]
+    return data_module.split_rows(*big_frames(), small_profile(**(sizes | changes)))[0]
 
 
 def test_a_split_has_the_rows_asked_for_or_a_share_or_all():
@@ -417,14 +394,14 @@ def test_the_split_seed_draws_the_rows_and_the_training_seeds_do_not(split):
 
 def test_a_label_carried_by_a_single_row_neither_stops_the_drawing_nor_spoils_the_other_shares():
     frame = train_frame((200, CLEAN), (16, TOXIC), (24, "100010"), (1, "100100"))
-    assert abs(draw_rows("train.csv", frame, 120, small_profile())["insult"].sum() - 12) <= 1
+    assert abs(data_module.draw_rows("train.csv", frame, 120, small_profile())["insult"].sum() - 12) <= 1
 
 
 def test_rows_are_drawn_as_if_an_unscored_label_were_not_carried():
     frame = train_frame((40, CLEAN), (16, "101000"), (4, "101100"), (10, TOXIC), (30, CLEAN))
     unscored = frame.copy()
     unscored.loc[60:89, "threat"] = -1
-    first, second = (draw_rows("test.csv", rows, 50, small_profile()) for rows in (frame, unscored))
+    first, second = (data_module.draw_rows("test.csv", rows, 50, small_profile()) for rows in (frame, unscored))
     assert first["id"].tolist() == second["id"].tolist()
 
 
@@ -433,12 +410,12 @@ TEXTS = 400 * ["", "hello", "A rather long note. " * 30, "two\nlines 🙂 日本
 
 @pytest.mark.parametrize("max_length", [4, 16, 512])
 def test_ids_equal_those_of_the_tokenizers_own_truncation(tokenizer, max_length):
-    found, _ = tokenise(TEXTS, tokenizer, max_length)
+    found, _ = data_module.tokenise(TEXTS, tokenizer, max_length)
     assert [row.tolist() for row in found] == tokenizer(TEXTS, truncation=True, max_length=max_length)["input_ids"]
 
 
 def test_lengths_are_those_before_truncation(tokenizer):
-    _, lengths = tokenise(TEXTS, tokenizer, 8)
+    _, lengths = data_module.tokenise(TEXTS, tokenizer, 8)
     assert lengths == [len(row) for row in tokenizer(TEXTS, truncation=False, verbose=False)["input_ids"]]
 
 
@@ -519,7 +496,7 @@ def test_bad_input_after_good_leaves_what_was_prepared_before(run):
     write_folder(run.jigsaw_dir, {"train.csv": ""})
     with pytest.raises(DataError):
         prepare(run)
-    assert load_data(run).fingerprint == first.fingerprint
+    assert data_module.load_data(run).fingerprint == first.fingerprint
 
 
 def test_a_failing_write_leaves_no_data(run, monkeypatch):
@@ -535,13 +512,13 @@ def test_a_failing_write_leaves_no_data(run, monkeypatch):
 
 def test_loading_before_preparing_says_which_notebook_to_run(run):
     with pytest.raises(FileNotFoundError, match=r"run 'try' has no data yet: run 01_data_preparation first"):
-        load_data(run)
+        data_module.load_data(run)
 
 
 def test_comments_of_another_source_are_not_taken_for_the_runs(run):
     prepare(run)
     with pytest.raises(FileNotFoundError, match=r"with source Jigsaw, not synthetic comments, not Jigsaw: run 01"):
-        load_data(dataclasses.replace(run, data_source="sample"))
+        data_module.load_data(dataclasses.replace(run, data_source="sample"))
 
 
 def test_a_source_that_has_gone_is_named(tmp_path):
@@ -582,7 +559,7 @@ def test_a_mirror_that_fails_is_said_with_where_to_get_the_files(tmp_path, monke
     monkeypatch.setattr(data_module, "hub_reachable", lambda: reachable)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=OSError("breaks off")))
     with pytest.raises(FileNotFoundError, match=rf"could not be read .*{cause}.*download train\.csv.*JIGSAW_DIR"):
-        data_files(make_run(tmp_path, None, data_source="hub"))
+        data_module.data_files(make_run(tmp_path, None, data_source="hub"))
 
 
 SAMPLE = Path(os.environ.get("JIGSAW_DIR") or ROOT.parent / "shared" / "data" / "jigsaw")  # the real comments
@@ -606,7 +583,7 @@ def test_the_sample_is_read_whole_and_its_labels_are_counted_where_they_are_scor
 
 
 def test_the_published_run_draws_the_rows_it_was_scored_on(sample):
-    splits, _ = split_rows(sample[0], sample[1], PROFILES["base"])
+    splits, _ = data_module.split_rows(sample[0], sample[1], PROFILES["base"])
     published = pd.read_parquet(ROOT / "results" / "base" / "predictions" / "odd-1.parquet")
     for split in ("validation", "test"):
         assert splits[split]["id"].tolist() == published[published["split"] == split]["row_id"].tolist()
@@ -615,17 +592,17 @@ def test_the_published_run_draws_the_rows_it_was_scored_on(sample):
 def test_majority_gives_every_comment_the_log_odds_of_train(prepared):
     share = sum(prepared.splits["train"]["toxic"]) / 24
     expected = np.tile([0.0, np.log(share / (1 - share))], (16, 1))
-    np.testing.assert_allclose(majority_logits(prepared)["test"], expected)
+    np.testing.assert_allclose(data_module.majority_logits(prepared)["test"], expected)
 
 
 def test_tfidf_is_fitted_on_train_alone(prepared):
     rows = prepared.splits["validation"]
     others = rows.remove_columns("comment_text").add_column("comment_text", ["quite different words"] * len(rows))
     changed = datasets.DatasetDict(dict(prepared.splits) | {"validation": others})
-    other = tfidf_logits(dataclasses.replace(prepared, splits=changed))
-    np.testing.assert_array_equal(other["test"], tfidf_logits(prepared)["test"])
+    other = data_module.tfidf_logits(dataclasses.replace(prepared, splits=changed))
+    np.testing.assert_array_equal(other["test"], data_module.tfidf_logits(prepared)["test"])
 
 
 def test_tfidf_learns_words_that_tell_the_classes_apart(prepared):
-    logits = tfidf_logits(prepared)["test"]
+    logits = data_module.tfidf_logits(prepared)["test"]
     assert average_precision_score(prepared.labels("test"), logits[:, 1] - logits[:, 0]) == 1.0
