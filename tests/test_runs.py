@@ -47,6 +47,11 @@ def test_a_fingerprint_is_the_same_on_every_machine_and_in_every_order():
 # --- files that are whole or not there -------------------------------------------------------------------------------
 
 
+def test_json_comes_back_as_it_was_written_with_keys_as_text_and_tuples_as_lists(tmp_path):
+    runs.write_json(tmp_path / "value.json", {1: (2, 3)})
+    assert runs.read_json(tmp_path / "value.json") == {"1": [2, 3]}
+
+
 @pytest.mark.parametrize("content", ["", '{"half": ', "[1, 2]", '{"loss": 0.15, "checksum": "of another value"}'])
 def test_json_that_was_cut_or_changed_reads_as_missing_and_is_named(tmp_path, capsys, content):
     (tmp_path / "value.json").write_text(content)
