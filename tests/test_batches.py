@@ -4,20 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-import helpers.batches
-from helpers.batches import (
-    Collator,
-    LengthBatches,
-    TeacherTargets,
-    additive_mask,
-    bucketed_batches,
-    device_name,
-    load_targets,
-    mixed_precision,
-    predict,
-    save_targets,
-    token_lengths,
-)
+from helpers import batches
+from helpers.batches import Collator, bucketed_batches
 
 T4, A100 = (7, 5), (8, 0)
 LENGTHS = np.random.default_rng(0).integers(3, 65, size=1_000)  # tokens, like those of comments
@@ -51,14 +39,14 @@ def has_gpus(monkeypatch):
 @pytest.mark.parametrize(("gpus", "precision"), [((), "no"), ((T4,), "fp16"), ((A100,), "bf16"), ((A100, T4), "fp16")])
 def test_bf16_only_where_every_gpu_has_compute_capability_8(has_gpus, gpus, precision):
     has_gpus(*gpus)
-    assert mixed_precision() == precision
+    assert batches.mixed_precision() == precision
 
 
 def test_who_asks_for_the_cpu_gets_it_in_float32_on_a_machine_with_a_gpu(has_gpus, monkeypatch):
     has_gpus(A100)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert mixed_precision() == "no"
-    assert device_name().startswith("cpu")
+    assert batches.mixed_precision() == "no"
+    assert batches.device_name().startswith("cpu")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +62,7 @@ def test_who_asks_for_the_cpu_gets_it_in_float32_on_a_machine_with_a_gpu(has_gpu
 def test_the_device_is_named_as_it_is_used(has_gpus, monkeypatch, gpus, processes, name):
     has_gpus(*gpus)
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    assert device_name() == name
+    assert batches.device_name() == name
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -82,9 +70,9 @@ def test_the_device_is_named_as_it_is_used(has_gpus, monkeypatch, gpus, processe
 
 @pytest.mark.parametrize("count", [1, 31, 32, 1_000])
 def test_every_row_stands_in_one_batch_and_only_the_last_is_short(count):
-    batches = bucketed_batches(LENGTHS[:count], 32, seed=1, epoch=0)
-    assert sorted(row for batch in batches for row in batch) == list(range(count))
-    assert all(len(batch) == 32 for batch in batches[:-1])
+    found = bucketed_batches(LENGTHS[:count], 32, seed=1, epoch=0)
+    assert sorted(row for batch in found for row in batch) == list(range(count))
+    assert all(len(batch) == 32 for batch in found[:-1])
 
 
 def test_seed_and_epoch_alone_draw_the_batches():
@@ -99,23 +87,23 @@ def test_the_batches_come_in_no_order_of_length():
 
 
 def test_bucketed_batches_need_less_than_half_the_padding_of_those_in_the_files_order():
-    def padding(batches: list) -> int:
-        return sum(int(LENGTHS[batch].max() * len(batch) - LENGTHS[batch].sum()) for batch in batches)
+    def padding(drawn: list) -> int:
+        return sum(int(LENGTHS[batch].max() * len(batch) - LENGTHS[batch].sum()) for batch in drawn)
 
     assert padding(bucketed_batches(LENGTHS, 32, 1, 0)) < padding(np.array_split(np.arange(1_000), 32)) / 2
 
 
 @pytest.mark.parametrize(("drop_last", "count"), [(False, 32), (True, 31)])
 def test_the_sampler_draws_its_epochs_batches_without_the_short_one_where_it_is_dropped(drop_last, count):
-    batches = LengthBatches(LENGTHS, 32, seed=1, drop_last=drop_last)
-    batches.epoch = 2
-    assert list(batches) == bucketed_batches(LENGTHS, 32, 1, 2)[:count]
-    assert len(batches) == count
+    sampler = batches.LengthBatches(LENGTHS, 32, seed=1, drop_last=drop_last)
+    sampler.epoch = 2
+    assert list(sampler) == bucketed_batches(LENGTHS, 32, 1, 2)[:count]
+    assert len(sampler) == count
 
 
 def test_rows_that_make_no_whole_batch_are_refused_where_the_short_one_is_dropped():
     with pytest.raises(ValueError, match="20 rows make no whole batch of 32; give a smaller batch_size"):
-        LengthBatches(LENGTHS[:20], 32, seed=1, drop_last=True)
+        batches.LengthBatches(LENGTHS[:20], 32, seed=1, drop_last=True)
 
 
 # --- padding and masks -----------------------------------------------------------------------------------------------
@@ -124,16 +112,13 @@ def test_rows_that_make_no_whole_batch_are_refused_where_the_short_one_is_droppe
 def test_the_collator_pads_with_the_pad_token_and_masks_it():
     rows = [{"input_ids": [5, 9, 6], "toxic": 1}, {"input_ids": [5, 6], "toxic": 0}]
     batch = {name: tensor.tolist() for name, tensor in Collator(pad_token_id=1)(rows).items()}
-    assert batch == {
-        "input_ids": [[5, 9, 6], [5, 6, 1]],
-        "attention_mask": [[1, 1, 1], [1, 1, 0]],
-        "labels": [1, 0],
-    }
+    padded = {"input_ids": [[5, 9, 6], [5, 6, 1]], "attention_mask": [[1, 1, 1], [1, 1, 0]]}
+    assert batch == padded | {"labels": [1, 0]}
 
 
 @pytest.mark.parametrize(("tokens", "padded"), [(16, 16), (17, 32)])
 def test_on_a_gpu_lengths_are_multiples_of_sixteen(monkeypatch, tokens, padded):
-    monkeypatch.setattr(helpers.batches, "on_gpu", lambda: True)
+    monkeypatch.setattr(batches, "on_gpu", lambda: True)
     batch = Collator(pad_token_id=1)([{"input_ids": [5] * tokens, "toxic": 0}])
     assert batch["input_ids"].tolist() == [[5] * tokens + [1] * (padded - tokens)]
     assert batch["attention_mask"].tolist() == [[1] * tokens + [0] * (padded - tokens)]
@@ -144,7 +129,7 @@ def test_the_additive_mask_gives_the_logits_of_the_mask_of_ones_and_zeros(teache
     """In each family: one that adds a mask as 0 and 1 masks nothing. In half precision the lowest float is -inf."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        masks = additive_mask(mask), mask, torch.ones_like(mask)
+        masks = batches.additive_mask(mask), mask, torch.ones_like(mask)
         found, expected, unmasked = (teacher(ids, each).logits.float() for each in masks)
     assert torch.allclose(found, expected, atol=tolerance)
     assert not torch.allclose(unmasked, expected, atol=1e-6)
@@ -157,14 +142,14 @@ def test_predictions_stand_in_the_datasets_order_whatever_the_lengths(tiny_bert,
     rows = tiny_rows(70)  # more than one batch
     with torch.inference_mode():
         one_by_one = torch.cat([tiny_bert(torch.tensor([ids])).logits for ids in rows["input_ids"]])
-    assert len(set(token_lengths(rows))) > 5
-    assert torch.allclose(predict(tiny_bert, rows), one_by_one, atol=1e-5)
+    assert len(set(batches.token_lengths(rows))) > 5
+    assert torch.allclose(batches.predict(tiny_bert, rows), one_by_one, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_predicting_restores_the_models_mode(tiny_bert, rows, training):
     tiny_bert.train(training)
-    predict(tiny_bert, rows)
+    batches.predict(tiny_bert, rows)
     assert all(module.training is training for module in tiny_bert.modules())
 
 
@@ -172,15 +157,15 @@ def test_predicting_restores_the_models_mode(tiny_bert, rows, training):
 
 
 @pytest.fixture
-def targets(tiny_bert, rows, tmp_path) -> TeacherTargets:
+def targets(tiny_bert, rows, tmp_path) -> batches.TeacherTargets:
     """The outputs of tiny_bert on the training rows, saved and loaded again."""
-    save_targets(tiny_bert, rows, tmp_path / "targets", "teacher 1")
-    return load_targets(tmp_path / "targets")
+    batches.save_targets(tiny_bert, rows, tmp_path / "targets", "teacher 1")
+    return batches.load_targets(tmp_path / "targets")
 
 
 def test_the_teachers_outputs_are_computed_without_dropout(tiny_bert, rows, targets, tmp_path):
-    save_targets(tiny_bert.train(), rows, tmp_path / "again", "teacher 1")
-    again = load_targets(tmp_path / "again")
+    batches.save_targets(tiny_bert.train(), rows, tmp_path / "again", "teacher 1")
+    again = batches.load_targets(tmp_path / "again")
     assert torch.equal(again.logits, targets.logits)
     assert torch.equal(again.states, targets.states)
 

@@ -23,8 +23,6 @@ from helpers.models import PRETRAINED, encoder_layers, find_pretrained, load_mod
 from helpers.notebook import hub_reachable
 
 MPNET_FILES = {*models.FILES, "special_tokens_map.json"}
-
-
 NO_HUB = LocalEntryNotFoundError("no route to host, and nothing in the cache")
 FULL_DISK = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -59,9 +57,8 @@ def test_a_row_describes_the_model_that_is_loaded(name):
 
 def test_packaged_weights_that_are_not_the_published_ones_are_refused(monkeypatch, not_found_yet):
     monkeypatch.setitem(PRETRAINED, "minilm-stacked", replace(PRETRAINED["minilm-stacked"], sha256="0" * 64))
-    with pytest.raises(
-        ValueError, match=r"model.safetensors has SHA-256 53aa51172d14…, expected 0000.*run: pip install"
-    ):
+    said = r"model.safetensors has SHA-256 53aa51172d14…, expected 0000.*run: pip install"
+    with pytest.raises(ValueError, match=said):
         find_pretrained("minilm-stacked")
 
 

@@ -25,6 +25,7 @@ SETTINGS = TrainingSettings(
 )
 STEPS = STEPS_PER_EPOCH * SETTINGS.epochs
 DISTILLING = {"temperature": 2.0, "alpha": 0.3, "beta": 0.1}
+CLOSE = {"atol": 1e-6, "rtol": 1e-4}
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +94,8 @@ def steps_taken(monkeypatch) -> list[tuple[set[float], list[torch.Tensor]]]:
     return noted
 
 
-def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    assert all(torch.allclose(a, b, atol=1e-6, rtol=1e-4) for a, b in zip(found, expected, strict=True))
-
-
-def test_the_first_step_has_the_gradient_of_a_plain_loop(
-    make_training, run_training, splits, steps_taken, without_dropout
-):
+@pytest.mark.usefixtures("without_dropout")
+def test_the_first_step_has_the_gradient_of_a_plain_loop(make_training, run_training, splits, steps_taken):
     """Written out with PyTorch alone: L = (1 − α) CE + α T² KL(teacher ‖ student) + β (1 − cos)."""
     student, arguments = make_training("distilled")
     first = bucketed_batches(token_lengths(splits["train"]), SETTINGS.batch_size, SETTINGS.seed, epoch=0)[0]
@@ -116,19 +112,18 @@ def test_the_first_step_has_the_gradient_of_a_plain_loop(
     (0.7 * hard + 0.3 * 4.0 * kl + 0.1 * (1 - cosine)).backward()
     by_decay = sorted(student.parameters(), key=lambda p: p.ndim < 2)  # as the optimizer's groups have them
     run_training("distilled", settings=replace(SETTINGS, epochs=1, max_grad_norm=1e9, **DISTILLING))
-    assert_close(steps_taken[0][1], [p.grad for p in by_decay if p.grad is not None])
+    torch.testing.assert_close(steps_taken[0][1], [p.grad for p in by_decay if p.grad is not None], **CLOSE)
 
 
+@pytest.mark.usefixtures("without_dropout")
 @pytest.mark.parametrize(("kind", "size"), [("plain", 1), ("distilled", 3), ("lora", 3)])
-def test_pieces_of_a_batch_give_the_gradients_of_the_whole(
-    make_training, run_training, steps_taken, without_dropout, kind, size
-):
+def test_pieces_of_a_batch_give_the_gradients_of_the_whole(make_training, run_training, steps_taken, kind, size):
     """18 rows in batches of 4: the pieces of 3 are uneven, and so is the last batch."""
     settings = replace(make_training(kind)[1]["settings"], epochs=1, learning_rate=1e-9)
     for pieces in (None, size):
         run_training(kind, settings=replace(settings, micro_batch_size=pieces))
     for (_, whole), (_, in_pieces) in zip(steps_taken[:STEPS_PER_EPOCH], steps_taken[STEPS_PER_EPOCH:], strict=True):
-        assert_close(in_pieces, whole)
+        torch.testing.assert_close(in_pieces, whole, **CLOSE)
 
 
 def test_gradients_are_clipped_to_the_norm_that_is_asked_for(run_training, steps_taken):
