@@ -7,6 +7,7 @@ after each.
 import errno
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -26,37 +27,38 @@ from helpers.runs import read_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 NAMES = ("teacher", "odd", "lora_6")
-STAGES = """
-import errno
-import os
-import sys
+SMOKE = """
+import errno, os, sys, time
+sys.path.insert(0, {project})
 from dataclasses import replace
 from pathlib import Path
-
 import torch
-
 import helpers.config as config
 import helpers.runs
-
 {fault}
-helpers.runs.ROOT = Path(sys.argv[1])
+helpers.runs.ROOT = Path({root})
 torch.set_num_threads(1)
 import helpers.experiments as experiments
-
 import helpers.results
-
 helpers.results.PUBLISHED_RESULTS = helpers.runs.ROOT / "results"
 config.PROFILES["smoke"] = replace(config.PROFILES["smoke"], epochs=4)  # a checkpoint per epoch
+"""
+STAGES = """
 print("ready", flush=True)
-sys.exit(experiments.main(["--profile", "smoke", *sys.argv[2:]]))
+sys.exit(experiments.main(["--profile", "smoke", *sys.argv[1:]]))
 """
 OF_TIME = {"finished", "costs", "seconds"}
 
 
+def smoke_in(root: Path, fault: str = "") -> str:
+    """Code that puts the run of `smoke` below this folder; `fault` is code that runs before it."""
+    return SMOKE.replace("{project}", repr(str(PROJECT))).replace("{root}", repr(str(root))).replace("{fault}", fault)
+
+
 def start(root: Path, *arguments: str, fault: str = "") -> subprocess.Popen:
-    """The command line of the experiments, with its run below this folder; `fault` is code that runs before it."""
+    """The command line of the experiments, with its run below this folder."""
     return subprocess.Popen(
-        [sys.executable, "-c", STAGES.replace("{fault}", fault), str(root), *arguments],
+        [sys.executable, "-c", smoke_in(root, fault) + STAGES, *arguments],
         cwd=PROJECT,
         env=no_run_named() | {"GOMP_SPINCOUNT": "1000"},
         stdout=subprocess.PIPE,
@@ -89,8 +91,9 @@ def run_of(root: Path) -> Path:
     return root / "runs" / "smoke-separable"
 
 
-def outcome(run: Path) -> dict[str, object]:
+def outcome(root: Path) -> dict[str, object]:
     """What a run left that is the same each time: weights, predictions, targets as bytes; results without times."""
+    run = run_of(root)
     kinds = ("models/*/*.safetensors", "results/predictions/*.parquet", "targets/*/*.safetensors")
     files = [path for kind in kinds for path in run.glob(kind)]
     found: dict[str, object] = {str(path.relative_to(run)): path.read_bytes() for path in files}
@@ -100,9 +103,9 @@ def outcome(run: Path) -> dict[str, object]:
     return found
 
 
-def finished_at(run: Path) -> dict[str, str]:
+def finished_at(root: Path) -> dict[str, str]:
     """When each finished experiment of a run was finished."""
-    results = {path.stem: read_json(path) for path in run.glob("results/*-*.json")}
+    results = {path.stem: read_json(path) for path in run_of(root).glob("results/*-*.json")}
     return {name: result["finished"] for name, result in results.items() if result}
 
 
@@ -111,7 +114,7 @@ def uninterrupted(tmp_path_factory) -> tuple[dict[str, object], float]:
     """The outcome of a run that nobody disturbed, and how many seconds its stages take (the second time: warm)."""
     roots = [tmp_path_factory.mktemp("uninterrupted") for _ in range(2)]
     seconds = [finish(root) for root in roots][1]
-    return outcome(run_of(roots[1])), seconds
+    return outcome(roots[1]), seconds
 
 
 @pytest.mark.slow
@@ -125,10 +128,10 @@ def test_a_run_killed_at_a_random_moment_ends_as_if_it_was_not(uninterrupted, tm
             break
     else:
         pytest.fail("it ended before it could be killed, five times")
-    finished = finished_at(run_of(root))
+    finished = finished_at(root)
     finish(root)
-    assert outcome(run_of(root)) == expected
-    assert finished.items() <= finished_at(run_of(root)).items()  # no finished stage was done again
+    assert outcome(root) == expected
+    assert finished.items() <= finished_at(root).items()  # no finished stage was done again
 
 
 @pytest.mark.slow
@@ -138,33 +141,27 @@ def test_a_run_killed_again_and_again_ends_as_if_it_was_not(uninterrupted, tmp_p
     for _ in range(5):
         assert kill_after(tmp_path, moments.random() * seconds / 6) == -signal.SIGKILL
     finish(tmp_path)
-    assert outcome(run_of(tmp_path)) == expected
+    assert outcome(tmp_path) == expected
 
 
 # --- writes that fail ------------------------------------------------------------------------------------------------
 
 DISK_FULL = """
 rename = os.replace
-
-
 def full(source, target):
     if "{target}" in str(target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
     rename(source, target)
-
-
 os.replace = full
 """
 # No file may grow beyond so many bytes: the system refuses the write itself, in whatever language it is called.
 TOO_LARGE = """
 import resource
-
 resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes}))
 """
 # root may write anywhere; without its capabilities it may not (capset(2), version 3).
 NO_PRIVILEGES = """
 import ctypes
-
 header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
 assert ctypes.CDLL(None).capset(header, nothing) == 0
 """
@@ -178,18 +175,23 @@ def fail(root: Path, fault: str) -> str:
     return said[0]
 
 
+FULL = ["run.json", "/data", "odd-1/epoch-2", "models/teacher-1", "targets/", "predictions/teacher-1", "results/odd-1"]
+FAILING_WRITES = {f"full at {at}": (DISK_FULL.replace("{target}", at), "No space left on device") for at in FULL}
+for size in ("2000", "100000"):
+    refused = TOO_LARGE.replace("{bytes}", size)
+    FAILING_WRITES[f"refused after {size} bytes"] = refused, "ile too large|could not be written"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "target",
-    ["run.json", "/data", "odd-1/epoch-2", "models/teacher-1", "targets/", "predictions/teacher-1", "results/odd-1"],
-)
-def test_a_full_disk_is_said_and_what_was_written_stays_valid(uninterrupted, tmp_path, target):
-    assert "No space left on device" in fail(tmp_path, DISK_FULL.replace("{target}", target))
-    finished = finished_at(run_of(tmp_path))
+@pytest.mark.parametrize("kind", FAILING_WRITES)
+def test_a_write_that_fails_is_said_and_what_was_written_before_stays_valid(uninterrupted, tmp_path, kind):
+    fault, said = FAILING_WRITES[kind]
+    assert re.search(said, fail(tmp_path, fault))
+    finished = finished_at(tmp_path)
     assert not list(tmp_path.rglob("*.tmp"))
     finish(tmp_path)
-    assert outcome(run_of(tmp_path)) == uninterrupted[0]
-    assert finished.items() <= finished_at(run_of(tmp_path)).items()
+    assert outcome(tmp_path) == uninterrupted[0]
+    assert finished.items() <= finished_at(tmp_path).items()
 
 
 # What the stages above do not write: a file in the run's folder, and what writes it.
@@ -217,17 +219,6 @@ def test_a_full_disk_leaves_what_the_notebooks_and_commands_wrote_before(copied_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [2_000, 100_000])
-def test_a_write_that_the_system_refuses_half_way_is_said_and_nothing_half_written_is_used(
-    uninterrupted, tmp_path, limit
-):
-    said = fail(tmp_path, TOO_LARGE.replace("{bytes}", str(limit)))
-    assert "ile too large" in said or "could not be written" in said
-    finish(tmp_path)
-    assert outcome(run_of(tmp_path)) == uninterrupted[0]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("folder", [".", "checkpoints", "results/predictions"])
 def test_a_folder_that_is_read_only_is_said_and_nothing_is_lost(uninterrupted, tmp_path, folder):
     closed = run_of(tmp_path) / folder
@@ -238,7 +229,7 @@ def test_a_folder_that_is_read_only_is_said_and_nothing_is_lost(uninterrupted, t
     finally:
         closed.chmod(0o755)
     finish(tmp_path)
-    assert outcome(run_of(tmp_path)) == uninterrupted[0]
+    assert outcome(tmp_path) == uninterrupted[0]
 
 
 # --- two at once -----------------------------------------------------------------------------------------------------
@@ -253,30 +244,16 @@ def test_a_second_process_on_a_model_says_who_trains_it_and_the_first_is_not_dis
         assert f"is in use by process {first.pid} on" in fail(tmp_path, "")
         first.send_signal(signal.SIGCONT)
         assert first.wait(timeout=300) == 0
-    assert outcome(run_of(tmp_path)) == uninterrupted[0]
+    assert outcome(tmp_path) == uninterrupted[0]
 
 
 # --- a cell that is interrupted --------------------------------------------------------------------------------------
 
 KERNEL = """
-import sys
-import time
-from pathlib import Path
-sys.path.insert(0, {project!r})
-from dataclasses import replace
-import torch
-import helpers.config as config
-import helpers.runs
-config.PROFILES["smoke"] = replace(config.PROFILES["smoke"], epochs=4)  # as in STAGES
-helpers.runs.ROOT = Path({root!r})
-torch.set_num_threads(1)
 from torch.optim.optimizer import register_optimizer_step_post_hook
 register_optimizer_step_post_hook(lambda *_: time.sleep(0.1))  # so that the interrupt comes while there are steps
-import helpers.experiments as experiments
-from helpers.data import prepare_data
 run = helpers.runs.open_run("smoke")
-pretrained = find_pretrained("tiny-random")
-prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
+experiments.prepare(run)
 """
 
 
@@ -284,9 +261,8 @@ prepare_data(run, load_tokenizer(pretrained), pretrained.sha256)
 def test_an_interrupted_cell_that_is_run_again_ends_as_if_it_was_not(uninterrupted, tmp_path):
     manager, client = start_new_kernel()
     try:
-        reply = client.execute_interactive(
-            KERNEL.format(project=str(PROJECT), root=str(tmp_path)), output_hook=lambda _: None, timeout=120
-        )
+        opened = smoke_in(tmp_path) + KERNEL
+        reply = client.execute_interactive(opened, output_hook=lambda _: None, timeout=120)
         assert reply["content"]["status"] == "ok", reply["content"]
 
         def interrupt(message: dict) -> None:
@@ -306,4 +282,4 @@ def test_an_interrupted_cell_that_is_run_again_ends_as_if_it_was_not(uninterrupt
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    assert outcome(run_of(tmp_path)) == uninterrupted[0]
+    assert outcome(tmp_path) == uninterrupted[0]
