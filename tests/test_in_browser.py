@@ -1,6 +1,5 @@
 """The demo and the notebooks in a real browser, as a person uses them. Skipped where there is no Chromium."""
 
-import csv
 import json
 import os
 import re
@@ -85,10 +84,14 @@ def judged(browser, text):
     return text_of(browser, "verdict")
 
 
-def test_a_typed_comment_gets_its_verdict(page):
-    found = judged(page, "hello there")
-    assert re.match(r"(not )?toxic\nProbability of toxic: 0\.\d{3}\. ", found)
-    assert "hello" in text_of(page, "words")
+COMMENTS = {"typed": "hello there", "very long": "word " * 2_000, "emoji": "\U0001f600 \U0001f468\u200d\U0001f469"}
+
+
+@pytest.mark.parametrize("kind", COMMENTS)
+def test_a_comment_gets_its_verdict_and_is_shown(page, kind):
+    found = judged(page, COMMENTS[kind])
+    assert re.match(r"(not )?toxic\nProbability of toxic: [01]\.\d{3}\. ", found)
+    assert COMMENTS[kind].split()[0] in text_of(page, "words")
 
 
 def test_another_model_gives_its_own_verdict(page):
@@ -107,11 +110,6 @@ def test_all_models_stand_side_by_side_with_their_latency(page):
 
 def test_an_empty_comment_is_asked_for(page):
     assert judged(page, "  ") == "Type a comment first."
-
-
-@pytest.mark.parametrize("text", ["word " * 2_000, "\U0001f600 \U0001f468\u200d\U0001f469"], ids=["very long", "emoji"])
-def test_long_comments_and_emoji_get_a_verdict(page, text):
-    assert "Probability of toxic" in judged(page, text)
 
 
 def test_html_is_shown_as_text_and_never_run(page):
@@ -135,8 +133,7 @@ def upload(page, path):
 
 def test_a_file_is_uploaded_scored_and_downloaded(page, tmp_path):
     source = tmp_path / "mine.csv"
-    with open(source, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["id", "comment_text"], ["a", "hello"], ["b", "=1+1"], ["c", "<b>"]])
+    source.write_text("id,comment_text\na,hello\nb,=1+1\nc,<b>\n", encoding="utf-8")
     open_file_tab(page)
     upload(page, source)
     wait_for(page, lambda: "scored 3 comments" in text_of(page, "done"))
@@ -144,8 +141,7 @@ def test_a_file_is_uploaded_scored_and_downloaded(page, tmp_path):
     scored = page.downloads / "scored.csv"
     wait_for(page, scored.is_file)
     time.sleep(0.5)
-    with open(scored, encoding="utf-8", newline="") as file:
-        assert [row["id"] for row in csv.DictReader(file)] == ["a", "b", "c"]
+    assert [line.split(",")[0] for line in scored.read_text(encoding="utf-8").splitlines()] == ["id", "a", "b", "c"]
 
 
 def test_a_file_that_cannot_be_scored_is_explained_on_the_page(page, tmp_path):
