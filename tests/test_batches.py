@@ -16,9 +16,6 @@ def rows(tiny_rows):
     return tiny_rows(18)
 
 
-# --- devices ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def has_gpus(monkeypatch):
     """Makes torch report GPUs of these compute capabilities; none is a CPU."""
@@ -65,9 +62,6 @@ def test_the_device_is_named_as_it_is_used(has_gpus, monkeypatch, gpus, processe
     assert batches.device_name() == name
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("count", [1, 31, 32, 1_000])
 def test_every_row_stands_in_one_batch_and_only_the_last_is_short(count):
     found = bucketed_batches(LENGTHS[:count], 32, seed=1, epoch=0)
@@ -106,9 +100,6 @@ def test_rows_that_make_no_whole_batch_are_refused_where_the_short_one_is_droppe
         batches.LengthBatches(LENGTHS[:20], 32, seed=1, drop_last=True)
 
 
-# --- padding and masks -----------------------------------------------------------------------------------------------
-
-
 def test_the_collator_pads_with_the_pad_token_and_masks_it():
     rows = [{"input_ids": [5, 9, 6], "toxic": 1}, {"input_ids": [5, 6], "toxic": 0}]
     batch = {name: tensor.tolist() for name, tensor in Collator(pad_token_id=1)(rows).items()}
@@ -135,9 +126,6 @@ def test_the_additive_mask_gives_the_logits_of_the_mask_of_ones_and_zeros(teache
     assert not torch.allclose(unmasked, expected, atol=1e-6)
 
 
-# --- predicting ------------------------------------------------------------------------------------------------------
-
-
 def test_predictions_stand_in_the_datasets_order_whatever_the_lengths(tiny_bert, tiny_rows):
     rows = tiny_rows(70)  # more than one batch
     with torch.inference_mode():
@@ -151,9 +139,6 @@ def test_predicting_restores_the_models_mode(tiny_bert, rows, training):
     tiny_bert.train(training)
     batches.predict(tiny_bert, rows)
     assert all(module.training is training for module in tiny_bert.modules())
-
-
-# --- the teacher's outputs -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

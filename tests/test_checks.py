@@ -26,9 +26,6 @@ def verdict(check, function, capsys) -> str:
     return capsys.readouterr().out.splitlines()[-1]
 
 
-# --- the copy --------------------------------------------------------------------------------------------------------
-
-
 def copy_and(change):
     """A right copy, which `change(student, teacher, layers)` then spoils."""
 
@@ -97,9 +94,6 @@ def test_the_projects_copy_passes(capsys):
 @pytest.mark.parametrize("mistake", COPY_MISTAKES)
 def test_a_mistake_in_the_copy_is_named(mistake, capsys):
     assert_named(check_copy, *COPY_MISTAKES[mistake], capsys)
-
-
-# --- the loss --------------------------------------------------------------------------------------------------------
 
 
 def the_projects_loss(z, t, labels, h, s, **settings):
@@ -203,9 +197,6 @@ def test_each_of_several_mistakes_in_the_loss_is_named(capsys):
     assert "T² is missing" in printed and "on the logits" in printed and printed.count("✗") == 2
 
 
-# --- the adapter -----------------------------------------------------------------------------------------------------
-
-
 class Adapter(torch.nn.Module):
     def __init__(self, linear, rank, alpha):
         super().__init__()
@@ -292,9 +283,6 @@ def test_a_right_adapter_passes(adapter, capsys):
 @pytest.mark.parametrize("mistake", ADAPTER_MISTAKES)
 def test_a_mistake_in_the_adapter_is_named(mistake, capsys):
     assert_named(check_adapter, *ADAPTER_MISTAKES[mistake], capsys)
-
-
-# --- all three -------------------------------------------------------------------------------------------------------
 
 
 def test_a_check_leaves_the_random_numbers_as_they_were():

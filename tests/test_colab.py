@@ -59,9 +59,6 @@ def test_the_first_cell_finds_the_competitions_data_on_kaggle(tmp_path, monkeypa
     assert (cell["run"].name, cell["run"].jigsaw_dir) == ("quick-jigsaw", attached)
 
 
-# --- each notebook opened alone --------------------------------------------------------------------------------------
-
-
 def git(*arguments: str, cwd: Path) -> str:
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     done = subprocess.run(["git", *identity, *arguments], cwd=cwd, check=True, capture_output=True, text=True)
@@ -123,9 +120,6 @@ def test_a_notebook_opened_alone_fetches_the_project_and_goes_on_with_the_run_on
     assert (clone / "runs" / "smoke-separable" / "data").is_dir()
 
 
-# --- what is installed -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("lacking", "options", "added"),
     [
@@ -173,9 +167,6 @@ def test_a_bare_python_without_torch_is_given_what_is_missing(monkeypatch):
     monkeypatch.setattr(first_steps.subprocess, "run", lambda command, **_: commands.append(command))
     monkeypatch.setattr(first_steps.importlib.metadata, "version", lambda name: pytest.fail(f"{name} is not there"))
     assert any(package.startswith("accelerate") for package in install_missing()) and len(commands) == 2
-
-
-# --- Google Drive ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -48,9 +48,6 @@ def models(finished_run) -> dict[str, TrainedModel]:
     return load_models(finished_run)
 
 
-# --- the models ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["teacher", "odd", "lora"])
 def test_a_models_probabilities_are_those_of_the_runs_predictions(models, finished_run, name):
     rows = load_data(finished_run).splits["test"]
@@ -72,9 +69,6 @@ def test_the_page_says_what_the_models_were_trained_on_and_how_often_the_chosen_
     assert "64 comments (separable test data, not Jigsaw; run `smoke-separable`" in text
     assert f"*Odd student* found {models['odd'].result['test']['recall']:.0%}" in text
     assert "These models err" in text and "Do not moderate anybody" in text
-
-
-# --- which run -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -130,9 +124,6 @@ def test_the_command_serves_the_models_of_the_run_until_it_is_stopped(two_runs, 
     assert "models of run first" in said and "open http://127.0.0.1:7861/ in a browser; stop with Ctrl-C" in said
 
 
-# --- judging ---------------------------------------------------------------------------------------------------------
-
-
 def test_the_verdict_follows_the_models_own_threshold(models):
     [probability] = models["odd"].probabilities(["hello"])
     above, below = (replace(models["odd"], threshold=probability + change) for change in (-1e-6, 1e-6))
@@ -168,9 +159,6 @@ def test_every_model_stands_in_the_table_with_finite_numbers_whatever_is_typed(m
         table = side_by_side(models, text)
         assert len(table) == (len(models) if text.strip() else 0)
         assert np.isfinite(table[["probability", "threshold", "milliseconds"]].to_numpy(dtype=float)).all()
-
-
-# --- the page --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [False, True])

@@ -45,9 +45,6 @@ def bootstrap(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return bootstrap_scores(labels, probabilities)["average_precision"]
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
-
-
 def test_the_scores_are_those_of_a_confusion_matrix_made_by_hand():
     labels = np.array([1] * 5 + [0] * 15)
     called = np.array([1, 1, 1, 0, 0] + [1] * 2 + [0] * 13)  # 3 true and 2 false positives, 2 false negatives
@@ -103,9 +100,6 @@ def test_of_two_thresholds_with_equal_f1_the_upper_is_taken():
     assert best_threshold(probabilities, labels) == 0.9  # F1 is 2/3 from 0.9 and from 0.3
 
 
-# --- the bootstrap of the rows ---------------------------------------------------------------------------------------
-
-
 def test_the_bootstrap_draws_the_same_samples_as_ever_each_of_as_many_rows_as_there_are():
     assert bootstrap_counts(6)[:2].tolist() == [[1, 2, 0, 2, 0, 1], [2, 1, 0, 1, 1, 1]]
     counts = bootstrap_counts(37)
@@ -139,8 +133,6 @@ def test_a_sample_without_a_toxic_row_has_0_and_not_nan():
         "accuracy": 1, "f1": 0, "precision": 0, "recall": 0, "average_precision": 0
     }  # fmt: skip
 
-
-# --- rule 14 in simulated worlds -------------------------------------------------------------------------------------
 
 DRAWS, ROWS = 400, 200
 WORLDS = {  # standard deviations between rows, between seeds, and of their interaction, in the difference of two models
@@ -192,8 +184,6 @@ def test_average_precision_of_real_rankings_is_judged_alike(same):
         found.append(difference(np.subtract(*observed), np.subtract(*drawn)))
     assert share_found(found) <= 0.09 if same else share_found(found) >= 0.9
 
-
-# --- differences and intervals ---------------------------------------------------------------------------------------
 
 OF_ROWS = np.random.default_rng(0).normal(0.03, 0.01, size=1_000)  # bootstrap draws of a difference
 
@@ -256,9 +246,6 @@ def test_two_trainings_are_compared_on_the_same_draws_of_the_rows():
     assert (nudged - bootstrap(labels, scores)).std() < nudged.std() / 20
 
 
-# --- families --------------------------------------------------------------------------------------------------------
-
-
 def of_p(p_value: float, sign: int = 1, seeds: int = 3) -> Difference:
     found = difference([0.02, 0.05, 0.01], OF_ROWS)
     return replace(found, p_value=p_value, difference=sign * 0.03, by_seed=(sign * 0.03,) * seeds)
@@ -286,8 +273,6 @@ def test_fewer_than_three_seeds_get_no_verdict_and_do_not_count_in_the_family(se
 def test_a_family_without_a_verdict_needs_no_correction():
     assert holm_verdicts({}) == {}
 
-
-# --- the gate --------------------------------------------------------------------------------------------------------
 
 LABELS = make_labels(400)
 GOOD, POOR, UNTRAINED = (make_scores(LABELS, skill, seed) for skill, seed in ((1.5, 1), (0.2, 3), (0.0, 9)))
@@ -319,9 +304,6 @@ def test_where_half_is_toxic_the_gate_can_still_be_passed():
     gate = teacher_gate(labels, make_scores(labels, 0.0), make_scores(labels, 2.0))
     assert gate["needed"] == pytest.approx((1 + labels.mean()) / 2)
     assert gate["passed"] is True
-
-
-# --- two models' errors ----------------------------------------------------------------------------------------------
 
 
 # --- calibration -----------------------------------------------------------------------------------------------------

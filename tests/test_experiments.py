@@ -51,9 +51,6 @@ def fingerprints(seed: int = 1, data: str = "data", **changes) -> dict[str, str]
     return {name: experiments.experiment_fingerprint(row, seed, profile, data) for name, row in EXPERIMENTS.items()}
 
 
-# --- the rows as data ------------------------------------------------------------------------------------------------
-
-
 def test_the_students_keep_the_layers_they_are_named_after():
     odd, even = (1, 3, 5, 7, 9, 11), (2, 4, 6, 8, 10, 12)
     expected = {"odd": odd, "even": even, "odd_hard": odd, "even_hard": even, "lora_6": odd, "hybrid": odd}
@@ -62,8 +59,6 @@ def test_the_students_keep_the_layers_they_are_named_after():
     expected |= {"first_six": (1, 2, 3, 4, 5, 6), "last_six": (7, 8, 9, 10, 11, 12)}
     assert {name: EXPERIMENTS[name].layers for name in FROM_THE_TEACHER} == expected
 
-
-# --- fingerprints ----------------------------------------------------------------------------------------------------
 
 CHANGES = (  # what is made again when a setting changes; a changed teacher changes what stands on its copy
     (set(), {"seeds": (1, 2, 3), "name": "other", "expected_time": "a year", "experiments": ("teacher",)}),
@@ -95,9 +90,6 @@ def test_a_setting_changes_the_fingerprints_of_what_depends_on_it_and_no_other()
 
 def test_all_experiments_have_fingerprints_of_their_own():
     assert len(set(fingerprints().values())) == len(EXPERIMENTS)
-
-
-# --- made once, in order ---------------------------------------------------------------------------------------------
 
 
 def test_a_finished_experiment_is_not_made_again(finished_run, no_training, monkeypatch):
@@ -209,9 +201,6 @@ def test_a_student_starts_as_a_copy_of_the_fine_tuned_teacher_that_can_be_traine
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-# --- what is left behind ---------------------------------------------------------------------------------------------
-
-
 def test_a_result_has_the_keys_that_the_comparison_reads_and_no_latency(saved, finished_run):
     needed = {"experiment", "seed", "profile", "data", "rows"}
     needed |= {"fingerprint", "settings", "inputs", "versions", "device"}
@@ -268,9 +257,6 @@ def test_the_saved_model_makes_the_saved_predictions_and_has_the_counted_paramet
 def test_no_checkpoint_and_no_temporary_file_is_left(finished_run):
     assert not list((finished_run.directory / "checkpoints").iterdir())
     assert not list(finished_run.directory.rglob("*.tmp"))
-
-
-# --- without a notebook ----------------------------------------------------------------------------------------------
 
 
 def test_importing_run_experiment_loads_no_onnxruntime():

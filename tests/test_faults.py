@@ -144,8 +144,6 @@ def test_a_run_killed_again_and_again_ends_as_if_it_was_not(uninterrupted, tmp_p
     assert outcome(tmp_path) == expected
 
 
-# --- writes that fail ------------------------------------------------------------------------------------------------
-
 DISK_FULL = """
 rename = os.replace
 def full(source, target):
@@ -232,9 +230,6 @@ def test_a_folder_that_is_read_only_is_said_and_nothing_is_lost(uninterrupted, t
     assert outcome(tmp_path) == uninterrupted[0]
 
 
-# --- two at once -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_a_second_process_on_a_model_says_who_trains_it_and_the_first_is_not_disturbed(uninterrupted, tmp_path):
     with start(tmp_path, *NAMES) as first:
@@ -246,8 +241,6 @@ def test_a_second_process_on_a_model_says_who_trains_it_and_the_first_is_not_dis
         assert first.wait(timeout=300) == 0
     assert outcome(tmp_path) == uninterrupted[0]
 
-
-# --- a cell that is interrupted --------------------------------------------------------------------------------------
 
 KERNEL = """
 from torch.optim.optimizer import register_optimizer_step_post_hook

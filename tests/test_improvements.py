@@ -40,9 +40,6 @@ def grid(finished_run, tmp_path_factory):
     return run, run_experiments(TRIED, grid_run(run))
 
 
-# --- the grids as data -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["layers", "soft targets", "regularised LoRA"])
 def test_a_section_begins_with_its_default(name):
     default, main = SECTIONS[name][0], EXPERIMENTS["lora" if "LoRA" in name else "odd"]
@@ -90,9 +87,6 @@ def test_the_grid_has_at_most_1500_rows():
     assert grid_run(found) == found
 
 
-# --- running ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_grid_is_never_scored_on_test_and_lies_apart_from_the_runs_results(grid):
     run, _ = grid
     assert "test" not in read_json(grid_run(run).results_dir / "odd-1.json")
@@ -132,9 +126,6 @@ def test_greedy_removal_removes_the_layer_that_costs_least_and_resumes_where_it_
     assert greedy_removal(run) == steps
 
 
-# --- differences on validation ---------------------------------------------------------------------------------------
-
-
 def test_a_difference_is_that_of_average_precision_on_the_validation_rows():
     results = published_results("base/grid")
     found = grid_differences(results, SECTIONS["layers"])["Spread layers"]
@@ -150,8 +141,6 @@ def test_differences_are_those_of_what_was_trained_against_the_first_of_it(grid)
     assert list(grid_differences(results, [EXPERIMENTS["even"], *TRIED])) == ["Spread layers"]
     assert grid_differences(results, [EXPERIMENTS["even"]]) == {}
 
-
-# --- the winners -----------------------------------------------------------------------------------------------------
 
 HYBRIDS = [("hybrid", "LoRA, distilled", name) for name in ("lora_6", "odd")]
 

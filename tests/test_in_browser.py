@@ -30,17 +30,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    downloads = tmp_path_factory.mktemp("downloads")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
     for flag in [*flags.split(), "disable-component-update", "disable-sync", "window-size=1200,1400"]:
         options.add_argument(f"--{flag}")
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.downloads = downloads
     yield driver
     driver.quit()
 
@@ -120,46 +117,12 @@ def test_html_is_shown_as_text_and_never_run(page):
     assert not page.find_elements(By.CSS_SELECTOR, "#words img, #words b, #verdict img")
 
 
-def open_file_tab(page):
-    page.find_element(By.XPATH, "//button[@role='tab'][contains(., 'A CSV file')]").click()
-    wait_for(page, lambda: page.find_element(By.ID, "score").is_displayed())
-
-
-def upload(page, path):
-    page.find_element(By.CSS_SELECTOR, "#source input[type=file]").send_keys(str(path))
-    wait_for(page, lambda: path.name.split(".")[0] in text_of(page, "source"))
-    page.find_element(By.ID, "score").click()
-
-
-def test_a_file_is_uploaded_scored_and_downloaded(page, tmp_path):
-    source = tmp_path / "mine.csv"
-    source.write_text("id,comment_text\na,hello\nb,=1+1\nc,<b>\n", encoding="utf-8")
-    open_file_tab(page)
-    upload(page, source)
-    wait_for(page, lambda: "scored 3 comments" in text_of(page, "done"))
-    wait_for(page, lambda: page.find_element(By.CSS_SELECTOR, "#scored a[download]")).click()
-    scored = page.downloads / "scored.csv"
-    wait_for(page, scored.is_file)
-    time.sleep(0.5)
-    assert [line.split(",")[0] for line in scored.read_text(encoding="utf-8").splitlines()] == ["id", "a", "b", "c"]
-
-
-def test_a_file_that_cannot_be_scored_is_explained_on_the_page(page, tmp_path):
-    source = tmp_path / "other.csv"
-    source.write_text("id,text\n1,hello\n")
-    open_file_tab(page)
-    upload(page, source)
-    wait_for(page, lambda: "must name comment_text once" in page.find_element(By.TAG_NAME, "body").text)
-
-
 def test_the_page_asks_no_other_host_and_logs_no_error(page, address):
     judged(page, "hello there")
     asked = page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
 
-
-# --- the notebooks in JupyterLab -------------------------------------------------------------------------------------
 
 PANEL = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])].find(widget => widget.context)"
 RUN_ALL = f"""

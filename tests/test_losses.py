@@ -24,9 +24,6 @@ def outputs(seed: int) -> Outputs:
     return Outputs(random(6, 2, seed=seed), random(6, 32, seed=seed))
 
 
-# --- the parts -------------------------------------------------------------------------------------------------------
-
-
 def test_the_hard_loss_is_the_mean_cross_entropy():
     logits = outputs(1).logits
     chosen = softmax(logits)[np.arange(6), LABELS.numpy()]
@@ -56,9 +53,6 @@ def test_logits_of_different_shapes_are_refused():
 @pytest.mark.parametrize(("there", "loss"), [([2.0, 0.0], 0.0), ([0.0, 5.0], 1.0), ([-0.5, 0.0], 2.0)])
 def test_the_cosine_loss_measures_the_angle_alone(there, loss):
     assert cosine_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([there])) == pytest.approx(loss, abs=1e-6)
-
-
-# --- together --------------------------------------------------------------------------------------------------------
 
 
 def test_the_total_is_the_weighted_sum_of_the_three_losses():

@@ -49,9 +49,6 @@ def those(rule) -> list[str]:
     return [name for name, notebook in COMMITTED.items() if not rule(notebook)]
 
 
-# --- what is committed (`pre-commit` runs these) ---------------------------------------------------------------------
-
-
 def test_committed_notebooks_are_valid():
     for notebook in COMMITTED.values():
         nbformat.validate(notebook)
@@ -81,9 +78,6 @@ def test_committed_notebooks_hold_no_path_of_a_machine():
 
 def test_committed_notebooks_stay_below_500_kb():
     assert [name for name in ALL_NOTEBOOKS if (ROOT / "notebooks" / f"{name}.ipynb").stat().st_size >= 500_000] == []
-
-
-# --- form ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_cell_is_the_same_in_all_with_the_repositorys_address():
@@ -144,9 +138,6 @@ def test_every_prediction_that_a_reader_is_asked_for_is_answered_afterwards():
 def test_links_between_notebooks_lead_somewhere():
     targets = {target for notebook in COMMITTED.values() for target in re.findall(r"\]\(([^)#:]+)\)", prose(notebook))}
     assert targets and [target for target in targets if not (ROOT / "notebooks" / target).is_file()] == []
-
-
-# --- run -------------------------------------------------------------------------------------------------------------
 
 
 def run_notebooks(*arguments):
@@ -244,9 +235,6 @@ def test_the_solutions_of_the_exercises_run_below_their_notebook(finished, name,
     NotebookClient(notebook, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
     printed = str([cell.outputs for cell in added])
     assert "Not yet right" not in printed or name == "06_common_mistakes"  # whose exercise plants a mistake
-
-
-# --- what may happen -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -48,9 +48,6 @@ def functions() -> dict[str, ast.FunctionDef]:
     return {f"{name}.{function.name}": function for name in found for function in found[name]}
 
 
-# --- the code --------------------------------------------------------------------------------------------------------
-
-
 def test_every_module_has_its_place_in_the_reading_order():
     assert sorted(READING_ORDER) == sorted(HELPERS)
 
@@ -80,9 +77,6 @@ def test_a_function_takes_at_most_seven_parameters():
         name: len(each.args.posonlyargs + each.args.args + each.args.kwonlyargs) for name, each in functions().items()
     }
     assert {name: count for name, count in counts.items() if count > 7} == {}
-
-
-# --- the environment -------------------------------------------------------------------------------------------------
 
 
 def lines(name):
@@ -167,9 +161,6 @@ def test_a_command_names_the_python_that_lacks_its_packages():
     outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert outcome.returncode != 0
     assert outcome.stderr.startswith(f"error: this Python ({sys.executable}) has no package 'torch'")
-
-
-# --- what is published -----------------------------------------------------------------------------------------------
 
 
 def test_the_report_has_the_courseworks_headings_in_their_order():

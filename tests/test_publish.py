@@ -44,9 +44,6 @@ def write_executed(run, name, text="", error=False, unfinished=False, changed=Fa
     nbformat.write(notebook, path)
 
 
-# --- what may be published -------------------------------------------------------------------------------------------
-
-
 def test_a_run_with_a_seed_missing_is_not_finished(run):
     with pytest.raises(FileNotFoundError, match=r"no result of teacher \(seed 2\)"):
         check_finished(replace(run, profile=replace(run.profile, seeds=(1, 2))))
@@ -83,9 +80,6 @@ def test_a_result_that_is_newer_than_the_notebook_that_shows_it_is_found(run):
 def test_a_run_on_synthetic_comments_is_not_published(run):
     with pytest.raises(ValueError, match="publish a run on the real comments"):
         publish(run)
-
-
-# --- copying a run ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -146,9 +140,6 @@ def test_the_published_facts_are_those_of_the_comments():
         pytest.skip("the sample of real comments is not at hand")
     _, source = find_data_source(PROFILES["base"], directory)
     assert data_facts(PROFILES["base"], source) == read_json(PUBLISHED_RESULTS / "base" / "data.json")
-
-
-# --- the pages -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

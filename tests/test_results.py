@@ -75,9 +75,6 @@ def change_result(run: Run, name: str, changes: dict, seed: int = 1) -> None:
     write_json(path, read_json(path) | changes)
 
 
-# --- what is published -----------------------------------------------------------------------------------------------
-
-
 def test_the_published_run_is_whole(base):
     assert {name: list(seeds) for name, seeds in base.by_name.items()} == {
         "majority": [1],
@@ -126,9 +123,6 @@ def test_the_fingerprint_of_the_comments_is_the_one_that_is_known():
     assert [sha256[:8] for sha256 in hashes] == [TEST, TEST_LABELS, TRAIN]
     contents = {"files": hashes, "tokenizer": pretrained_sha256("all-mpnet-base-v2")}
     assert fingerprint(PROFILES["base"].settings(*DATA_SETTINGS) | contents) == "82d24f2552f24857"
-
-
-# --- what a student may change ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -207,9 +201,6 @@ def test_a_damaged_published_file_is_named_and_left_out(copied_base, capsys):
     assert "odd-2.parquet was cut or changed" in capsys.readouterr().out
 
 
-# --- a run's own results ---------------------------------------------------------------------------------------------
-
-
 def test_a_run_without_results_has_none_and_lists_all_of_them(copied_run):
     shutil.rmtree(copied_run.results_dir)
     results = load_results(copied_run)
@@ -254,9 +245,6 @@ def test_the_labels_are_those_of_the_data_in_the_order_of_the_ids(finished_run):
     test = load_data(finished_run).splits["test"]
     by_id = dict(zip(test["row_id"][:], test["toxic"][:], strict=True))
     assert load_results(finished_run).labels().tolist() == [by_id[row_id] for row_id in sorted(by_id)]
-
-
-# --- the comparison --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -304,8 +292,6 @@ def test_the_written_comparison_is_the_table(copied_run):
     assert list(written.columns) == list(table.columns)
     assert written["average_precision"].tolist() == pytest.approx(table["average_precision"].tolist())
 
-
-# --- costs -----------------------------------------------------------------------------------------------------------
 
 TIMES = ["latency_ms", "int8_latency_ms", "training_cost"]
 
@@ -356,9 +342,6 @@ def test_without_a_benchmark_times_are_unknown_and_the_rest_is_there(base, tmp_p
 def test_the_table_of_latencies_has_a_row_per_depth_form_and_size(benchmarked):
     table = latency_table()
     assert len(table) == 8 and table["comments at once"].unique().tolist() == [1, 32]
-
-
-# --- verdicts --------------------------------------------------------------------------------------------------------
 
 
 def test_the_difference_of_two_models_is_that_of_their_average_precision(base):

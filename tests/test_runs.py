@@ -35,16 +35,11 @@ def comments(root, monkeypatch) -> Path:
     return folder
 
 
-# --- fingerprints ----------------------------------------------------------------------------------------------------
-
 SETTINGS = {"train_rows": 800, "text": "é", "rate": 5e-5, "seeds": [2, 1], "all": None}
 
 
 def test_a_fingerprint_is_the_same_on_every_machine_and_in_every_order():
     assert runs.fingerprint(SETTINGS) == runs.fingerprint(dict(reversed(SETTINGS.items()))) == "2cdedc80b480a815"
-
-
-# --- files that are whole or not there -------------------------------------------------------------------------------
 
 
 def test_json_comes_back_as_it_was_written_with_keys_as_text_and_tuples_as_lists(tmp_path):
@@ -132,9 +127,6 @@ def test_a_sealed_folder_with_a_damaged_file_is_not_used(sealed, name, damage):
     assert not runs.is_sealed(sealed, "these settings")
 
 
-# --- where the comments come from ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_comments_are_looked_for_in_jigsaw_dir_then_in_the_project_then_on_kaggles_mount(root, monkeypatch, first):
     places = ["downloads/jigsaw", "data/jigsaw", "../kaggle"][first:]
@@ -175,9 +167,6 @@ def test_base_without_comments_says_what_to_do_and_leaves_no_folder(root):
     said = ("PROFILE=base", "train.csv, test.csv", "kaggle.com", "data/jigsaw/", "JIGSAW_DIR", "PROFILE=quick")
     assert [part for part in said if part not in str(error.value)] == []
     assert not (root / "runs").exists()
-
-
-# --- opening a run ---------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_a_folder_called_after_its_profile_and_its_data_and_says_what_it_was_made_with(root):
@@ -255,7 +244,7 @@ def test_seeds_that_are_no_whole_numbers_are_refused(monkeypatch, asked):
 
 @pytest.mark.parametrize("source", ["jigsaw", "hub"])  # the label of others: tests/test_data.py
 def test_real_comments_are_said_to_be(source):
-    assert runs.data_label(source) == "Jigsaw"
+    assert runs.DATA_LABELS[source] == "Jigsaw"
 
 
 def test_a_path_is_shown_relative_to_the_project_or_by_its_name_alone(root):
@@ -263,8 +252,6 @@ def test_a_path_is_shown_relative_to_the_project_or_by_its_name_alone(root):
     assert run.show_path(run.data_dir) == "runs/smoke-separable/data"
     assert run.show_path(root.parent / "elsewhere" / "model") == "model"
 
-
-# --- one writer, and commands ----------------------------------------------------------------------------------------
 
 HOLD = """
 import sys, time

@@ -65,9 +65,6 @@ def test_every_result_in_a_quote_about_the_published_run_names_its_source():
     assert not any(untagged.values()), untagged
 
 
-# --- the rules -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("looked_up", "shown", "expected"),
     [

@@ -17,8 +17,6 @@ def run_code(code: str, **environment: str | None) -> subprocess.CompletedProces
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, timeout=300)
 
 
-# --- whom it talks to ------------------------------------------------------------------------------------------------
-
 ASKS_NOBODY = """
 import sys
 asked = []
@@ -43,8 +41,6 @@ def test_the_libraries_of_the_demo_ask_no_host_and_leave_nothing_in_the_home_fol
     assert [str(path) for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-# --- what it prints on -----------------------------------------------------------------------------------------------
-
 PRINTS_MUCH = """
 from helpers.batches import progress_bar
 from helpers.checks import check_copy
@@ -59,9 +55,6 @@ def test_an_output_that_lacks_a_character_gets_another_one(encoding):
     outcome = run_code(PRINTS_MUCH, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert outcome.returncode == 0, outcome.stderr.decode()
     assert b"3/3" in outcome.stdout and b"? " in outcome.stdout
-
-
-# --- where it lies ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["lab", "test", "demo", "submission"])

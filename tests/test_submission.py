@@ -66,9 +66,6 @@ def test_a_run_that_is_not_there_gets_one_clear_line(capsys, monkeypatch, tmp_pa
     assert "is not finished: no result of" in capsys.readouterr().err
 
 
-# --- the zip ---------------------------------------------------------------------------------------------------------
-
-
 def command(folder, *arguments):
     outcome = run_module(*arguments, cwd=folder)
     assert outcome.returncode == 0, outcome.stdout[-2_000:] + outcome.stderr[-2_000:]

@@ -70,9 +70,6 @@ def uninterrupted(run_training, tmp_path_factory):
     return cache(lambda kind: run_training(kind, tmp_path_factory.mktemp(kind)))
 
 
-# --- gradients, rates, weight decay ----------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def without_dropout(monkeypatch) -> None:
     """Models stay in eval mode while they are trained."""
@@ -149,9 +146,6 @@ def test_biases_and_layer_norms_do_not_decay(tiny_bert):
     free = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
     named = {name for name, p in tiny_bert.named_parameters() if id(p) in free}
     assert named == {name for name, _ in tiny_bert.named_parameters() if name.endswith("bias") or "LayerNorm" in name}
-
-
-# --- stopped and resumed ---------------------------------------------------------------------------------------------
 
 
 class Killed(KeyboardInterrupt):
@@ -255,9 +249,6 @@ def test_only_the_last_checkpoint_is_kept(run_training, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-3"]
 
 
-# --- the model that is left, and what stops a training ---------------------------------------------------------------
-
-
 def test_dropout_is_on_while_training_and_off_in_validation_and_afterwards(make_training, splits):
     model, arguments = make_training("plain")
     modes = set()
@@ -302,9 +293,6 @@ def test_logits_on_validation_that_are_no_numbers_end_training(run_training, mon
     monkeypatch.setattr(helpers.training, "predict", lambda *_: torch.full((12, 2), float("nan")))
     with pytest.raises(TrainingError, match="the logits on validation became infinite or NaN in epoch 1"):
         run_training("plain")
-
-
-# --- the history -----------------------------------------------------------------------------------------------------
 
 
 def test_every_part_of_the_loss_is_logged_at_every_step(run_training, monkeypatch):
