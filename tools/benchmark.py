@@ -64,9 +64,6 @@ RECIPES = {"a": "usual recipe", "b": "usual recipe, padded to the longest", "c":
 ROWS = {"cpu": {"a": 64, "b": 64, "c": 256}, "gpu": {"a": 1_600, "b": 1_600, "c": 3_200}}
 
 
-# --- the usual recipe ------------------------------------------------------------------------------------------------
-
-
 def usual_training(
     model: torch.nn.Module, rows: Dataset, settings: TrainingSettings, pad_to: int | None, teacher=None
 ) -> float:
@@ -113,9 +110,6 @@ def usual_loss(model: torch.nn.Module, teacher, batch: dict, settings: TrainingS
     return distillation_loss(student, teacher, labels, **weights).total
 
 
-# --- training speed --------------------------------------------------------------------------------------------------
-
-
 def clock() -> float:
     """Seconds, when the device has done what it was told."""
     if on_gpu():
@@ -146,7 +140,7 @@ def measure(task: str, recipe: str, rows: int) -> dict[str, float]:
             started = clock()
             with tempfile.TemporaryDirectory() as folder:
                 save_targets(teacher, splits["train"], Path(folder) / "targets", "bench")
-                targets = load_targets(Path(folder) / "targets", "bench")
+                targets = load_targets(Path(folder) / "targets")
             teacher_seconds = clock() - started
         seconds = sum(train(model, splits, settings, targets=targets, label=task)["seconds"] for model in models)
     else:
@@ -235,9 +229,6 @@ def matrix_products_per_second(config, tokens: int = 2_048, repeats: int = 15) -
     return 2 * tokens * (4 * h * h + 2 * h * i) / float(np.median(times))
 
 
-# --- latency ---------------------------------------------------------------------------------------------------------
-
-
 @torch.inference_mode()
 def latency(rounds: int) -> Iterator[dict]:
     """Milliseconds for one comment and for 32, on the CPU, of 12 and 6 layers, in PyTorch and in int8: p50 and p95.
@@ -271,9 +262,6 @@ def timed(calls: list[Callable], comments: int) -> dict[str, float]:
     times = times[3:]
     p50, p95 = np.quantile(times, [0.5, 0.95])
     return {"p50_ms": float(p50), "p95_ms": float(p95), "comments_per_second": 1_000 * comments / float(np.mean(times))}
-
-
-# --- the run ---------------------------------------------------------------------------------------------------------
 
 
 def bench_data() -> PreparedData:

@@ -68,9 +68,6 @@ TITLES = {  # what the reader sees of columns whose names say less
 }
 
 
-# --- the run ---------------------------------------------------------------------------------------------------------
-
-
 def check_real_comments(run: Run) -> None:
     """Refuses a run on synthetic comments."""
     if run.data_source not in ("jigsaw", "hub"):
@@ -180,9 +177,6 @@ def publish_notebooks(run: Run) -> None:
         executed, shown = (folder / "notebooks" / f"{name}.ipynb" for folder in (run.directory, ROOT))
         kept = nbformat.read(executed, as_version=4) if executed.is_file() else without_outputs(read_notebook(name))
         write_notebook(kept, shown)
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def markdown(table: pd.DataFrame, align: str = "right") -> str:

@@ -38,8 +38,6 @@ KERNEL_DIED = (
     "same command resumes from the last checkpoint"
 )
 
-# --- what the notebooks share ----------------------------------------------------------------------------------------
-
 
 def repository() -> str:
     """The repository's address, from the one place that holds it, pyproject.toml."""
@@ -88,9 +86,6 @@ def without_outputs(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     return notebook
-
-
-# --- running them ----------------------------------------------------------------------------------------------------
 
 
 def run_notebook(name: str, run: Run) -> None:

@@ -45,9 +45,6 @@ OVER_SEEDS = {"min": np.min, "max": np.max, "sd": functools.partial(np.std, ddof
 FACTS = ("test", "validation", "before", "rows", "training_loss", "threshold", "parameters", "trainable_parameters")
 
 
-# --- numbers in a text -----------------------------------------------------------------------------------------------
-
-
 def tagged_numbers(text: str) -> list[tuple[str, str]]:
     """The numbers that name their source, outside code: ('+0.026', 'odd-even.difference')."""
     return TAGGED.findall(CODE.sub(" ", text))
@@ -85,9 +82,6 @@ def rounded(number: float, shown: str) -> str:
     digits, percent = re.fullmatch(r"[^.%]*?(?:\.(\d+))?( ?%)?", shown).groups(default="")
     sign, comma = "+" if shown[0] == "+" else "", "," if "," in shown else ""
     return f"{number * (100 if percent else 1):{sign}{comma}.{len(digits)}f}".replace("-", "−") + percent
-
-
-# --- sources ---------------------------------------------------------------------------------------------------------
 
 
 def look_up(source: str) -> float:
