@@ -1,6 +1,7 @@
 """The benchmark compares like with like; nothing here is timed."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,3 +70,12 @@ def test_a_ratio_is_the_median_of_the_rounds_each_against_its_own_round():
 def test_the_file_is_named_for_the_device(monkeypatch):
     monkeypatch.setattr(benchmark, "device_name", lambda: "NVIDIA H100 80GB HBM3")
     assert benchmark.results_path().name == "nvidia-h100-80gb-hbm3.json"
+
+
+@pytest.mark.parametrize("task", benchmark.TASKS)
+def test_every_task_is_measured_by_this_projects_loop(tiny_model, tiny_rows, monkeypatch, task):
+    splits = {"train": tiny_rows(18), "validation": tiny_rows(8, seed=1)}
+    monkeypatch.setattr(benchmark, "bench_data", lambda: SimpleNamespace(splits=splits))
+    monkeypatch.setattr(benchmark, "new_model", tiny_model)
+    monkeypatch.setattr(benchmark, "matrix_products_per_second", lambda config: 1e12)
+    assert min(benchmark.measure(task, "c", 18).values()) > 0
