@@ -3,6 +3,9 @@
 import os
 import sys
 from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent  # of the project
 
 if sys.argv[0] == "-m":  # `python -m helpers.…` is starting, perhaps with another Python than the project's
     for package in ("torch", "transformers", "datasets", "peft"):

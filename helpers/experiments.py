@@ -50,7 +50,7 @@ from helpers.saved import (
     save_model,
     write_predictions,
 )
-from helpers.training import Checkpoints, TrainingError, TrainingSettings, average_precision, train
+from helpers.training import DISTILLATION, Checkpoints, TrainingError, TrainingSettings, average_precision, train
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def training_settings(experiment: Experiment, seed: int, profile: Profile) -> Tr
     family = "lora" if experiment.adapter else "student" if experiment.layers else "teacher"
     profile = experiment.profile(profile)
     names = ["epochs", "batch_size", "weight_decay", "warmup_ratio", "max_grad_norm", "micro_batch_size"]
-    names += ["temperature", "alpha", "beta"] if experiment.distil else []
+    names += DISTILLATION if experiment.distil else ()
     rate = getattr(profile, f"{family}_learning_rate")
     return TrainingSettings(seed=seed, learning_rate=rate, **profile.settings(*names))
 

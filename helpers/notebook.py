@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from helpers import ROOT
+
 if TYPE_CHECKING:
     from helpers.runs import Run
 
-ROOT = Path(__file__).resolve().parent.parent
 DRIVE = Path("/content/drive")  # where Colab mounts it
 # What the notebooks import, and the name that installs it. torch and numpy are never touched.
 NEEDED = {"sklearn": "scikit-learn"} | {

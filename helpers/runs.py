@@ -26,8 +26,8 @@ from pathlib import Path
 import filelock
 from safetensors import SafetensorError
 
+from helpers import ROOT
 from helpers.config import PROFILES, Profile, load_profile
-from helpers.notebook import ROOT
 
 PUBLISHED_RESULTS = ROOT / "results"
 KAGGLE_NAME = "jigsaw-toxic-comment-classification-challenge"

@@ -38,6 +38,7 @@ from helpers.batches import (
 from helpers.losses import Outputs, distillation_loss, hard_loss
 from helpers.runs import fingerprint, is_sealed, new_directory, read_json, write_json
 
+DISTILLATION = ("temperature", "alpha", "beta")  # the settings that distillation_loss takes
 LOG_STEPS = 20  # the losses of so many steps are read at once: each reading makes the host wait for the GPU
 
 
@@ -56,7 +57,7 @@ class TrainingSettings:
     warmup_ratio: float
     max_grad_norm: float
     seed: int
-    temperature: float | None = None  # these three only where a teacher is distilled
+    temperature: float | None = None  # these and all of DISTILLATION only where a teacher is distilled
     alpha: float | None = None
     beta: float | None = None
     micro_batch_size: int | None = None  # comments per forward pass, where a whole batch does not fit the device
@@ -167,7 +168,7 @@ def batch_loss(
         return {"total": hard, "hard": hard}
     student = Outputs(output.logits, cls_states(output))
     teacher = Outputs(batch["teacher_logits"], batch["teacher_states"])
-    weights = {"temperature": settings.temperature, "alpha": settings.alpha, "beta": settings.beta}
+    weights = {name: getattr(settings, name) for name in DISTILLATION}
     return distillation_loss(student, teacher, labels, **weights)._asdict()
 
 

@@ -49,7 +49,7 @@ from helpers.layers import EVEN_LAYERS, ODD_LAYERS, copy_layers
 from helpers.lora import add_adapters
 from helpers.losses import Outputs, distillation_loss, hard_loss
 from helpers.runs import ROOT, Run, find_data_source, read_json, tells_errors, versions, write_json
-from helpers.training import TrainingSettings, learning_rate_at, train
+from helpers.training import DISTILLATION, TrainingSettings, learning_rate_at, train
 
 # MiniLM's tokenizer is bert-base's; no weights are read
 PROFILE = replace(PROFILES["quick"], train_rows=6_400, validation_rows=32, test_rows=256, max_length=128)
@@ -106,7 +106,7 @@ def usual_loss(model: torch.nn.Module, teacher, batch: dict, settings: TrainingS
         target = teacher(*inputs, output_hidden_states=True)
     output = model(*inputs, output_hidden_states=True)
     student, teacher = (Outputs(found.logits, found.hidden_states[-1][:, 0]) for found in (output, target))
-    weights = {"temperature": settings.temperature, "alpha": settings.alpha, "beta": settings.beta}
+    weights = {name: getattr(settings, name) for name in DISTILLATION}
     return distillation_loss(student, teacher, labels, **weights).total
 
 

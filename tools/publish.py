@@ -14,8 +14,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -209,9 +210,10 @@ def answer_table(published: Results) -> str:
     return markdown(written_scores(scores).join(written(costs, COSTS))[columns])
 
 
-def results_table(found: Results) -> str:
-    """Training loss and test scores of every model that has been run."""
-    return markdown(written_scores(results.comparison_table(found).set_index("experiment"))[["model", *SCORES]])
+def results_table(found: Results, names: Iterable[str] | None = None) -> str:
+    """Training loss and test scores of every model that has been run, or of these, run or not."""
+    table = results.comparison_table(found).set_index("experiment")
+    return markdown(written_scores(table.reindex(names) if names else table)[["model", *SCORES]])
 
 
 def verdict_tables(published: Results) -> str:
@@ -251,7 +253,7 @@ def _count(rows: int | float | None) -> str:
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "answer": answer_table,
-    "results": results_table,
+    "results": partial(results_table, names=EXPERIMENTS),
     "verdicts": verdict_tables,
     "costs": costs_table,
     "profiles": profiles_table,
