@@ -225,9 +225,12 @@ def finished_result(training: Training) -> dict | None:
 
 
 def keeps_weights(training: Training) -> bool:
-    """Whether the model stays on disk: a teacher, which its students need, and outside the grids the first seed's."""
+    """Whether the model stays on disk: a teacher, which its students need, and outside the grids the first seed's.
+
+    Notebooks show the first of the seeds that SEEDS asks for.
+    """
     experiment, run = training.experiment, training.run
-    is_first = training.seed == run.profile.seeds[0] and not run.part
+    is_first = training.seed in (run.profile.seeds[0], run.seeds[0]) and not run.part
     return experiment.name == "teacher" or (is_first and experiment.start != "baseline")
 
 
