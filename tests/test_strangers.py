@@ -68,7 +68,7 @@ def test_a_recipe_runs_the_environment_of_its_folder_whatever_the_folders_name(t
     python.write_text('#!/bin/sh\necho "$0" "$@"\n')
     python.chmod(0o755)
     (folder / ".venv" / "installed").touch()
-    command = ["make", target, "NAME=x", "ID=1"]
+    command = ["make", "--no-print-directory", target, "NAME=x", "ID=1"]
     outcome = subprocess.run(
         command, cwd=folder, env=no_run_named() | {"MAKEFLAGS": ""}, capture_output=True, text=True
     )
