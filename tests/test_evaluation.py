@@ -234,7 +234,7 @@ def test_the_interval_of_one_seed_is_that_of_scipys_bootstrap():
     def statistic(rows: np.ndarray) -> float:
         return metrics.average_precision_score(labels[rows], probabilities[rows])
 
-    error = stats.bootstrap((np.arange(300),), statistic, n_resamples=500, vectorized=False, rng=1).standard_error
+    error = stats.bootstrap((np.arange(300),), statistic, n_resamples=500, vectorized=False, random_state=1).standard_error
     low, high = interval([0.5], bootstrap(labels, probabilities))
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
