@@ -54,8 +54,10 @@ def save_model(model: torch.nn.Module, directory: Path, profile: Profile, card: 
     with new_directory(directory, made_from) as temporary:
         if hasattr(model, "peft_config"):
             save_adapter(model, temporary)
-            card += "\nThe adapter lies beside its base. Needs peft 0.20 and transformers 5.18 or later: without peft the base "
-            card += "alone answers, and older ones draw a new classifier without a word.\n"
+            card += (
+                "\nThe adapter lies beside its base. Needs peft 0.20 and transformers 5.18 or later: without peft its "
+                "base answers alone, and older ones draw a new classifier without a word.\n"
+            )
         else:
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

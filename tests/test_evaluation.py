@@ -234,9 +234,9 @@ def test_the_interval_of_one_seed_is_that_of_scipys_bootstrap():
     def statistic(rows: np.ndarray) -> float:
         return metrics.average_precision_score(labels[rows], probabilities[rows])
 
-    error = stats.bootstrap((np.arange(300),), statistic, n_resamples=500, vectorized=False, random_state=1).standard_error
+    drawn = stats.bootstrap((np.arange(300),), statistic, n_resamples=500, vectorized=False, random_state=1)
     low, high = interval([0.5], bootstrap(labels, probabilities))
-    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert high - low == pytest.approx(2 * 1.96 * drawn.standard_error, rel=0.1)
 
 
 def test_two_trainings_are_compared_on_the_same_draws_of_the_rows():
