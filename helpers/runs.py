@@ -277,10 +277,10 @@ def new_directory(path: Path, made_from: str | None = None) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def is_sealed(directory: Path, made_from: str | None = None) -> bool:
+def is_sealed(directory: Path, made_from: str) -> bool:
     """Whether the folder was made from this, and each of its files is as it was written; if not, the file is named."""
     sealed = read_json(directory / "fingerprint.json")
-    if not sealed or made_from not in (None, sealed["fingerprint"]):
+    if not sealed or sealed["fingerprint"] != made_from:
         return False
     return all(is_whole(directory / name, sha256) for name, sha256 in sealed["files"].items())
 
