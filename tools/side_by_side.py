@@ -15,9 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from helpers.experiments import experiment_seeds, find_experiment, prepare
@@ -59,24 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
     experiments = [find_experiment(name) for name in (names if "teacher" in names else ["teacher", *names])]
     prepare(run)
     pack(run, options.target)  # a place that cannot be written to is said now
-    finished, failed = threading.Event(), []
-
-    def keep_packed() -> None:
-        while not finished.wait(PACK_SECONDS):
-            pack(run, options.target)
-
-    packing = threading.Thread(target=keep_packed, daemon=True)
-    packing.start()
+    failed = []
     with ThreadPoolExecutor(options.processes) as pool:
         for experiment in experiments:
             seeds = experiment_seeds(experiment, run.seeds)
-            codes = pool.map(partial(train, experiment.name), seeds)
-            lost = [seed for seed, code in zip(seeds, codes, strict=True) if code]
+            codes = {seed: pool.submit(train, experiment.name, seed) for seed in seeds}
+            while wait(codes.values(), timeout=PACK_SECONDS).not_done:
+                pack(run, options.target)
+            lost = [seed for seed, code in codes.items() if code.result()]
             print(f"{experiment.name}: seeds {seeds} trained{f', failed: {lost}' if lost else ''}", flush=True)
             failed += lost
             pack(run, options.target)
-    finished.set()
-    packing.join()
     return int(bool(failed))
 
 
