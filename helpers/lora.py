@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from helpers.models import lora_targets
-from helpers.runs import file_sha256, read_json, write_json
+from helpers.runs import file_sha256, is_whole, read_json, write_json
 
 # peft asks transformers by an older name of a property; nothing a reader could act on
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
@@ -70,17 +70,10 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
 
 
 def load_adapter(directory: Path) -> PeftModel:
-    """The saved adapter on the base it was trained on, from one folder; in eval mode.
-
-    Raises FileNotFoundError if adapter or base is gone, and ValueError if it is not the base it was trained on.
-    """
+    """The saved adapter on the base it was trained on, from one folder; in eval mode. ValueError for another base."""
     base, weights = read_json(directory / "base.json"), directory / "model.safetensors"
-    if base is None:
-        raise FileNotFoundError(f"{directory.name}/ holds no adapter saved by this project (base.json is missing)")
-    if not weights.is_file():
-        raise FileNotFoundError(f"the adapter in {directory.name}/ has lost its base: model.safetensors is missing")
-    if file_sha256(weights) != base["sha256"]:
-        raise ValueError(f"the base in {directory.name}/ has changed since the adapter was trained on it; train again")
+    if not base or not is_whole(weights, base["sha256"]):
+        raise ValueError(f"{directory.name}/ lacks the base that its adapter was trained on; train again")
     # Made from its config: from_pretrained would see the adapter beside it and load that too.
     model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32)
     model.load_state_dict(load_file(weights), strict=True)

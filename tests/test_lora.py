@@ -149,16 +149,16 @@ def saved_bert(tiny_bert, tmp_path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_an_adapter_whose_base_has_changed_is_refused(saved_bert, tiny_model):
+def test_an_adapter_on_another_base_is_refused(saved_bert, tiny_model):
     tiny_model(seed=5).save_pretrained(saved_bert)
-    with pytest.raises(ValueError, match="the base in adapter/ has changed since the adapter was trained"):
+    with pytest.raises(ValueError, match="adapter/ lacks the base that its adapter was trained on"):
         load_adapter(saved_bert)
 
 
 @pytest.mark.parametrize("part", ["model.safetensors", "base.json"])
-def test_an_adapter_without_its_base_is_refused_and_the_part_is_named(saved_bert, part):
+def test_an_adapter_without_its_base_is_refused(saved_bert, part):
     (saved_bert / part).unlink()
-    with pytest.raises(FileNotFoundError, match=f"adapter/.*{part} is missing"):
+    with pytest.raises(ValueError, match="adapter/ lacks the base"):
         load_adapter(saved_bert)
 
 
