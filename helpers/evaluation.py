@@ -90,28 +90,13 @@ def average_precision_of(labels: np.ndarray, probabilities: np.ndarray, counts: 
     return (recall_steps * found / np.maximum(called, 1)).sum(axis=1)
 
 
-def scores_of(labels: np.ndarray, probabilities: np.ndarray, threshold: float, counts: np.ndarray) -> dict:
-    """The scores that get an interval, by name, for many weightings of the rows at once: counts (R, rows) → (R,)."""
-    called = probabilities >= threshold
-    columns = np.stack([called & (labels == 1), called, labels == 1, np.ones(len(labels))], axis=1)
-    found, called_toxic, toxic, rows = (counts @ columns).T
-    return {
-        "accuracy": (rows - called_toxic - toxic + 2 * found) / rows,
-        "f1": 2 * found / np.maximum(called_toxic + toxic, 1),
-        "precision": found / np.maximum(called_toxic, 1),
-        "recall": found / np.maximum(toxic, 1),
-        "average_precision": average_precision_of(labels, probabilities, counts),
-    }
-
-
-def bootstrap_scores(labels: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> dict[str, np.ndarray]:
-    """One training's scores in each bootstrap sample: labels and probabilities (rows,) → (RESAMPLES,) for each score.
+def resampled_average_precision(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """One training's average precision in each bootstrap sample: labels and probabilities (rows,) → (RESAMPLES,).
 
     Every call draws the same rows, so the difference of two models' arrays is paired.
     """
     pieces = np.array_split(bootstrap_counts(len(labels)), RESAMPLES // 50)  # all at once would need gigabytes
-    scores = [scores_of(labels, probabilities, threshold, counts) for counts in pieces]
-    return {name: np.concatenate([piece[name] for piece in scores]) for name in scores[0]}
+    return np.concatenate([average_precision_of(labels, probabilities, counts) for counts in pieces])
 
 
 @dataclass(frozen=True)
@@ -191,8 +176,8 @@ def teacher_gate(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> d
     prevalence = float(labels.mean())
     needed = min(2 * prevalence, (1 + prevalence) / 2)
     start, reached = (float(metrics.average_precision_score(labels, scores)) for scores in (before, after))
-    drawn = [bootstrap_scores(labels, scores)["average_precision"] for scores in (before, after)]
-    gain_low, _ = interval([reached - start], drawn[1] - drawn[0])
+    drawn_start, drawn_reached = (resampled_average_precision(labels, scores) for scores in (before, after))
+    gain_low, _ = interval([reached - start], drawn_reached - drawn_start)
     return {
         "passed": reached >= needed and gain_low > 0,
         "average_precision": reached,

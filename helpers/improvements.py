@@ -27,16 +27,7 @@ from helpers.experiments import EXPERIMENTS, Experiment, MissingStage, load_teac
 from helpers.layers import NEIGHBOURS, SPREAD_LAYERS, copy_layers
 from helpers.losses import hard_loss
 from helpers.results import Results, find_result, load_results, own_results, published_results
-from helpers.runs import (
-    PUBLISHED_RESULTS,
-    Run,
-    only_writer,
-    open_run,
-    parse_run,
-    read_json,
-    tells_errors,
-    write_json,
-)
+from helpers.runs import PUBLISHED_RESULTS, Run, only_writer, open_run, parse_run, read_json, tells_errors, write_json
 from helpers.training import average_precision
 
 GRID_ROWS = 1_500

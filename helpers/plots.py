@@ -208,24 +208,23 @@ def _draw_comparison(panel: plt.Axes, place: int, found: Difference) -> None:
 
 
 def test_metrics(results: Results, where: Path) -> Image:
-    """Five test scores of all models, best first: the mean as a bar, every seed, the interval (image-1.png)."""
+    """Five test scores of all models, best first: the mean as a bar, and every seed (image-1.png)."""
     metrics = ("average_precision", "f1", "precision", "recall", "accuracy")
     names = sorted(results.by_name, key=lambda name: -_scores(results, name, "test").mean())
     accuracy = _scores(results, "majority", "test", "accuracy").mean()
     title = f"Accuracy misleads: 'always clean' scores {accuracy:.3f} and finds no toxic comment"
     note = (
         f"{_source(results)}; F1, precision and recall are of the toxic class, at the threshold chosen on validation; "
-        "bar and number: mean, dots: seeds, line: 95 % interval"
+        "bar and number: mean, dots: seeds, line: 95 % interval of the average precision"
     )
     height, widths = 0.42 * len(names) + 1.7, (2, 1, 1, 1, 1)
     figure, panels = new_figure(title, note, height, "x", ncols=5, sharey=True, width_ratios=widths)
     for place, (name, colour) in enumerate(_colours(names).items()):
-        intervals = results.intervals(name)
+        panels[0].hlines(place - 0.1, *results.interval(name), color=_ink(colour), linewidth=2)
         for panel, metric in zip(panels, metrics, strict=True):
             values = _scores(results, name, "test", metric)
             panel.barh(place, values.mean(), 0.74, color=colour, alpha=0.4, linewidth=0)
             panel.plot(values, np.full(len(values), place + 0.2), "o", color=_ink(colour), markersize=3, alpha=0.8)
-            panel.hlines(place - 0.1, *intervals[metric], color=_ink(colour), linewidth=2)
             panel.annotate(f"{values.mean():.3f}", (0, place), (4, 0), **BESIDE)
             panel.set(title="F1" if metric == "f1" else metric.replace("_", " "), xlim=(0, 1), xticks=[0, 0.5, 1])
     _name_rows(panels[0], names)

@@ -17,10 +17,10 @@ import pandas as pd
 from helpers.evaluation import (
     METRICS,
     Difference,
-    bootstrap_scores,
     difference,
     holm_verdicts,
     interval,
+    resampled_average_precision,
     toxic_probability,
 )
 from helpers.experiments import (
@@ -91,24 +91,19 @@ class Results:
         """The ids of the rows, shape (rows,)."""
         return read_predictions(*self._file(*next(iter(self.directories))))[split].row_ids
 
-    def intervals(self, name: str) -> dict[str, tuple[float, float]]:
-        """95 % intervals of the model's test scores, means over its seeds; with one seed those of the rows alone."""
-        drawn = [self._resampled(name, seed, "test") for seed in self.by_name[name]]
-        found = {}
-        for score in drawn[0]:
-            observed = [result["test"][score] for result in self.by_name[name].values()]
-            low, high = interval(observed, np.mean([of_seed[score] for of_seed in drawn], axis=0))
-            found[score] = max(0.0, low), min(1.0, high)
-        return found
+    def interval(self, name: str) -> tuple[float, float]:
+        """The 95 % interval of a model's average precision on test, its mean over the seeds; of one seed, the rows'."""
+        observed = [result["test"]["average_precision"] for result in self.by_name[name].values()]
+        low, high = interval(observed, np.mean([self._resampled(name, seed) for seed in self.by_name[name]], axis=0))
+        return max(0.0, low), min(1.0, high)
 
     def difference(self, a: str, b: str, split: str = "test") -> Difference:
         """Model a minus model b in average precision, over the seeds that both have (rule 14 of the design)."""
         observed, drawn = [], []
         for seed in self.common_seeds(a, b):
             of_a, of_b = (self.by_name[name][seed][split]["average_precision"] for name in (a, b))
-            drawn_a, drawn_b = (self._resampled(name, seed, split)["average_precision"] for name in (a, b))
             observed.append(of_a - of_b)
-            drawn.append(drawn_a - drawn_b)
+            drawn.append(self._resampled(a, seed, split) - self._resampled(b, seed, split))
         return difference(observed, np.mean(drawn, axis=0))
 
     def verdicts(self, pairs: Iterable[tuple[str, str]]) -> dict[str, Difference]:
@@ -121,15 +116,15 @@ class Results:
         path = predictions_path(self.directories[name, seed], name, seed)
         return path, self.by_name[name][seed]["predictions_sha256"]
 
-    def _resampled(self, name: str, seed: int, split: str) -> dict[str, np.ndarray]:
-        return _bootstrap(*self._file(name, seed), split, self.by_name[name][seed]["threshold"])
+    def _resampled(self, name: str, seed: int, split: str = "test") -> np.ndarray:
+        return _bootstrap(*self._file(name, seed), split)
 
 
 @functools.lru_cache(maxsize=500)
-def _bootstrap(path: Path, sha256: str, split: str, threshold: float) -> dict[str, np.ndarray]:
-    """The scores of a file of predictions in each bootstrap sample, computed once for all tables and figures."""
+def _bootstrap(path: Path, sha256: str, split: str) -> np.ndarray:
+    """The average precision of a file of predictions in each bootstrap sample, once for all tables and figures."""
     rows = read_predictions(path, sha256)[split]
-    return bootstrap_scores(rows.labels, toxic_probability(rows.logits), threshold)
+    return resampled_average_precision(rows.labels, toxic_probability(rows.logits))
 
 
 def teacher_of(result: dict) -> str | None:

@@ -21,14 +21,7 @@ from helpers.data import PreparedData
 from helpers.evaluation import best_threshold, score, toxic_probability
 from helpers.lora import load_adapter, save_adapter
 from helpers.models import find_pretrained, load_tokenizer
-from helpers.runs import (
-    Run,
-    file_sha256,
-    is_whole,
-    new_directory,
-    read_json,
-    write_file,
-)
+from helpers.runs import Run, file_sha256, is_whole, new_directory, read_json, write_file
 
 LOGITS = ["logit_clean", "logit_toxic"]
 # The one model whose threshold is not searched on validation: it never says 'toxic'.

@@ -17,14 +17,14 @@ from helpers.evaluation import (
     METRICS,
     RESAMPLES,
     Difference,
+    average_precision_of,
     best_threshold,
     bootstrap_counts,
-    bootstrap_scores,
     difference,
     holm_verdicts,
     interval,
+    resampled_average_precision,
     score,
-    scores_of,
     teacher_gate,
     toxic_probability,
 )
@@ -38,11 +38,6 @@ def make_scores(labels: np.ndarray, skill: float, seed: int = 0, digits: int = 9
     """Probabilities of toxic that are right more often with more skill; rounded to 1 digit they have many ties."""
     noise = np.random.default_rng(seed).normal(size=len(labels))
     return (1 / (1 + np.exp(-(skill * (2 * labels - 1) + noise)))).round(digits)
-
-
-def bootstrap(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Average precision in each bootstrap sample."""
-    return bootstrap_scores(labels, probabilities)["average_precision"]
 
 
 def test_the_scores_are_those_of_a_confusion_matrix_made_by_hand():
@@ -110,28 +105,15 @@ def test_the_bootstrap_draws_the_same_samples_as_ever_each_of_as_many_rows_as_th
 def test_average_precision_in_a_bootstrap_sample_is_scikit_learns_with_sample_weights(digits):
     labels = make_labels(80, 0.3)
     probabilities = make_scores(labels, 0.5, digits=digits)
-    drawn, counts = bootstrap(labels, probabilities), bootstrap_counts(80)
+    drawn, counts = resampled_average_precision(labels, probabilities), bootstrap_counts(80)
     assert drawn.shape == (RESAMPLES,)
     for sample in (0, 49, 50, RESAMPLES - 1):
         expected = metrics.average_precision_score(labels, probabilities, sample_weight=counts[sample])
         assert drawn[sample] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "f1", "precision", "recall"])
-def test_the_scores_in_a_bootstrap_sample_are_scikit_learns_with_sample_weights(name):
-    labels = make_labels(80, 0.3)
-    probabilities, counts = make_scores(labels, 0.5), bootstrap_counts(80)
-    drawn, of_sklearn = bootstrap_scores(labels, probabilities, 0.4)[name], getattr(metrics, f"{name}_score")
-    for sample in (0, RESAMPLES - 1):
-        expected = of_sklearn(labels, probabilities >= 0.4, sample_weight=counts[sample])
-        assert drawn[sample] == pytest.approx(expected)
-
-
 def test_a_sample_without_a_toxic_row_has_0_and_not_nan():
-    found = scores_of(np.array([1, 0]), np.array([0.1, 0.2]), 0.5, np.array([[0, 2]]))
-    assert {name: value.item() for name, value in found.items()} == {
-        "accuracy": 1, "f1": 0, "precision": 0, "recall": 0, "average_precision": 0
-    }  # fmt: skip
+    assert average_precision_of(np.array([1, 0]), np.array([0.1, 0.2]), np.array([[0, 2]])).tolist() == [0]
 
 
 DRAWS, ROWS = 400, 200
@@ -180,7 +162,7 @@ def test_average_precision_of_real_rankings_is_judged_alike(same):
         rows = labels * 1.5 + generator.normal(size=600)
         models = [[rows + generator.normal(size=600) * noise for _ in range(3)] for noise in (0.5, 0.5 if same else 2)]
         observed = [[metrics.average_precision_score(labels, scores) for scores in model] for model in models]
-        drawn = [np.mean([bootstrap(labels, scores) for scores in model], axis=0) for model in models]
+        drawn = [np.mean([resampled_average_precision(labels, scores) for scores in model], axis=0) for model in models]
         found.append(difference(np.subtract(*observed), np.subtract(*drawn)))
     assert share_found(found) <= 0.09 if same else share_found(found) >= 0.9
 
@@ -235,15 +217,15 @@ def test_the_interval_of_one_seed_is_that_of_scipys_bootstrap():
         return metrics.average_precision_score(labels[rows], probabilities[rows])
 
     drawn = stats.bootstrap((np.arange(300),), statistic, n_resamples=500, vectorized=False, random_state=1)
-    low, high = interval([0.5], bootstrap(labels, probabilities))
+    low, high = interval([0.5], resampled_average_precision(labels, probabilities))
     assert high - low == pytest.approx(2 * 1.96 * drawn.standard_error, rel=0.1)
 
 
 def test_two_trainings_are_compared_on_the_same_draws_of_the_rows():
     labels = make_labels(400)
     scores = make_scores(labels, 1.0)
-    nudged = bootstrap(labels, scores + 1e-3 * labels)  # errs on the same rows, a shade better
-    assert (nudged - bootstrap(labels, scores)).std() < nudged.std() / 20
+    nudged = resampled_average_precision(labels, scores + 1e-3 * labels)  # errs on the same rows, a shade better
+    assert (nudged - resampled_average_precision(labels, scores)).std() < nudged.std() / 20
 
 
 def of_p(p_value: float, sign: int = 1, seeds: int = 3) -> Difference:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from helpers import plots
-from helpers.evaluation import METRICS, Difference, difference
+from helpers.evaluation import Difference, difference
 from helpers.experiments import EXPERIMENTS
 from helpers.results import Results, published_results
 
@@ -50,7 +50,7 @@ def published() -> Results:
 @pytest.fixture(autouse=True)
 def quick_intervals(monkeypatch):
     """The bootstrap takes seconds."""
-    monkeypatch.setattr(Results, "intervals", lambda self, name: dict.fromkeys(METRICS, (0.6, 0.7)))
+    monkeypatch.setattr(Results, "interval", lambda self, name: (0.6, 0.7))
 
 
 @pytest.fixture

@@ -371,11 +371,11 @@ def test_the_table_of_verdicts_has_the_same_columns_without_a_comparison(base):
 
 
 def test_the_intervals_surround_the_mean_over_the_seeds_and_stay_within_0_and_1(finished_run, base):
-    scores = [result["test"]["f1"] for result in base.by_name["odd"].values()]
-    assert np.mean(base.intervals("odd")["f1"]) == pytest.approx(np.mean(scores))
+    scores = [result["test"]["average_precision"] for result in base.by_name["odd"].values()]
+    assert np.mean(base.interval("odd")) == pytest.approx(np.mean(scores))
     found = load_results(finished_run)
-    ends = [end for name in found.by_name for end in found.intervals(name).values()]
-    assert np.min(ends) == 0 and np.max(ends) <= 1
+    ends = [end for name in found.by_name for end in found.interval(name)]
+    assert np.min(ends) >= 0 and np.max(ends) == 1
 
 
 def test_a_student_is_compared_with_its_own_seeds_teacher_alone(copied_run):
@@ -389,12 +389,12 @@ def test_a_student_is_compared_with_its_own_seeds_teacher_alone(copied_run):
 
 
 def test_predictions_are_read_and_resampled_once_for_any_number_of_verdicts_and_intervals(monkeypatch, forget_scores):
-    read, drawn, original = [], [], pd.read_parquet
-    zeros = dict.fromkeys(("f1", "average_precision"), np.zeros(10))
+    read, drawn, original, zeros = [], [], pd.read_parquet, np.zeros(10)
     monkeypatch.setattr(pd, "read_parquet", lambda path: read.append(path) or original(path))
-    monkeypatch.setattr(helpers.results, "bootstrap_scores", lambda *of_file: drawn.append(of_file) or zeros)
+    resample = lambda *of_file: drawn.append(of_file) or zeros  # noqa: E731
+    monkeypatch.setattr(helpers.results, "resampled_average_precision", resample)
     results = published_results("base")
-    results.verdicts(PRIMARY), results.verdicts(SECONDARY), results.intervals("odd")
+    results.verdicts(PRIMARY), results.verdicts(SECONDARY), results.interval("odd")
     assert len(read) == len(set(read)) == 27
     assert len(drawn) == 25  # five models of five seeds
 
