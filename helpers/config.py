@@ -10,7 +10,7 @@ import difflib
 from dataclasses import asdict, replace
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
@@ -51,13 +51,6 @@ class Profile:
     max_grad_norm: float = Field(1.0, gt=0)
     micro_batch_size: PositiveInt | None = None  # comments per forward pass (None: the whole batch), to save memory
     split_seed: NonNegativeInt = 1
-
-    @field_validator("seeds")
-    @classmethod
-    def _check_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed counts once")
-        return seeds
 
     def settings(self, *names: str) -> dict:
         """The named settings as a dict, for a stage's fingerprint."""

@@ -162,10 +162,7 @@ def _read_zip(archive: Path | io.BytesIO, name: str) -> bytes | None:
 
 
 def check_rows(name: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """The rows with integer labels and unique ids, and how many exact repetitions were dropped.
-
-    Raises DataError for an empty id, an id with two different rows, and a label that is not 0, 1, or in test -1.
-    """
+    """The rows with integer labels and unique ids, and the number of repetitions dropped. DataError for others."""
     unique = frame.drop_duplicates()
     _refuse(name, unique[unique["id"].str.strip() == ""], "no id")
     _refuse(name, unique[unique["id"].duplicated()], "the id of another row with other values; keep one row per id")
@@ -246,10 +243,7 @@ def split_rows(train: pd.DataFrame, test: pd.DataFrame, profile: Profile) -> tup
 
 
 def draw_rows(name: str, frame: pd.DataFrame, rows: int | None, profile: Profile) -> pd.DataFrame:
-    """`rows` rows drawn by the profile's split seed, stratified on `toxic` and on the rarest label a row carries.
-
-    Raises DataError if the file has fewer rows than the profile asks for, or too few of one class.
-    """
+    """`rows` rows drawn by the split seed, stratified on `toxic` and the rarest label. DataError if too few."""
     if rows is None or rows == len(frame):
         return frame
     if rows > len(frame):
@@ -264,10 +258,7 @@ def draw_rows(name: str, frame: pd.DataFrame, rows: int | None, profile: Profile
 
 
 def _rarest_labels(frame: pd.DataFrame) -> pd.Series:
-    """One stratum per row: its `toxic` label and the rarest other label it carries; a stratum of one row is dissolved.
-
-    An unscored label (-1) counts as one that the row does not carry.
-    """
+    """A stratum per row: `toxic` and the rarest other label it carries (-1 is none); one of one row is dissolved."""
     toxic = frame["toxic"].astype(str)
     strata = toxic + " none"
     for label in (frame[list(LABELS[1:])] == 1).sum().sort_values(ascending=False).index:  # the rarest comes last
@@ -281,10 +272,7 @@ def without_surrogates(text: str) -> str:
 
 
 def tokenise(texts: list[str], tokenizer, max_length: int) -> tuple[list[np.ndarray], list[int]]:
-    """(token ids truncated to max_length, lengths before truncation); the last id, [SEP], is kept.
-
-    The ids are arrays: as lists of Python's integers, those of the whole of Jigsaw would take eight times the memory.
-    """
+    """(token ids truncated to max_length, but for the last one, [SEP]; lengths before truncation)."""
     ids, lengths = [], []
     starts = range(0, len(texts), 1_000)
     for start in tqdm(starts, desc="tokenising", unit="k comments", disable=len(texts) < 5_000, file=sys.stdout):
@@ -292,7 +280,7 @@ def tokenise(texts: list[str], tokenizer, max_length: int) -> tuple[list[np.ndar
         for encoded in tokenizer(some, verbose=False)["input_ids"]:
             lengths.append(len(encoded))
             kept = encoded if len(encoded) <= max_length else encoded[: max_length - 1] + encoded[-1:]
-            ids.append(np.array(kept, dtype=np.int32))
+            ids.append(np.array(kept, dtype=np.int32))  # lists of Python's integers would take eight times the memory
     return ids, lengths
 
 
@@ -337,10 +325,7 @@ def fetch_from_hub(repository: str, names: Iterable[str], **options) -> Path:
 
 
 def data_files(run: Run) -> Path:
-    """The folder or zip with the run's CSV files: Kaggle's, the project's own, or those fetched from the hub.
-
-    Raises FileNotFoundError if they are gone, or the hub does not give them.
-    """
+    """The folder or zip of the run's CSV files: Kaggle's, the project's or the hub's. FileNotFoundError if gone."""
     if run.data_source in OUR_COMMENTS:
         return OUR_COMMENTS[run.data_source]
     if run.data_source == "hub":
@@ -388,10 +373,7 @@ def data_summary(run: Run) -> dict:
 
 
 def load_data(run: Run) -> PreparedData:
-    """The splits that 01_data_preparation left in the run's folder, memory-mapped.
-
-    Raises FileNotFoundError if they are not there, of other settings or of other comments.
-    """
+    """The splits that 01_data_preparation left in the run, memory-mapped. FileNotFoundError if none there fit."""
     summary, wanted = read_json(run.data_dir / "data.json"), data_summary(run)
     if summary is None or not is_sealed(run.data_dir, summary["fingerprint"]):
         raise FileNotFoundError(f"run {run.name!r} has no data yet: run 01_data_preparation first (same PROFILE, RUN)")

@@ -225,12 +225,9 @@ def finished_result(training: Training) -> dict | None:
 
 
 def keeps_weights(training: Training) -> bool:
-    """Whether the model stays on disk: a teacher, which its students need, and outside the grids the first seed's.
-
-    Notebooks show the first of the seeds that SEEDS asks for.
-    """
+    """Whether the model stays on disk: a teacher, which students need, and outside the grids the first seed's."""
     experiment, run = training.experiment, training.run
-    is_first = training.seed in (run.profile.seeds[0], run.seeds[0]) and not run.part
+    is_first = training.seed in (run.profile.seeds[0], run.seeds[0]) and not run.part  # which notebooks show
     return experiment.name == "teacher" or (is_first and experiment.start != "baseline")
 
 
@@ -308,11 +305,7 @@ def start_model(
 
 
 def load_teacher(seed: int, run: Run, data: PreparedData | None = None) -> tuple[torch.nn.Module, dict]:
-    """The run's fine-tuned teacher of that seed, frozen and in eval mode, and its result.
-
-    `data` are the run's comments, if they have been read already. A teacher that has not been trained with the run's
-    present settings is a MissingStage.
-    """
+    """The run's fine-tuned teacher of that seed, frozen and in eval mode, and its result. MissingStage without one."""
     result = finished_result(Training(EXPERIMENTS["teacher"], seed, run, data or load_data(run)))
     if result is None:
         raise MissingStage(
@@ -323,10 +316,7 @@ def load_teacher(seed: int, run: Run, data: PreparedData | None = None) -> tuple
 
 
 def teacher_targets(training: Training, teacher: torch.nn.Module, result: dict) -> TeacherTargets:
-    """The teacher's outputs on the training rows, computed once per run and seed.
-
-    `result` is the teacher's. One that did not pass the gate is a TrainingError: its outputs are not worth imitating.
-    """
+    """The teacher's outputs on the training rows, computed once. TrainingError if it did not pass the gate."""
     directory, gate = training.run.targets_dir(training.seed), result["gate"]
     if not gate["passed"]:
         raise TrainingError(

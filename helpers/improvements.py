@@ -21,13 +21,12 @@ import torch
 
 from helpers.batches import predict, progress_bar
 from helpers.config import PROFILES, Profile
-from helpers.data import PreparedData
 from helpers.evaluation import Difference
 from helpers.experiments import EXPERIMENTS, Experiment, MissingStage, load_teacher, prepare, run_experiment
 from helpers.layers import NEIGHBOURS, SPREAD_LAYERS, copy_layers
 from helpers.losses import hard_loss
 from helpers.results import Results, find_result, load_results, own_results, published_results
-from helpers.runs import PUBLISHED_RESULTS, Run, only_writer, open_run, parse_run, read_json, tells_errors, write_json
+from helpers.runs import PUBLISHED_RESULTS, Run, open_run, parse_run, read_json, tells_errors, write_json
 from helpers.training import average_precision
 
 GRID_ROWS = 1_500
@@ -98,10 +97,7 @@ def grids(run: Run) -> dict[str, tuple[Results, dict[str, list[Experiment]]]]:
 
 
 def run_experiments(experiments: Sequence[Experiment], run: Run) -> Results:
-    """The run's results of these experiments; what is missing is trained first, all seeds of one before the next.
-
-    Results are enough: only a teacher that is needed and whose weights are gone is trained again.
-    """
+    """The run's results of these experiments; what is missing is trained first, all seeds of one before the next."""
     if own_results(run, experiments).missing:
         prepare(run)
         by_name = {experiment.name: experiment for experiment in experiments}
@@ -134,50 +130,39 @@ def greedy_removal(run: Run) -> list[dict]:
     """Removes layers from the grid's teacher one by one, always the one whose loss costs least, until one is left.
 
     Nothing is trained: the validation cross-entropy of the remaining layers decides (after Sajjad et al. 2023,
-    arXiv:2004.03844). Returns one step each from 12 layers down to 1: `layers` (kept), `cross_entropy`,
-    `average_precision`, `without` (the cross-entropy that removing each would give), and `next` (layers to go on with).
+    arXiv:2004.03844). Returns one step for each number of layers, from 12 down to 1: `layers` (kept), `cross_entropy`,
+    `average_precision`, and `without` (the cross-entropy that removing each would give).
     """
-    steps, grid = own_removal(run), grid_run(run)
-    if steps and not steps[-1]["next"]:
+    if steps := own_removal(run):
         return steps
-    data = prepare(grid)
+    grid = grid_run(run)
+    rows = prepare(grid).splits["validation"]
     run_experiment("teacher", grid.seeds[0], grid)
     teacher, result = load_teacher(grid.seeds[0], grid)
-    steps = own_removal(run)
-    layers = steps[-1]["next"] if steps else list(range(1, 13))
-    with only_writer(grid):
-        while layers:
-            steps.append(_removal_step(teacher, layers, data))
-            layers = steps[-1]["next"]
-            removal = {"teacher": result["fingerprint"], "finished": not layers, "steps": steps}
-            write_json(grid.results_dir / "greedy_removal.json", removal)
+    labels, layers = torch.tensor(rows["toxic"][:]), list(range(1, 13))
+
+    def cross_entropy(kept: list[int]) -> float:
+        return float(hard_loss(predict(copy_layers(teacher, kept), rows), labels))
+
+    while layers:
+        candidates, without = layers if len(layers) > 1 else [], {}
+        for layer in progress_bar(candidates, desc=f"{len(layers)} layers: which to remove", unit="layer", leave=False):
+            without[str(layer)] = cross_entropy([kept for kept in layers if kept != layer])
+        score = average_precision(labels, predict(copy_layers(teacher, layers), rows))
+        losses = {"cross_entropy": cross_entropy(layers), "without": without}
+        steps.append({"layers": layers, "average_precision": score} | losses)
+        removed = min(without, key=without.get, default=None)
+        layers = [kept for kept in candidates if str(kept) != removed]
+    write_json(grid.results_dir / "greedy_removal.json", {"teacher": result["fingerprint"], "steps": steps})
     return steps
 
 
-def _removal_step(teacher: torch.nn.Module, layers: list[int], data: PreparedData) -> dict:
-    """The scores of these layers, and what is left after removing the one that is missed least."""
-    rows, labels = data.splits["validation"], torch.tensor(data.labels("validation"))
-    logits, without = predict(copy_layers(teacher, layers), rows), {}
-    candidates = layers if len(layers) > 1 else []
-    for layer in progress_bar(candidates, desc=f"{len(layers)} layers: which to remove", unit="layer", leave=False):
-        rest = [kept for kept in layers if kept != layer]
-        without[str(layer)] = float(hard_loss(predict(copy_layers(teacher, rest), rows), labels))
-    removed = min(without, key=without.get, default=None)
-    return {
-        "layers": layers,
-        "cross_entropy": float(hard_loss(logits, labels)),
-        "average_precision": average_precision(labels, logits),
-        "without": without,
-        "next": [kept for kept in candidates if str(kept) != removed],
-    }
-
-
 def own_removal(run: Run) -> list[dict]:
-    """The steps of greedy removal in the run's grid so far, if they are those of its present teacher; else none."""
+    """The steps of greedy removal in the run's grid, if they are those of its present teacher; else none."""
     grid = grid_run(run)
     teacher = find_result(grid, EXPERIMENTS["teacher"], grid.seeds[0])
     saved = read_json(grid.results_dir / "greedy_removal.json")
-    return saved["steps"] if teacher and saved and saved.get("teacher") == teacher["fingerprint"] else []
+    return saved["steps"] if teacher and saved and saved["teacher"] == teacher["fingerprint"] else []
 
 
 def published_removal(profile: str) -> list[dict]:

@@ -58,10 +58,7 @@ def copy_layers(teacher: torch.nn.Module, layers: Sequence[int]) -> torch.nn.Mod
 
 
 def merge_layers(teacher: torch.nn.Module, groups: Sequence[Sequence[int]]) -> torch.nn.Module:
-    """A student whose layers are the means of groups of teacher layers, for instance ((1, 2), (3, 4), …).
-
-    Layers are counted from 1, and all groups have the same size; a ValueError otherwise. The rest is as `copy_layers`.
-    """
+    """A student whose layers are means of equal groups of teacher layers, counted from 1: ((1, 2), (3, 4), …)."""
     check_layers([layer for group in groups for layer in group], len(encoder_layers(teacher)))
     choices = list(zip(*groups, strict=True))  # for pairs: the first of each, the second of each
     student, source = copy_layers(teacher, choices[0]), teacher.state_dict()

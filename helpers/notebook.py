@@ -64,10 +64,7 @@ def _pip_install(*options: str, packages: list[str]) -> None:
 
 
 def use_drive() -> None:
-    """On Colab: mounts Google Drive and lets runs/ lie there, so that the next session goes on after one that dropped.
-
-    Raises ValueError elsewhere, and where runs/ is a folder already, which would be hidden.
-    """
+    """On Colab: mounts Google Drive and lets runs/ lie there, where the next session finds it. ValueError elsewhere."""
     try:
         from google.colab import drive
     except ImportError:

@@ -59,10 +59,7 @@ def show_table(frame: pd.DataFrame, caption: str, precision: int = 3) -> pd.io.f
 
 
 def new_figure(title: str, note: str, height: float = 3.7, lines: str = "both", **panels) -> tuple:
-    """(figure, list of its panels) with title, source, and grid lines along 'x', 'y' or 'both'; 830 pixels wide.
-
-    `height` is in inches; `panels` are the options of `plt.subplots`.
-    """
+    """(figure, its panels) with title, source, and grid lines along 'x', 'y' or 'both'; `height` in inches."""
     rc = {"axes.grid.axis": lines, "axes.titlelocation": "left", "grid.color": "#e4e4e4", "legend.frameon": False}
     sns.set_theme(style="whitegrid", font_scale=0.82, rc=rc)
     figure, axes = plt.subplots(figsize=(8.6, height), dpi=96, layout="constrained", squeeze=False, **panels)

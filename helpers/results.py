@@ -173,14 +173,10 @@ def published_results(name: str = "base") -> Results:
 
 
 def load_results(run: Run, extra: Sequence[Experiment] = ()) -> Results:
-    """The run's own results, of its profile's experiments and of `extra`; `missing` lists those it does not have.
-
-    A ValueError says that the results come from several data sets, or that the profile lists an unknown experiment.
-    """
+    """The run's own results, of its profile's experiments and of `extra`; `missing` lists those it does not have."""
     found = own_results(run, [*map(find_experiment, run.profile.experiments), *extra])
-    hashes = {result["inputs"]["data"] for seeds in found.by_name.values() for result in seeds.values()}
-    if len(hashes) > 1:
-        raise ValueError(f"run {run.name!r} has results of {len(hashes)} different data sets; run 01 to 03 again")
+    if len({result["inputs"]["data"] for seeds in found.by_name.values() for result in seeds.values()}) > 1:
+        raise ValueError(f"run {run.name!r} has results of different data sets; run 01 to 03 again")
     return found
 
 

@@ -98,9 +98,9 @@ def open_run(profile: str | None = None, name: str | None = None) -> Run:
     chosen = load_profile(saved["profile"] if saved and profile == "auto" else profile)
     seeds = _asked_seeds() or chosen.seeds
     chosen = replace(chosen, seeds=tuple(dict.fromkeys((*chosen.seeds, *seeds))))
-    if not name and chosen.data_without_files == "error":
+    if not name:
         saved = read_facts(f"{chosen.name}-jigsaw")  # its comments need not be named every time
-    source, directory = find_data_source(chosen, saved=saved)
+    source, directory = find_data_source(chosen, saved)
     name = name or f"{chosen.name}-{source}"
     facts = {"profile": chosen.name, "data_source": source, "jigsaw_dir": str(directory) if directory else None}
     saved = read_facts(name)
@@ -133,16 +133,11 @@ def _asked_seeds() -> tuple[int, ...]:
     return tuple(sorted({int(seed) for seed in asked}))
 
 
-def find_data_source(
-    profile: Profile, jigsaw_dir: str | Path | None = None, saved: dict | None = None
-) -> tuple[str, Path | None]:
-    """Where the comments come from: (source, folder or zip).
-
-    In this order: JIGSAW_DIR, where the `saved` run had them from, data/jigsaw/, Kaggle's mount, the profile's own way.
-    """
+def find_data_source(profile: Profile, saved: dict | None = None) -> tuple[str, Path | None]:
+    """(source, folder or zip): of JIGSAW_DIR, of the `saved` run, data/jigsaw/, Kaggle's mount, the profile's own."""
     if profile.data_without_files == "separable":
         return "separable", None
-    if asked := jigsaw_dir or os.environ.get("JIGSAW_DIR"):
+    if asked := os.environ.get("JIGSAW_DIR"):
         directory = (ROOT / Path(asked).expanduser()).resolve()  # relative to the project, in a notebook too
         if not directory.exists():
             raise FileNotFoundError(f"JIGSAW_DIR={asked}: there is no such folder or zip file (looked for {directory})")
@@ -250,10 +245,7 @@ def is_disk_error(error: Exception) -> bool:
 
 @contextmanager
 def new_directory(path: Path, made_from: str | None = None) -> Iterator[Path]:
-    """A temporary folder to fill, which then takes the place of `path`; an OSError leaves what stood there as is.
-
-    With `made_from` it is sealed: fingerprint.json says what it was made from, and each file's SHA-256.
-    """
+    """A folder to fill, which then takes the place of `path`; with `made_from` it is sealed, as `is_sealed` checks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_by_a_killed_process in path.parent.glob(f"{path.name}.*.tmp"):
         shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
@@ -343,10 +335,7 @@ def tells_errors(main: Callable[..., int]) -> Callable[..., int]:
 
 
 def parse_run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    """Parses a command line that also says which run it works on.
-
-    That goes where `open_run` and a notebook's kernel look for it: into the environment.
-    """
+    """Parses a command line that also says which run: into the environment, where `open_run` and kernels look."""
     parser.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: colab with a GPU, else quick)")
     parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
     parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")

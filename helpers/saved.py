@@ -80,10 +80,7 @@ classify("Thank you for fixing the dates.", top_k=None)
 
 
 def load_trained(name: str, seed: int, run: Run) -> torch.nn.Module:
-    """A trained model of this run in eval mode, on the run's device; a LoRA model with its adapters on their own base.
-
-    A model that is not there, or of which a file is gone or damaged, is a MissingStage.
-    """
+    """A trained model in eval mode on the run's device, adapters on their own base. MissingStage if it is not whole."""
     directory = run.model_dir(name, seed)
     files = (read_json(directory / "fingerprint.json") or {"files": {"fingerprint.json": None}})["files"]
     if broken := [part for part, sha256 in files.items() if not is_whole(directory / part, sha256)]:

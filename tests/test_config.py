@@ -16,7 +16,6 @@ from helpers.config import PROFILES, load_profile
         ("alpha", 1.1, "less than or equal to 1"),
         ("teacher_learning_rate", float("nan"), "finite number"),
         ("lora_targets", "all", "'attention' or 'all_linear'"),
-        ("seeds", (1, 2, 1), "a seed counts once"),
         ("learning_rate", 1e-4, "Unexpected keyword"),
     ],
 )

@@ -184,11 +184,11 @@ def test_a_run_reopened_by_its_name_keeps_its_profile_and_writes_nothing(monkeyp
     assert written.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name", ["mine", None])
-def test_a_run_finds_its_comments_again_without_being_told(comments, monkeypatch, name):
-    runs.open_run("base", name=name)
+@pytest.mark.parametrize(("profile", "name"), [("base", "mine"), ("base", None), ("quick", None)])
+def test_a_run_finds_its_comments_again_without_being_told(comments, monkeypatch, profile, name):
+    runs.open_run(profile, name=name)
     monkeypatch.delenv("JIGSAW_DIR")
-    assert runs.open_run("base", name=name).jigsaw_dir == comments
+    assert runs.open_run(profile, name=name).jigsaw_dir == comments
 
 
 def test_a_run_on_synthetic_comments_stays_so_when_kaggles_files_come_later(root):

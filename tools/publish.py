@@ -136,7 +136,7 @@ def copy_results(run: Run, directory: Path) -> None:
             for place in (predictions_path, result_path):
                 shutil.copyfile(place(run.results_dir, name, seed), place(directory, name, seed))
     removal = read_json(run.results_dir / "greedy_removal.json")
-    if removal and removal["finished"]:
+    if removal:
         write_json(directory / "greedy_removal.json", removal)
 
 
