@@ -20,7 +20,6 @@ import PIL.Image
 import seaborn as sns
 from IPython.display import Image
 from matplotlib.colors import to_rgb
-from sklearn.isotonic import isotonic_regression
 
 from helpers.evaluation import Difference
 from helpers.results import Results, model_title
@@ -31,7 +30,6 @@ COLOURS |= {"odd": "#0072b2", "even": "#e69f00", "lora": "#009e73", "lora_6": "#
 OTHER_COLOURS = ("#d55e00", "#5e3c99", "#8c564b", "#56b4e9", "#b8a100", "#17205c", "#7b1e5b", "#7fb8d8", "#f2cf7f")
 SPLIT_COLOURS = {"train": COLOURS["teacher"], "validation": COLOURS["odd"], "test": COLOURS["even"]}
 GREY = "#6b6b6b"
-BESIDE = {"textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
 
 
 def small_picture(figure: plt.Figure, **settings) -> bytes:
@@ -103,19 +101,6 @@ def _name_rows(panel: plt.Axes, names: Sequence[str]) -> None:
     panel.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.4, -0.6))
 
 
-def _label_points(panel: plt.Axes, labels: Iterable[tuple[str, float, float, str]], side: int = 1) -> None:
-    """Writes each (text, x, y, colour) right (1) or left (−1) of its point, moved up or down until texts are apart."""
-    panel.figure.draw_without_rendering()  # only now is the panel's size known
-    labels = sorted(labels, key=lambda label: label[2])
-    heights = panel.transData.transform([label[1:3] for label in labels])[:, 1] * 72 / panel.figure.dpi  # points
-    steps = 12.5 * np.arange(len(labels))  # a line of text needs 12 points
-    shifts = isotonic_regression(heights - steps) + steps - heights
-    for (text, x, y, colour), shift in zip(labels, shifts, strict=True):
-        line = {"arrowstyle": "-", "color": colour, "shrinkA": 1, "shrinkB": 3, "relpos": (side < 0, 0.5)}
-        look = {"color": _ink(colour), "arrowprops": line if abs(shift) > 3 else None}
-        panel.annotate(text, (x, y), (13 * side, shift), ha="left" if side > 0 else "right", **look, **BESIDE)
-
-
 def start_and_end(runs: dict[str, Results], title: str, where: Path) -> Image:
     """Validation average precision before and after distilling, one panel per run and one line per seed."""
     runs = {heading: results for heading, results in runs.items() if {"odd", "even"} & set(results.by_name)}
@@ -123,21 +108,17 @@ def start_and_end(runs: dict[str, Results], title: str, where: Path) -> Image:
     figure, panels = new_figure(title, note, 4.4, "y", ncols=len(runs), sharey=True)
     panels[0].set(ylim=(0, 1), ylabel="average precision (validation)")
     for panel, (heading, results) in zip(panels, runs.items(), strict=True):
-        panel.set(title=heading, xlim=(-0.25, 1.05))
+        panel.set(title=heading, xlim=(-0.1, 1.1))
         panel.set_xticks([0, 1], ["before distilling", "after distilling"])
-        starts, ends = [], []
         for name in [name for name in ("odd", "even") if name in results.by_name]:
             before, after = (_scores(results, name, part) for part in ("before_training", "validation"))
-            panel.plot([0, 1], [before, after], "o-", color=COLOURS[name], linewidth=1.3, markersize=4, alpha=0.75)
-            starts.append((f"{before.mean():.2f}", 0, before.mean(), COLOURS[name]))
-            ends.append((f"{model_title(name)} {after.mean():.2f}", 1, after.mean(), COLOURS[name]))
-        for name, text, line in (("teacher", "Teacher", "--"), ("majority", "Guessing", ":")):
+            line, *_ = panel.plot([0, 1], [before, after], "o-", color=COLOURS[name], linewidth=1.3, markersize=4)
+            line.set_label(f"{model_title(name)}: {before.mean():.2f} → {after.mean():.2f}")
+        for name, text, style in (("teacher", "Teacher", "--"), ("majority", "Guessing", ":")):
             if name in results.by_name:
                 level = _scores(results, name, "validation").mean()  # of guessing: the prevalence
-                panel.plot([0, 1], [level, level], color=GREY, linestyle=line, linewidth=1.2, zorder=1)
-                ends.append((f"{text} {level:.2f}", 1, level, GREY))
-        _label_points(panel, starts, side=-1)
-        _label_points(panel, ends)
+                panel.axhline(level, color=GREY, linestyle=style, zorder=1, label=f"{text}: {level:.2f}")
+        panel.legend(loc="lower right", bbox_to_anchor=(1, 0.12))
     return save_figure(figure, where, "start_and_end")
 
 
@@ -146,18 +127,15 @@ def training_loss(results: Results, names: Sequence[str], title: str, where: Pat
     note = f"{_source(results)}; thin: each seed, thick: their mean"
     figure, panels = new_figure(title, note, 4.0, ncols=2, sharey=True)
     headings = {"training": "training (mean over the epoch, dropout on)", "validation": "validation (after the epoch)"}
-    ends = {split: [] for split in headings}
     for panel, split in zip(panels, headings, strict=True):
         for name, colour in _colours(name for name in names if name in results.by_name).items():
             values = results.history(name, split)  # (seeds, epochs)
-            epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
+            epochs = np.arange(1, values.shape[1] + 1)
             panel.plot(epochs, values.T, color=colour, linewidth=0.8, alpha=0.5)
-            panel.plot(epochs, mean, "o-", color=colour, linewidth=2.4, markersize=4)
-            ends[split].append((model_title(name), epochs[-1], mean[-1], colour))
+            panel.plot(epochs, values.mean(axis=0), "o-", color=colour, linewidth=2.4, label=model_title(name))
         panel.set(title=headings[split], xlabel="epoch", xticks=epochs)
     panels[0].set(ylim=(0, None), ylabel="cross-entropy")
-    for panel, labels in zip(panels, ends.values(), strict=True):  # only now is the scale of both known
-        _label_points(panel, labels)
+    panels[0].legend()
     return save_figure(figure, where, "training_loss")
 
 
@@ -222,7 +200,7 @@ def test_metrics(results: Results, where: Path) -> Image:
             values = _scores(results, name, "test", metric)
             panel.barh(place, values.mean(), 0.74, color=colour, alpha=0.4, linewidth=0)
             panel.plot(values, np.full(len(values), place + 0.2), "o", color=_ink(colour), markersize=3, alpha=0.8)
-            panel.annotate(f"{values.mean():.3f}", (0, place), (4, 0), **BESIDE)
+            panel.text(0.03, place, f"{values.mean():.3f}", va="center")
             panel.set(title="F1" if metric == "f1" else metric.replace("_", " "), xlim=(0, 1), xticks=[0, 0.5, 1])
     _name_rows(panels[0], names)
     return save_figure(figure, where, "test_metrics")

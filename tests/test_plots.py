@@ -1,7 +1,6 @@
 """What the figures and tables of the notebooks promise besides their looks."""
 
 import io
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -119,16 +118,6 @@ def test_the_notebooks_picture_is_a_small_png_of_the_same_shape(colourful, tmp_p
 def test_a_saved_figure_is_closed_so_that_it_is_not_shown_twice(colourful, tmp_path):
     plots.save_figure(colourful, tmp_path, "picture")
     assert not plt.fignum_exists(colourful.number)
-
-
-def test_labels_are_moved_until_they_are_apart_in_the_order_of_their_points():
-    figure, [panel] = plots.new_figure("A title", "a note")
-    points = {"b": 0.5, "c": 0.5001, "a": 0.4999, "d": 0.5002}
-    plots._label_points(panel, [(name, 0, height, "#0072b2") for name, height in points.items()])
-    figure.draw_without_rendering()
-    boxes = {text.get_text(): Text.get_window_extent(text) for text in panel.texts}  # without their lines
-    assert sorted(boxes, key=lambda name: boxes[name].y0) == ["a", "b", "c", "d"]
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes.values(), 2))
 
 
 def test_html_in_a_comment_is_escaped_when_shown():
