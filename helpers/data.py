@@ -304,10 +304,7 @@ def hub_reachable(seconds: float = 3.0) -> bool:
 
 
 def fetch_from_hub(repository: str, names: Iterable[str], **options) -> Path:
-    """The folder with these files of a hub repository, in the hub library's cache; what is missing there is fetched.
-
-    Raises FileNotFoundError if the hub does not give them, and the system's own error if the disk is what fails.
-    """
+    """The folder with these files in the hub library's cache, fetched if need be. FileNotFoundError if that fails."""
     from huggingface_hub import hf_hub_download  # here, so that a run with its files at hand needs no hub
 
     online = hub_reachable()

@@ -109,10 +109,7 @@ def run_experiments(experiments: Sequence[Experiment], run: Run) -> Results:
 
 
 def grid_differences(results: Results, tried: Sequence[Experiment]) -> dict[str, Difference]:
-    """By title: each experiment's validation average precision minus that of the first, of those that `results` has.
-
-    A grid has one seed: the intervals are those of the rows alone, and there is neither a p-value nor a verdict.
-    """
+    """By title: the validation average precision of each experiment in `results` minus the first's; no verdict."""
     default, *others = [experiment for experiment in tried if experiment.name in results.by_name] or [None]
     return {
         experiment.title: results.difference(experiment.name, default.name, "validation")

@@ -43,10 +43,7 @@ def add_adapters(
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """(total, trainable) numbers of parameters of the model as it will be used.
-
-    peft keeps a frozen copy of the classifier beside the trained one; it is left out of the total.
-    """
+    """(total, trainable) numbers of parameters in use; peft's frozen copy of the classifier is left out."""
     named = [(name, p) for name, p in model.named_parameters() if ".original_module." not in name]
     return sum(p.numel() for _, p in named), sum(p.numel() for _, p in named if p.requires_grad)
 
@@ -81,8 +78,5 @@ def load_adapter(directory: Path) -> PeftModel:
 
 
 def merge_adapters(model: torch.nn.Module) -> torch.nn.Module:
-    """A plain model with the adapters, if there are any, added into its weights: the same outputs at no extra cost.
-
-    The model that is given keeps its adapters.
-    """
+    """A plain model with the adapters, if there are any, added into its weights; the one given keeps its own."""
     return copy.deepcopy(model).merge_and_unload().eval() if isinstance(model, PeftModel) else model

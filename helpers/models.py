@@ -132,10 +132,7 @@ PRETRAINED = {row.name: row for row in (_MINILM, _MPNET, _BERT_BASE, _TINY)}
 
 @functools.cache  # every fingerprint asks, and hashing takes a moment
 def find_pretrained(name: str) -> Pretrained:
-    """The row of that name with the `directory` of its files, whose weights are checked by their SHA-256.
-
-    Raises ValueError for other weights, and FileNotFoundError without its package, or without the hub.
-    """
+    """The row of that name with its files' `directory`. ValueError for other weights, FileNotFoundError without any."""
     row = _row(name)
     try:
         directory = row.find()
@@ -166,10 +163,7 @@ def load_tokenizer(pretrained: Pretrained):
 
 
 def load_model(pretrained: Pretrained, seed: int) -> torch.nn.Module:
-    """A classifier of 'not toxic' and 'toxic' in float32 and eval mode: pretrained encoder, classifier drawn by `seed`.
-
-    The caller's random state is left as it was.
-    """
+    """A float32 classifier in eval mode, its head drawn by `seed`; the caller's random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = pretrained.build(pretrained.directory)

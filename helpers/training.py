@@ -259,10 +259,7 @@ def save_checkpoint(checkpoints: Checkpoints | None, settings, accelerator: Acce
 
 
 def load_checkpoint(checkpoints: Checkpoints | None, settings, accelerator: Accelerator) -> tuple[dict, dict]:
-    """(history, best weights) of the last whole epoch, its state loaded; empty ones where a training begins.
-
-    A checkpoint that does not fit (other settings, another precision, damaged) is reported and passed over.
-    """
+    """(history, best weights) of the last whole epoch that fits, its state loaded; empty ones where there is none."""
     for folder in sorted(checkpoints.directory.glob("epoch-*[0-9]"), reverse=True) if checkpoints else ():
         if not is_sealed(folder, checkpoint_key(checkpoints, settings, accelerator)):
             accelerator.print(f"the checkpoint {folder.name} is not used: damaged, or of other settings or precision")
