@@ -1,6 +1,7 @@
 """Rules 1 to 3: which teacher layers a student gets, and that it gets copies."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -81,19 +82,11 @@ def test_the_student_of_a_frozen_teacher_can_be_trained(tiny_bert):
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ([0, 2], "no layer 0; give layers from 1 to 12"),
-        ([1, 13], "no layer 13; give layers from 1 to 12"),
-        ([1, 1, 3], r"repeat or are out of order.*got \[1, 1, 3\]"),
-        ([3, 1], r"repeat or are out of order.*got \[3, 1\]"),
-        ([], "at least one layer"),
-    ],
-    ids=["layer 0", "layer 13", "duplicate", "descending", "none"],
-)
-def test_a_selection_that_is_not_a_rising_list_of_existing_layers_is_refused(tiny_bert, layers, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("layers", [[0, 2], [1, 13], [1, 1, 3], [3, 1], []])
+def test_a_selection_that_is_not_a_rising_list_of_existing_layers_is_refused(tiny_bert, layers):
+    with pytest.raises(
+        ValueError, match=f"layers from 1 to 12, each once.*got {re.escape(str(layers))}"
+    ):
         copy_layers(tiny_bert, layers)
 
 
