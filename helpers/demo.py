@@ -1,6 +1,6 @@
 """A web page to try the trained models: type a comment, see the verdict and the words that made it.
 
-make demo        on 127.0.0.1, with the models of the run that finished last; RUN=name takes another
+make demo        on 127.0.0.1, with the models of the run; RUN= or PROFILE= picks another run
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from helpers.data import without_surrogates
 from helpers.experiments import EXPERIMENTS
 from helpers.lora import merge_adapters
 from helpers.models import CLASS_NAMES
-from helpers.runs import Run, find_finished_run, is_sealed, tells_errors
-from helpers.saved import load_trained, read_result
+from helpers.runs import Run, is_sealed, open_run, parse_run, tells_errors
+from helpers.saved import MissingStage, load_trained, read_result
 
 SHOWN = ("teacher", "odd", "even", "lora", "lora_6", "hybrid")
 THEME = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))  # no web fonts
@@ -48,7 +48,7 @@ class TrainedModel:
 
 
 def load_models(run: Run) -> dict[str, TrainedModel]:
-    """The run's models of SHOWN that are whole, by name, of the first seed that has any; else a FileNotFoundError."""
+    """The run's models of SHOWN that are whole, by name, of the first seed that has any; else a MissingStage."""
     for seed in run.profile.seeds:
         found = {}
         for name in SHOWN:
@@ -60,7 +60,10 @@ def load_models(run: Run) -> dict[str, TrainedModel]:
                 found[name] = TrainedModel(EXPERIMENTS[name].title, classify, result["threshold"], result)
         if found:
             return found
-    raise FileNotFoundError(f"run {run.name!r} has no model that is whole: `make run` makes them again")
+    raise MissingStage(
+        f"run {run.name!r} has no model yet, or none that is whole: `make run` trains them (in a notebook, 01 to 03 "
+        "do); RUN= or PROFILE= picks another run"
+    )
 
 
 def about(model: TrainedModel, run: Run) -> str:
@@ -159,10 +162,9 @@ def launch(page: gr.Blocks, port: int | None = None, share: bool = False, **opti
 def main(arguments: list[str] | None = None) -> int:
     """Serves the page until it is stopped; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m helpers.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", help="a folder in runs/ (default: of the finished runs the one trained last)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    options = parser.parse_args(arguments)
-    run = find_finished_run(options.run)
+    options = parse_run(parser, arguments)
+    run = open_run()
     models = load_models(run)
     page = build_page(models, run)
     address = launch(page, options.port)

@@ -26,7 +26,6 @@ from helpers.demo import (
 )
 from helpers.evaluation import toxic_probability
 from helpers.results import load_results
-from helpers.runs import find_finished_run
 
 HOSTILE = ODD_COMMENTS | {"lone surrogates": "a \ud800 b\udfff"}
 
@@ -71,57 +70,26 @@ def test_the_page_says_what_the_models_were_trained_on_and_how_often_the_chosen_
     assert "These models err" in text and "Do not moderate anybody" in text
 
 
-@pytest.fixture
-def empty_project(tmp_path, monkeypatch):
-    for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
-        monkeypatch.delenv(name, raising=False)
+def test_a_run_without_models_says_how_to_train_them_and_to_pick_another_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(helpers.runs, "ROOT", tmp_path)
-    return tmp_path
+    assert main(["--profile", "smoke", "--run", "mine"]) == 2
+    said = capsys.readouterr().err
+    assert "run 'mine' has no model yet" in said
+    assert "`make run` trains them" in said and "RUN= or PROFILE= picks another run" in said
 
 
-@pytest.fixture
-def two_runs(empty_project, finished_run):
-    """The folders of two runs with models, whose models were trained at the same time."""
-    for name in ("first", "second"):
-        shutil.copytree(finished_run.directory, empty_project / "runs" / name)
-        (empty_project / "runs" / name / "results" / "comparison.csv").unlink(missing_ok=True)
-    return empty_project / "runs" / "first", empty_project / "runs" / "second"
-
-
-def test_without_a_run_the_error_says_how_to_make_one(empty_project, capsys):
-    assert main([]) == 2
-    assert "`make run` trains them" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("mine", "run 'mine' has no trained models"),
-        ("first", "was made with PROFILE=smoke, and PROFILE=base is set"),
-    ],
-)
-def test_a_run_without_models_or_of_another_profile_is_refused(two_runs, monkeypatch, name, message):
-    monkeypatch.setenv("PROFILE", "base" if name == "first" else "auto")
-    with pytest.raises((FileNotFoundError, ValueError), match=message):
-        find_finished_run(name)
-
-
-def test_the_run_that_was_trained_last_is_taken_but_a_finished_one_goes_before(two_runs):
-    (two_runs[0] / "models" / "odd-1" / "fingerprint.json").touch()
-    assert find_finished_run().name == "first"
-    assert find_finished_run("second").name == "second"
-    (two_runs[1] / "results" / "comparison.csv").touch()
-    assert find_finished_run().name == "second"
-
-
-def test_the_command_serves_the_models_of_the_run_until_it_is_stopped(two_runs, monkeypatch, capsys):
+def test_the_command_serves_the_models_of_the_run_asked_for_until_it_is_stopped(
+    finished_run, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(finished_run.directory, tmp_path / "runs" / "mine")
+    monkeypatch.setattr(helpers.runs, "ROOT", tmp_path)
     served, blocked = [], []
     monkeypatch.setattr(demo, "launch", lambda page, port: served.append(port) or "http://127.0.0.1:7861/")
     monkeypatch.setattr(gr.Blocks, "block_thread", lambda page: blocked.append(page))
-    assert main(["--run", "first", "--port", "7861"]) == 0
+    assert main(["--profile", "smoke", "--run", "mine", "--port", "7861"]) == 0
     assert served == [7861] and len(blocked) == 1
     said = capsys.readouterr().out
-    assert "models of run first" in said and "open http://127.0.0.1:7861/ in a browser; stop with Ctrl-C" in said
+    assert "models of run mine" in said and "open http://127.0.0.1:7861/ in a browser; stop with Ctrl-C" in said
 
 
 def test_the_verdict_follows_the_models_own_threshold(models):
