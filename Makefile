@@ -9,7 +9,7 @@
 # make bench          training speed by three recipes, and latency, on this device, with real comments: an hour on 2 cores
 #   SECTIONS=latency  only this section (training or latency)
 # make lab            JupyterLab in notebooks/
-# make demo           a page on 127.0.0.1: type a comment, see the verdict of the models that were trained last
+# make demo           a page on 127.0.0.1: type a comment, see the verdict of each of the run's models (RUN=…)
 # make publish        copy a finished run's results (RUN=…) to results/<profile>/; renew README's tables and figures
 #   make tables       renew the tables and figures from what is published
 #   make notebooks    copy the executed notebooks of a finished run (RUN=…) to notebooks/

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import replace
+from unittest.mock import Mock
 from urllib.request import urlopen
 
 import gradio as gr
@@ -13,34 +14,11 @@ from conftest import ODD_COMMENTS
 import helpers.runs
 from helpers import demo
 from helpers.data import load_data
-from helpers.demo import (
-    TrainedModel,
-    about,
-    build_page,
-    judge,
-    launch,
-    load_models,
-    main,
-    side_by_side,
-    word_changes,
-)
+from helpers.demo import TrainedModel, about, load_models, main, serve, side_by_side
 from helpers.evaluation import toxic_probability
 from helpers.results import load_results
-from helpers.runs import find_finished_run
 
 HOSTILE = ODD_COMMENTS | {"lone surrogates": "a \ud800 b\udfff"}
-
-
-@pytest.fixture
-def knows_bad(models, monkeypatch) -> TrainedModel:
-    """A model that calls a comment toxic if the word `bad` is in its first 16 tokens, and for nothing else."""
-    tokenizer = models["odd"].classify.tokenizer
-
-    def probabilities(_, comments):
-        return np.array([0.982 if "bad" in tokenizer.tokenize(text)[:14] else 0.018 for text in comments])
-
-    monkeypatch.setattr(TrainedModel, "probabilities", probabilities)
-    return models["odd"]
 
 
 @pytest.fixture(scope="module")
@@ -64,124 +42,83 @@ def test_a_damaged_model_and_an_adapter_without_its_base_are_not_shown(copied_ru
     assert list(load_models(copied_run)) == ["teacher", "even", "lora_6"]
 
 
-def test_the_page_says_what_the_models_were_trained_on_and_how_often_the_chosen_one_errs(models, finished_run):
-    text = about(models["odd"], finished_run)
-    assert "64 comments (separable test data, not Jigsaw; run `smoke-separable`" in text
-    assert f"*Odd student* found {models['odd'].result['test']['recall']:.0%}" in text
+def test_the_page_says_what_the_models_were_trained_on_and_how_often_the_first_one_errs(models, finished_run):
+    text, test = about(models, finished_run), models["teacher"].result["test"]
+    assert "64 comments (separable test data, not Jigsaw; run `smoke-separable`, profile `smoke`)" in text
+    assert f"*Teacher* found {test['recall']:.0%} of the toxic ones, and {1 - test['precision']:.0%} of what" in text
     assert "These models err" in text and "Do not moderate anybody" in text
 
 
-@pytest.fixture
-def empty_project(tmp_path, monkeypatch):
-    for name in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS"):
-        monkeypatch.delenv(name, raising=False)
+def test_a_run_without_models_says_how_to_train_them_and_to_pick_another_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(helpers.runs, "ROOT", tmp_path)
-    return tmp_path
+    assert main(["--profile", "smoke", "--run", "mine"]) == 2
+    said = capsys.readouterr().err
+    assert "run 'mine' has no model yet" in said
+    assert "`make run` trains them" in said and "RUN= or PROFILE= picks another run" in said
 
 
-@pytest.fixture
-def two_runs(empty_project, finished_run):
-    """The folders of two runs with models, whose models were trained at the same time."""
-    for name in ("first", "second"):
-        shutil.copytree(finished_run.directory, empty_project / "runs" / name)
-        (empty_project / "runs" / name / "results" / "comparison.csv").unlink(missing_ok=True)
-    return empty_project / "runs" / "first", empty_project / "runs" / "second"
-
-
-def test_without_a_run_the_error_says_how_to_make_one(empty_project, capsys):
-    assert main([]) == 2
-    assert "`make run` trains them" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("mine", "run 'mine' has no trained models"),
-        ("first", "was made with PROFILE=smoke, and PROFILE=base is set"),
-    ],
-)
-def test_a_run_without_models_or_of_another_profile_is_refused(two_runs, monkeypatch, name, message):
-    monkeypatch.setenv("PROFILE", "base" if name == "first" else "auto")
-    with pytest.raises((FileNotFoundError, ValueError), match=message):
-        find_finished_run(name)
-
-
-def test_the_run_that_was_trained_last_is_taken_but_a_finished_one_goes_before(two_runs):
-    (two_runs[0] / "models" / "odd-1" / "fingerprint.json").touch()
-    assert find_finished_run().name == "first"
-    assert find_finished_run("second").name == "second"
-    (two_runs[1] / "results" / "comparison.csv").touch()
-    assert find_finished_run().name == "second"
-
-
-def test_the_command_serves_the_models_of_the_run_until_it_is_stopped(two_runs, monkeypatch, capsys):
-    served, blocked = [], []
-    monkeypatch.setattr(demo, "launch", lambda page, port: served.append(port) or "http://127.0.0.1:7861/")
-    monkeypatch.setattr(gr.Blocks, "block_thread", lambda page: blocked.append(page))
-    assert main(["--run", "first", "--port", "7861"]) == 0
-    assert served == [7861] and len(blocked) == 1
-    said = capsys.readouterr().out
-    assert "models of run first" in said and "open http://127.0.0.1:7861/ in a browser; stop with Ctrl-C" in said
+def test_the_command_serves_the_models_of_the_run_asked_for_until_it_is_stopped(
+    finished_run, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(finished_run.directory, tmp_path / "runs" / "mine")
+    monkeypatch.setattr(helpers.runs, "ROOT", tmp_path)
+    page, served = Mock(local_url="http://127.0.0.1:7861/"), []
+    monkeypatch.setattr(demo, "serve", lambda models, run, server_port: served.append((run.name, server_port)) or page)
+    assert main(["--profile", "smoke", "--run", "mine", "--port", "7861"]) == 0
+    assert served == [("mine", 7861)] and page.block_thread.called
+    assert "run mine: open http://127.0.0.1:7861/ in a browser; stop with Ctrl-C" in capsys.readouterr().out
 
 
 def test_the_verdict_follows_the_models_own_threshold(models):
     [probability] = models["odd"].probabilities(["hello"])
     above, below = (replace(models["odd"], threshold=probability + change) for change in (-1e-6, 1e-6))
-    assert judge(above, "hello")[0].startswith("### toxic\n")
-    assert judge(below, "hello")[0].startswith("### not toxic\n")
-
-
-def test_the_word_that_makes_it_toxic_has_the_largest_change(knows_bad):
-    changes = dict(word_changes(knows_bad, "a bad day", float(knows_bad.probabilities(["a bad day"])[0])))
-    assert changes["bad"] == pytest.approx(0.964, abs=1e-3)
-    assert changes["a"] == changes["day"] == 0
-
-
-def test_what_the_model_does_not_read_is_said(knows_bad):
-    _, pieces = judge(knows_bad, "nice " * 40 + "bad")
-    assert pieces[-1][0].endswith("[not read: only 16 tokens are]")
-    assert len([piece for piece, _ in pieces if piece == "nice"]) == 14
+    assert (above.verdict(probability), below.verdict(probability)) == ("toxic", "not toxic")
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_any_comment_gets_a_verdict_and_is_shown_as_it_was_typed(models, text):
-    verdict, pieces = judge(models["odd"], text)
-    if not text.strip():
-        assert (verdict, pieces) == ("Type a comment first.", [])
-        return
-    shown = "".join(piece for piece, _ in pieces)
-    assert shown and text.encode("utf-8", "replace").decode().startswith(shown.split("… [not read")[0])
-    assert all(colour is None or -1 <= colour <= 1 for _, colour in pieces)
+def test_any_comment_gets_a_finite_probability(models, text):
+    assert 0 <= models["odd"].probabilities([text])[0] <= 1
 
 
-def test_every_model_stands_in_the_table_with_finite_numbers_whatever_is_typed(models):
-    for text in (HOSTILE["blank"], HOSTILE["html"], HOSTILE["lone surrogates"], HOSTILE["many words"]):
-        table = side_by_side(models, text)
-        assert len(table) == (len(models) if text.strip() else 0)
-        assert np.isfinite(table[["probability", "threshold", "milliseconds"]].to_numpy(dtype=float)).all()
+def test_every_model_stands_in_the_table_with_its_verdict(models):
+    comment = HOSTILE["lone surrogates"]
+    table = side_by_side(models, comment)
+    expected = [(model.title, model.verdict(model.probabilities([comment])[0])) for model in models.values()]
+    assert list(zip(table["model"], table["verdict"], strict=True)) == expected
+    assert (table["milliseconds"] > 0).all()
+
+
+@pytest.mark.parametrize("text", [None, "", HOSTILE["blank"]])
+def test_without_a_comment_the_table_is_empty_and_one_is_asked_for(models, text, capsys):
+    assert side_by_side(models, text).empty
+    assert capsys.readouterr().out == "Type a comment first.\n"
+
+
+@pytest.fixture
+def asked(monkeypatch) -> dict:
+    """What gradio is asked to launch a page with; nothing is launched."""
+    options = {}
+    monkeypatch.setattr(gr.Blocks, "launch", lambda page, **given: options.update(given))
+    return options
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_the_server_binds_to_this_machine_and_shares_only_when_asked(models, finished_run, monkeypatch, share):
-    asked = {}
-    monkeypatch.setattr(gr.Blocks, "launch", lambda page, **options: asked.update(options) or (None, "local", None))
+def test_the_server_binds_to_this_machine_and_shares_only_when_asked(models, finished_run, monkeypatch, asked, share):
     monkeypatch.setenv("GRADIO_SHARE", "True")
-    launch(build_page(models, finished_run), share=share)
+    serve(models, finished_run, share=share)
     assert (asked["server_name"], asked["share"]) == ("127.0.0.1", share)
 
 
-def test_behind_a_proxy_the_page_still_answers(monkeypatch):
+def test_the_page_tells_nobody_that_it_runs(models, finished_run, asked):
+    assert serve(models, finished_run).analytics_enabled is False
+
+
+def test_behind_a_proxy_the_page_still_answers(models, finished_run, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody listens
     monkeypatch.setenv("no_proxy", "intranet.example")
-    with gr.Blocks() as page:
-        gr.Markdown("hello")
-    address = launch(page)
+    page = serve(models, finished_run)
     try:
-        assert urlopen(address).status == 200
+        assert urlopen(page.local_url).status == 200
         assert "intranet.example" in os.environ["no_proxy"].split(",")
     finally:
         page.close()
-
-
-def test_the_page_tells_nobody_that_it_runs(models, finished_run):
-    assert build_page(models, finished_run).analytics_enabled is False

@@ -15,9 +15,10 @@ import pytest
 from conftest import no_run_named
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from helpers.demo import build_page, launch, load_models
+from helpers.demo import load_models, serve
 from helpers.runs import ROOT
 from tools.run_notebooks import ALL_NOTEBOOKS, read_notebook, without_outputs, write_notebook
 
@@ -44,8 +45,8 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(finished_run):
-    page = build_page(load_models(finished_run), finished_run)
-    yield launch(page)
+    page = serve(load_models(finished_run), finished_run)
+    yield page.local_url
     page.close()
 
 
@@ -64,61 +65,52 @@ def text_of(browser, element):
     return browser.find_element(By.ID, element).text
 
 
-def type_comment(browser, text):
+def judge(browser, text):
+    """Types a comment and presses the button."""
     box = browser.find_element(By.CSS_SELECTOR, "#comment textarea")
     # as pasting does; chromedriver cannot type characters beyond the basic plane
     browser.execute_script(
         "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))", box, text
     )
-
-
-def judged(browser, text):
-    """The verdict's text after typing and submitting."""
-    before = text_of(browser, "verdict")
-    type_comment(browser, text)
     browser.find_element(By.ID, "judge").click()
-    wait_for(browser, lambda: text_of(browser, "verdict") not in ("", before))
-    return text_of(browser, "verdict")
+
+
+def wait_for_table(browser):
+    """Waits until the table holds both its first and its last model."""
+    wait_for(browser, lambda: all(name in text_of(browser, "side-by-side") for name in ("Teacher", "LoRA on odd copy")))
 
 
 COMMENTS = {"typed": "hello there", "very long": "word " * 2_000, "emoji": "\U0001f600 \U0001f468\u200d\U0001f469"}
 
 
 @pytest.mark.parametrize("kind", COMMENTS)
-def test_a_comment_gets_its_verdict_and_is_shown(page, kind):
-    found = judged(page, COMMENTS[kind])
-    assert re.match(r"(not )?toxic\nProbability of toxic: [01]\.\d{3}\. ", found)
-    assert COMMENTS[kind].split()[0] in text_of(page, "words")
+def test_a_comment_gets_the_verdict_of_every_model(page, kind):
+    judge(page, COMMENTS[kind])
+    wait_for_table(page)
+    assert re.search(r"Odd student\s+(not )?toxic\s+[01](\.\d{1,3})?\s", text_of(page, "side-by-side"))
 
 
-def test_another_model_gives_its_own_verdict(page):
-    assert "Teacher calls a comment toxic" in judged(page, "hello there")
-    page.find_element(By.XPATH, "//*[@id='model']//label[contains(., 'Even student')]").click()
-    wait_for(page, lambda: "Even student calls a comment toxic" in text_of(page, "verdict"))
-
-
-def test_all_models_stand_side_by_side_with_their_latency(page):
-    type_comment(page, "hello there")
-    page.find_element(By.ID, "ask-all").click()
-    wait_for(page, lambda: "LoRA" in text_of(page, "side-by-side"))
-    shown = text_of(page, "side-by-side")
-    assert "milliseconds" in shown and "Odd student" in shown
+def test_enter_submits_the_comment(page):
+    page.find_element(By.CSS_SELECTOR, "#comment textarea").send_keys("hello there", Keys.ENTER)
+    wait_for_table(page)
 
 
 def test_an_empty_comment_is_asked_for(page):
-    assert judged(page, "  ") == "Type a comment first."
+    judge(page, "  ")
+    wait_for(page, lambda: "Type a comment first." in page.find_element(By.TAG_NAME, "body").text)
+    assert "Teacher" not in text_of(page, "side-by-side")
 
 
-def test_html_is_shown_as_text_and_never_run(page):
-    typed = "<img src=x onerror=\"document.title='broken'\"> <b>bold</b>"
-    judged(page, typed)
-    wait_for(page, lambda: "<b>bold</b>" in text_of(page, "words"))
+def test_html_that_is_typed_is_never_run(page):
+    judge(page, "<img src=x onerror=\"document.title='broken'\"> <b>bold</b>")
+    wait_for_table(page)
     assert page.title == "Toxic or not?"
-    assert not page.find_elements(By.CSS_SELECTOR, "#words img, #words b, #verdict img")
+    assert not page.find_elements(By.CSS_SELECTOR, "img[src=x]")
 
 
 def test_the_page_asks_no_other_host_and_logs_no_error(page, address):
-    judged(page, "hello there")
+    judge(page, "hello there")
+    wait_for_table(page)
     asked = page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
@@ -182,7 +174,7 @@ def test_run_all_ends_without_an_error_and_shows_its_figures(name, lab, browser)
     outputs = [output for cell in cells for output in cell.outputs]
     assert [output for output in outputs if output.output_type == "error"] == []
     figures = sum("image/png" in json.dumps(output) for output in outputs)
-    assert figures or name == "07_demo"
+    assert figures
     wait_for(browser, lambda: browser.execute_script(f"return ({SEEN}).length") == figures)
     if name == "07_demo":
         browser.switch_to.frame(browser.find_element(By.CSS_SELECTOR, ".jp-OutputArea-output iframe"))
