@@ -128,13 +128,13 @@ def load_profile(name: str = "auto") -> Profile:
         import torch  # here, so that naming a profile needs no torch
 
         name = "colab" if torch.cuda.is_available() else "quick"
-    if name not in PROFILES:
-        raise ValueError(unknown("profile", name, ["auto", *PROFILES]))
-    return PROFILES[name]
+    return look_up("profile", name, PROFILES)
 
 
-def unknown(what: str, name: str, known: list[str]) -> str:
-    """The text of an error for a name that does not exist, with the nearest one that does."""
+def look_up(what: str, name: str, known: dict):
+    """What is known by this name, for instance a profile. A ValueError names the nearest one that there is."""
+    if name in known:
+        return known[name]
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"there is no {what} {name!r}.{hint} Known: {', '.join(known)}"
+    raise ValueError(f"there is no {what} {name!r}.{hint} Known: {', '.join(known)}")

@@ -39,15 +39,15 @@ class ToxicMetrics(evaluate.Metric):
     def _compute(self, predictions: list[float], references: list[int], threshold: float) -> dict[str, float]:
         probabilities, labels = np.asarray(predictions), np.asarray(references)
         called = probabilities >= threshold
-        scores = {
-            "accuracy": metrics.accuracy_score(labels, called),
-            "f1": metrics.f1_score(labels, called, zero_division=0),
-            "precision": metrics.precision_score(labels, called, zero_division=0),
-            "recall": metrics.recall_score(labels, called, zero_division=0),
-            "roc_auc": metrics.roc_auc_score(labels, probabilities),
-            "average_precision": metrics.average_precision_score(labels, probabilities),
+        of_class = metrics.classification_report(labels, called, labels=[1], output_dict=True, zero_division=0)["1"]
+        return {
+            "accuracy": float(metrics.accuracy_score(labels, called)),
+            "f1": float(of_class["f1-score"]),
+            "precision": float(of_class["precision"]),
+            "recall": float(of_class["recall"]),
+            "roc_auc": float(metrics.roc_auc_score(labels, probabilities)),
+            "average_precision": float(metrics.average_precision_score(labels, probabilities)),
         }
-        return {name: float(value) for name, value in scores.items()}
 
 
 def toxic_probability(logits: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from helpers.batches import TeacherTargets, device_name, load_targets, predict, save_targets, this_process
-from helpers.config import Profile, unknown
+from helpers.config import Profile, look_up
 from helpers.data import PreparedData, load_data, majority_logits, prepare_data, tfidf_logits
 from helpers.evaluation import teacher_gate, toxic_probability
 from helpers.layers import EVEN_LAYERS, FIRST_SIX, LAST_SIX, ODD_LAYERS, copy_layers, merge_layers
@@ -107,9 +107,7 @@ NAMES_IN_JSON = {"warmup_ratio": "warmup_share", "max_grad_norm": "max_gradient_
 
 def find_experiment(name: str) -> Experiment:
     """The experiment of that name, or a ValueError with the nearest one."""
-    if name not in EXPERIMENTS:
-        raise ValueError(unknown("experiment", name, list(EXPERIMENTS)))
-    return EXPERIMENTS[name]
+    return look_up("experiment", name, EXPERIMENTS)
 
 
 def experiment_seeds(experiment: Experiment, seeds: tuple[int, ...]) -> tuple[int, ...]:

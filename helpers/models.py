@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from helpers.config import unknown
+from helpers.config import look_up
 from helpers.data import fetch_from_hub
 from helpers.notebook import MINILM_PACKAGE, MINILM_REQUIREMENT
 from helpers.runs import ROOT, file_sha256, new_directory
@@ -133,7 +133,7 @@ PRETRAINED = {row.name: row for row in (_MINILM, _MPNET, _BERT_BASE, _TINY)}
 @functools.cache  # every fingerprint asks, and hashing takes a moment
 def find_pretrained(name: str) -> Pretrained:
     """The row of that name with its files' `directory`. ValueError for other weights, FileNotFoundError without any."""
-    row = _row(name)
+    row = look_up("pretrained model", name, PRETRAINED)
     try:
         directory = row.find()
     except importlib.metadata.PackageNotFoundError as error:
@@ -147,14 +147,8 @@ def find_pretrained(name: str) -> Pretrained:
 
 def pretrained_sha256(name: str) -> str:
     """What stands for a model in fingerprints: its weights' hash, which needs no weights; a random model's name."""
-    row = _row(name)
+    row = look_up("pretrained model", name, PRETRAINED)
     return row.name if row.is_random else row.sha256
-
-
-def _row(name: str) -> Pretrained:
-    if name not in PRETRAINED:
-        raise ValueError(unknown("pretrained model", name, list(PRETRAINED)))
-    return PRETRAINED[name]
 
 
 def load_tokenizer(pretrained: Pretrained):
@@ -181,7 +175,5 @@ def encoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
 
 def lora_targets(model: torch.nn.Module, which: str = "attention") -> list[str]:
     """The names of the linear layers that get adapters in this model's family: query and value, or 'all_linear'."""
-    families, family = {row.family: row.lora_targets for row in PRETRAINED.values()}, model.config.model_type
-    if family not in families:
-        raise ValueError(unknown("model family with known LoRA targets", family, list(families)))
-    return list(families[family][which])
+    families = {row.family: row.lora_targets for row in PRETRAINED.values()}
+    return list(look_up("model family with known LoRA targets", model.config.model_type, families)[which])

@@ -84,9 +84,7 @@ def test_the_student_of_a_frozen_teacher_can_be_trained(tiny_bert):
 
 @pytest.mark.parametrize("layers", [[0, 2], [1, 13], [1, 1, 3], [3, 1], []])
 def test_a_selection_that_is_not_a_rising_list_of_existing_layers_is_refused(tiny_bert, layers):
-    with pytest.raises(
-        ValueError, match=f"layers from 1 to 12, each once.*got {re.escape(str(layers))}"
-    ):
+    with pytest.raises(ValueError, match=f"layers from 1 to 12, each once.*got {re.escape(str(layers))}"):
         copy_layers(tiny_bert, layers)
 
 

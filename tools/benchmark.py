@@ -41,7 +41,7 @@ from helpers.batches import (
     this_process,
     token_lengths,
 )
-from helpers.config import PROFILES, unknown
+from helpers.config import PROFILES, look_up
 from helpers.data import PreparedData
 from helpers.experiments import prepare
 from helpers.export import OnnxModel, export_onnx, quantise
@@ -290,8 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     sections = {"training": training_speed, "latency": latency}
     for section in options.sections:
-        if section not in sections:
-            raise ValueError(unknown("section", section, list(sections)))
+        look_up("section", section, sections)
     bench_data()  # an error now, if there is none
     path = results_path()
     about = {"device": device_name(), "versions": versions(), "max_length": PROFILE.max_length}

@@ -24,7 +24,7 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.exceptions import PapermillExecutionError
 
-from helpers.config import unknown
+from helpers.config import look_up
 from helpers.results import load_results, write_comparison
 from helpers.runs import ROOT, Run, open_run, parse_run, tells_errors, write_file
 
@@ -146,8 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_first_cells()
         return 0
     for name in options.notebooks:
-        if name not in ALL_NOTEBOOKS:
-            raise ValueError(unknown("notebook", name, list(ALL_NOTEBOOKS)))
+        look_up("notebook", name, dict.fromkeys(ALL_NOTEBOOKS))
     run = open_run()
     os.environ["RUN"] = run.name  # for the notebooks' kernels
     print(f"run {run.name}: profile {run.profile.name}, {run.profile.expected_time}; comments: {run.data_label}")
