@@ -142,7 +142,7 @@ SEEN = "[...document.querySelectorAll('.jp-OutputArea-output img')].filter(img =
 def lab(tmp_path_factory):
     """(address, project): JupyterLab as `make lab` starts it, on a copy of the project, in the smoke profile."""
     project = tmp_path_factory.mktemp("lab") / "project"
-    for folder in ("helpers", "notebooks", "results", "tests/separable_comments"):
+    for folder in ("helpers", "notebooks", "figures", "results", "tests/separable_comments"):
         shutil.copytree(ROOT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_*"))
     for name in ("requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, project / name)
@@ -181,7 +181,7 @@ def test_run_all_ends_without_an_error_and_shows_its_figures(name, lab, browser)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert [output for output in outputs if output.output_type == "error"] == []
-    figures = sum("image/png" in json.dumps(output) for output in outputs)
+    figures = sum(bool(re.search("image/(png|svg)", json.dumps(output))) for output in outputs)
     assert figures or name == "07_demo"
     wait_for(browser, lambda: browser.execute_script(f"return ({SEEN}).length") == figures)
     if name == "07_demo":

@@ -5,6 +5,8 @@ import re
 import shutil
 import signal
 import sys
+from collections import Counter
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
@@ -15,11 +17,13 @@ from nbclient import NotebookClient
 import helpers.runs
 import tools.run_notebooks
 from helpers.config import PROFILES
+from helpers.layers import EVEN_LAYERS, ODD_LAYERS
 from helpers.runs import ROOT
 from helpers.saved import result_path
 from tools.run_notebooks import ALL_NOTEBOOKS, NOTEBOOKS, colab_link, first_cell, read_notebook
 
 COMMITTED = {name: read_notebook(name) for name in ALL_NOTEBOOKS}
+DRAWINGS = sorted((ROOT / "figures").glob("*.svg"))
 RUN = "test-notebooks"
 
 
@@ -138,6 +142,38 @@ def test_every_prediction_that_a_reader_is_asked_for_is_answered_afterwards():
 def test_links_between_notebooks_lead_somewhere():
     targets = {target for notebook in COMMITTED.values() for target in re.findall(r"\]\(([^)#:]+)\)", prose(notebook))}
     assert targets and [target for target in targets if not (ROOT / "notebooks" / target).is_file()] == []
+
+
+@pytest.mark.parametrize("path", DRAWINGS, ids=lambda path: path.stem)
+def test_a_drawing_runs_no_script_and_asks_for_no_other_file(path):
+    asking = r"<script|\son\w+=|href=|url\((?!#)|@import|<!(?:DOCTYPE|ENTITY)"
+    assert re.findall(asking, path.read_text(encoding="utf-8")) == []
+
+
+def test_no_two_drawings_share_the_name_of_a_style_or_a_marker():
+    """Several stand on one page, where the last of that name would hold for all."""
+    names = Counter()
+    for path in DRAWINGS:
+        elements = list(ElementTree.parse(path).iter())
+        names.update({name for key in ("id", "class") for each in elements for name in each.get(key, "").split()})
+    assert names and [name for name, drawings in names.items() if drawings > 1] == []
+
+
+def test_every_drawing_is_shown_by_a_notebook():
+    code = "\n".join(cell.source for notebook in COMMITTED.values() for cell in code_cells(notebook))
+    assert DRAWINGS and [path.name for path in DRAWINGS if path.name not in code] == []
+
+
+def test_the_drawn_students_stand_beside_the_layers_that_they_copy():
+    drawing = ElementTree.parse(ROOT / "figures" / "drawing_layer_copy.svg")
+
+    def rows(model) -> dict[str, str]:
+        boxes = drawing.findall(f".//*[@id='copy-{model}']/{{*}}g")
+        return {box.find("{*}rect").get("y"): box.find("{*}text").text for box in boxes}
+
+    for student, layers in (("odd", ODD_LAYERS), ("even", EVEN_LAYERS)):
+        beside = [rows("teacher")[y] for y, name in rows(student).items() if name.startswith("layer")]
+        assert beside == [f"layer {layer}" for layer in layers]
 
 
 def run_notebooks(*arguments):
