@@ -32,10 +32,10 @@ SPLIT_COLOURS = {"train": COLOURS["teacher"], "validation": COLOURS["odd"], "tes
 GREY = "#6b6b6b"
 
 
-def small_picture(figure: plt.Figure, **settings) -> bytes:
-    """The figure as a PNG of 128 colours: a quarter of the bytes for the same looks. `settings` are `savefig`'s."""
+def small_picture(figure: plt.Figure) -> bytes:
+    """The figure as a PNG of 128 colours: a quarter of the bytes for the same looks."""
     drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", **settings)
+    figure.savefig(drawn, format="png")
     flat = PIL.Image.open(drawn).convert("RGB").quantize(128, PIL.Image.Quantize.MAXCOVERAGE, kmeans=1)
     flat.save(small, format="png", optimize=True)
     return small.getvalue()

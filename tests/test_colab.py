@@ -71,7 +71,7 @@ def repository(tmp_path_factory) -> tuple[str, Path]:
     root = tmp_path_factory.mktemp("colab")
     project, bare, drive = root / "work", root / "smaller-bert.git", root / "drive"
     for name in git("ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
-        if (ROOT / name).is_file() and not name.startswith("figures/"):
+        if (ROOT / name).is_file():
             (project / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, project / name)
     module, mounted = project / "helpers" / "notebook.py", 'Path("/content/drive")'

@@ -134,7 +134,7 @@ SEEN = "[...document.querySelectorAll('.jp-OutputArea-output img')].filter(img =
 def lab(tmp_path_factory):
     """(address, project): JupyterLab as `make lab` starts it, on a copy of the project, in the smoke profile."""
     project = tmp_path_factory.mktemp("lab") / "project"
-    for folder in ("helpers", "notebooks", "results", "tests/separable_comments"):
+    for folder in ("helpers", "notebooks", "figures", "results", "tests/separable_comments"):
         shutil.copytree(ROOT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_*"))
     for name in ("requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, project / name)

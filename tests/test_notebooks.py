@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import sys
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
@@ -15,6 +16,7 @@ from nbclient import NotebookClient
 import helpers.runs
 import tools.run_notebooks
 from helpers.config import PROFILES
+from helpers.layers import EVEN_LAYERS, ODD_LAYERS
 from helpers.runs import ROOT
 from helpers.saved import result_path
 from tools.run_notebooks import ALL_NOTEBOOKS, NOTEBOOKS, colab_link, first_cell, read_notebook
@@ -138,6 +140,24 @@ def test_every_prediction_that_a_reader_is_asked_for_is_answered_afterwards():
 def test_links_between_notebooks_lead_somewhere():
     targets = {target for notebook in COMMITTED.values() for target in re.findall(r"\]\(([^)#:]+)\)", prose(notebook))}
     assert targets and [target for target in targets if not (ROOT / "notebooks" / target).is_file()] == []
+
+
+def test_every_drawing_is_shown_by_a_notebook():
+    code = "\n".join(cell.source for notebook in COMMITTED.values() for cell in code_cells(notebook))
+    drawings = [path.stem for path in (ROOT / "figures").glob("*.svg")]
+    assert drawings and [name for name in drawings if f'"{name}.png"' not in code] == []
+
+
+def test_the_drawn_students_stand_beside_the_layers_that_they_copy():
+    drawing = ElementTree.parse(ROOT / "figures" / "drawing_layer_copy.svg")
+
+    def rows(model) -> dict[str, str]:
+        boxes = drawing.findall(f".//*[@id='copy-{model}']/{{*}}g")
+        return {box.find("{*}rect").get("y"): box.find("{*}text").text for box in boxes}
+
+    for student, layers in (("odd", ODD_LAYERS), ("even", EVEN_LAYERS)):
+        beside = [rows("teacher")[y] for y, name in rows(student).items() if name.startswith("layer")]
+        assert beside == [f"layer {layer}" for layer in layers]
 
 
 def run_notebooks(*arguments):

@@ -18,7 +18,7 @@ from helpers.runs import ROOT
 
 READING_ORDER = (
     *("notebook", "config", "runs", "data", "models", "batches", "layers", "losses", "lora", "training", "evaluation"),
-    *("saved", "experiments", "results", "improvements", "plots", "diagrams", "checks", "export", "demo"),
+    *("saved", "experiments", "results", "improvements", "plots", "checks", "export", "demo"),
 )
 # The first cell imports these inside functions, once it has installed what they need.
 IMPORTED_LATER = {"notebook": {"runs", "batches"}}

@@ -90,6 +90,7 @@ def unpacked(tmp_path_factory):
 def test_the_zip_holds_what_is_asked_for(unpacked):
     asked = ["COVER.html", "README.md", "README.html", "image.png", "image-1.png", "requirements.txt"]
     asked += ["helpers/layers.py", "results/base/odd-1.json", "runs/test-submission/results/odd-1.json"]
+    asked += ["figures/verdicts.png", *(f"figures/{path.name}" for path in ROOT.glob("figures/*.svg"))]
     asked += [f"notebooks/{path.stem}.{end}" for path in ROOT.glob("notebooks/*.ipynb") for end in ("ipynb", "html")]
     assert [name for name in asked if not (unpacked / name).is_file()] == []
 

@@ -30,12 +30,12 @@ from helpers.runs import (
     write_json,
 )
 from helpers.saved import result_path
-from tools.publish import FIGURES, check_finished, chosen_run, results_table
+from tools.publish import check_finished, chosen_run, results_table
 from tools.run_notebooks import ALL_NOTEBOOKS, read_notebook, without_outputs, write_notebook
 
 PROJECT_FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml")
-PROJECT_FILES += ("requirements.txt", "constraints.txt", "constraints-lowest.txt", *FIGURES)
-PROJECT_FOLDERS = ("helpers", "tools", "results")
+PROJECT_FILES += ("requirements.txt", "constraints.txt", "constraints-lowest.txt", "image.png", "image-1.png")
+PROJECT_FOLDERS = ("helpers", "tools", "results", "figures")
 LARGEST_ZIP = 20_000_000  # bytes
 
 
@@ -76,11 +76,10 @@ def check_own(run: Run, results: Results) -> None:
 
 
 def copy_project(root: Path) -> None:
-    """Copies the code, the published results and the notebooks without outputs to a new folder."""
+    """Copies the code, the published results, the figures and the notebooks without outputs to a new folder."""
     for name in PROJECT_FOLDERS:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in PROJECT_FILES:
-        (root / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)
     for name in ALL_NOTEBOOKS:
         write_notebook(without_outputs(read_notebook(name)), root / "notebooks" / f"{name}.ipynb")
