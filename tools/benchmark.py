@@ -11,14 +11,13 @@ of the machine meets all of them. The models have bert-base's shape and random w
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
-import multiprocessing
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,16 +30,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import BertForSequenceClassification, MPNetForSequenceClassification, PreTrainedModel
 
-from helpers.batches import (
-    Collator,
-    device_name,
-    load_targets,
-    mixed_precision,
-    on_gpu,
-    save_targets,
-    this_process,
-    token_lengths,
-)
+from helpers.batches import Collator, device_name, load_targets, mixed_precision, on_gpu, save_targets, this_process
 from helpers.config import PROFILES, unknown
 from helpers.data import PreparedData
 from helpers.experiments import prepare
@@ -123,13 +113,11 @@ def new_model(kind: type[PreTrainedModel] = BertForSequenceClassification, layer
     return kind(kind.config_class(num_hidden_layers=layers, num_labels=2)).eval()
 
 
-def measure(task: str, recipe: str, rows: int) -> dict[str, float]:
-    """Trains by a recipe from the first step on: speed with the teacher's one pass counted, and peak memory."""
-    data, teacher, teacher_seconds = bench_data(), None, 0.0
+def measure(task: str, recipe: str, rows: int) -> float:
+    """Trains by a recipe from the first step on; comments per second, with the time of the teacher's one pass."""
+    data, targets, seconds = bench_data(), None, 0.0
     splits = {"train": data.splits["train"].select(range(rows)), "validation": data.splits["validation"]}
-    if on_gpu():
-        torch.cuda.reset_peak_memory_stats()
-    settings, targets, models = SETTINGS, None, [new_model().to(this_process().device)]
+    settings, teacher, models = SETTINGS, None, [new_model().to(this_process().device)]
     if task == "lora":
         models = [add_adapters(models[0], rank=8, alpha=16, dropout=0.1, seed=1)]
     if task == "distil":
@@ -141,92 +129,36 @@ def measure(task: str, recipe: str, rows: int) -> dict[str, float]:
             with tempfile.TemporaryDirectory() as folder:
                 save_targets(teacher, splits["train"], Path(folder) / "targets", "bench")
                 targets = load_targets(Path(folder) / "targets")
-            teacher_seconds = clock() - started
-        seconds = sum(train(model, splits, settings, targets=targets, label=task)["seconds"] for model in models)
+            seconds = clock() - started
+        seconds += sum(train(model, splits, settings, targets=targets, label=task)["seconds"] for model in models)
     else:
         pad_to = PROFILE.max_length if recipe == "a" else None
         seconds = sum(usual_training(model, splits["train"], settings, pad_to, teacher) for model in models)
-    comments = len(models) * settings.epochs * rows
-    reached = comments / rows * useful_flops(models[0].config, token_lengths(splits["train"])) / seconds
-    return {
-        "comments_per_second": comments / (seconds + teacher_seconds),
-        "step_seconds": seconds / comments * settings.batch_size,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "share_of_matrix_products": reached / matrix_products_per_second(models[0].config),
-    }
-
-
-def peak_memory_bytes() -> int:
-    """The largest memory of this process, which `isolated` has started for one measurement; 0 where it is not told."""
-    if on_gpu():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")  # not getrusage's, which begins with the parent process's
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) if status.exists() else 0
-
-
-def isolated(function: Callable, *arguments):
-    """What the function returns; on a CPU from a new process, whose memory is all its own."""
-    if on_gpu():
-        return function(*arguments)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+    return len(models) * settings.epochs * rows / seconds
 
 
 def training_speed(rounds: int) -> Iterator[dict]:
-    """By task and recipe: comments per second, memory, utilisation (medians) and the ratios to the usual recipe.
+    """By task and recipe: comments per second, and the ratios to the usual recipe.
 
     After each round those of the rounds until then, so that a benchmark that is stopped has measured something.
     """
     rows = ROWS["gpu" if on_gpu() else "cpu"]
-    measured = {task: {recipe: [] for recipe in RECIPES} for task in TASKS}
+    speeds = {task: {recipe: [] for recipe in RECIPES} for task in TASKS}
     for number in range(1, rounds + 1):
         for task, recipe in itertools.product(TASKS, RECIPES):
-            found = isolated(measure, task, recipe, rows[recipe])
-            measured[task][recipe].append(found)
-            speed = f"{found['comments_per_second']:.2f} comments per second"
-            print(f"round {number}, {task}, {RECIPES[recipe]}: {speed}", flush=True)
-        yield {task: {recipe: summary(task, recipe, measured) for recipe in RECIPES} for task in TASKS}
+            gc.collect()  # the last recipe's models, which take gigabytes
+            speed = measure(task, recipe, rows[recipe])
+            speeds[task][recipe].append(speed)
+            print(f"round {number}, {task}, {RECIPES[recipe]}: {speed:.2f} comments per second", flush=True)
+        yield {task: summary(by_recipe) for task, by_recipe in speeds.items()}
 
 
-def summary(task: str, recipe: str, measured: dict) -> dict:
-    """The medians of a recipe's rounds, and of their ratios to the usual recipe in the same round."""
-    usual, of_recipe = (pd.DataFrame(measured[task][each]) for each in ("a", recipe))
-    ratios = of_recipe["comments_per_second"] / usual["comments_per_second"]
-    return {
-        "comments_per_second": float(of_recipe["comments_per_second"].median()),
-        "ratio": float(ratios.median()),
-        "ratios": ratios.tolist(),
-        "step_ratio": float((usual["step_seconds"] / of_recipe["step_seconds"]).median()),
-        "peak_memory_bytes": int(of_recipe["peak_memory_bytes"].max()),
-        "share_of_matrix_products": float(of_recipe["share_of_matrix_products"].median()),
-    }
-
-
-def useful_flops(config, lengths: np.ndarray) -> float:
-    """Floating-point operations of one training pass over comments of these lengths, padding not counted.
-
-    A layer multiplies each of n tokens with 4H² + 2HI weights and, in attention, with n others twice; the backward pass
-    costs twice the forward one (Kaplan et al. 2020, arXiv:2001.08361). LoRA's backward pass skips the frozen weights'
-    gradients, so its share reads too high.
-    """
-    h, i, n = config.hidden_size, config.intermediate_size, lengths.astype(float)
-    return float((3 * config.num_hidden_layers * (2 * n * (4 * h * h + 2 * h * i) + 4 * n * n * h)).sum())
-
-
-def matrix_products_per_second(config, tokens: int = 2_048, repeats: int = 15) -> float:
-    """Operations per second of a layer's forward products, in the training's precision; the median of `repeats`."""
-    precision = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision()]
-    h, i = config.hidden_size, config.intermediate_size
-    random = partial(torch.randn, device=this_process().device, dtype=precision)
-    shapes = ((h, h), (h, h), (h, h), (h, h), (h, i), (i, h))
-    pairs = [(random(tokens, inner), random(inner, outer)) for inner, outer in shapes]
-    times = []
-    for _ in range(repeats):
-        started = clock()
-        for x, w in pairs:
-            x @ w
-        times.append(clock() - started)
-    return 2 * tokens * (4 * h * h + 2 * h * i) / float(np.median(times))
+def summary(speeds: dict[str, list[float]]) -> dict[str, dict]:
+    """By recipe: the median of its rounds, and of their ratios to the usual recipe in the same round."""
+    table = pd.DataFrame(speeds)
+    ratios = table.div(table["a"], axis=0)
+    medians = pd.DataFrame({"comments_per_second": table.median(), "ratio": ratios.median()}).to_dict("index")
+    return {recipe: medians[recipe] | {"ratios": ratios[recipe].tolist()} for recipe in table}
 
 
 @torch.inference_mode()
