@@ -20,17 +20,9 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from helpers.results import Results, published_dir
-from helpers.runs import (
-    ROOT,
-    Run,
-    parse_run,
-    read_json,
-    tells_errors,
-    write_file,
-    write_json,
-)
+from helpers.runs import ROOT, Run, open_run, parse_run, read_json, tells_errors, write_file, write_json
 from helpers.saved import result_path
-from tools.publish import FIGURES, check_finished, chosen_run, results_table
+from tools.publish import FIGURES, check_finished, results_table
 from tools.run_notebooks import ALL_NOTEBOOKS, read_notebook, without_outputs, write_notebook
 
 PROJECT_FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml")
@@ -158,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--id", required=True, dest="number")
     parser.add_argument("--course", default="")
     options = parse_run(parser, arguments)
-    run = chosen_run()
+    run = open_run()
     path = submission(run, options.name, options.number, options.course)
     print(f"{run.show_path(path)}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
