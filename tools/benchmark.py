@@ -5,7 +5,7 @@ order, the teacher's forward pass in every step of every epoch, unfused AdamW. T
 comment instead. The third is this project's loop. All else is the same; the three take turns, so that a slower minute
 of the machine meets all of them. The models have bert-base's shape and random weights: speed does not depend on them.
 
-    python -m tools.benchmark [training] [latency] [--rounds 3]
+    python -m tools.benchmark [training | latency] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from transformers import BertForSequenceClassification, MPNetForSequenceClassification, PreTrainedModel
 
 from helpers.batches import Collator, device_name, load_targets, mixed_precision, on_gpu, save_targets, this_process
-from helpers.config import PROFILES, unknown
+from helpers.config import PROFILES
 from helpers.data import PreparedData
 from helpers.experiments import prepare
 from helpers.export import OnnxModel, export_onnx, quantise
@@ -41,8 +41,9 @@ from helpers.losses import Outputs, distillation_loss, hard_loss
 from helpers.runs import ROOT, Run, find_data_source, read_json, tells_errors, versions, write_json
 from helpers.training import DISTILLATION, TrainingSettings, learning_rate_at, train
 
+SIZES = {"train_rows": 6_400, "validation_rows": 32, "test_rows": 256, "max_length": 128}
 # MiniLM's tokenizer is bert-base's; no weights are read
-PROFILE = replace(PROFILES["quick"], train_rows=6_400, validation_rows=32, test_rows=256, max_length=128)
+PROFILE = replace(PROFILES["quick"], name="bench", data_without_files="error", **SIZES)
 SETTINGS = TrainingSettings(
     epochs=1, batch_size=32, learning_rate=3e-5, weight_decay=0.01, warmup_ratio=0.1, max_grad_norm=1.0, seed=1
 )
@@ -72,18 +73,15 @@ def usual_training(
 
     loader = DataLoader(rows, batch_size=settings.batch_size, shuffle=True, collate_fn=collate, pin_memory=on_gpu())
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    step, steps = 0, settings.epochs * len(loader)
     trained.train()
     started = clock()
-    for _ in range(settings.epochs):
-        for batch in loader:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, steps, settings)
-            accelerator.backward(usual_loss(trained, teacher, batch, settings, accelerator))
-            accelerator.clip_grad_norm_(trained.parameters(), settings.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
+    for step, batch in enumerate(itertools.chain.from_iterable([loader] * settings.epochs)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, settings.epochs * len(loader), settings)
+        accelerator.backward(usual_loss(trained, teacher, batch, settings, accelerator))
+        accelerator.clip_grad_norm_(trained.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
     return clock() - started
 
 
@@ -137,11 +135,8 @@ def measure(task: str, recipe: str, rows: int) -> float:
     return len(models) * settings.epochs * rows / seconds
 
 
-def training_speed(rounds: int) -> Iterator[dict]:
-    """By task and recipe: comments per second, and the ratios to the usual recipe.
-
-    After each round those of the rounds until then, so that a benchmark that is stopped has measured something.
-    """
+def training_speed(rounds: int) -> dict:
+    """By task and recipe: comments per second, and the ratios to the usual recipe."""
     rows = ROWS["gpu" if on_gpu() else "cpu"]
     speeds = {task: {recipe: [] for recipe in RECIPES} for task in TASKS}
     for number in range(1, rounds + 1):
@@ -150,7 +145,7 @@ def training_speed(rounds: int) -> Iterator[dict]:
             speed = measure(task, recipe, rows[recipe])
             speeds[task][recipe].append(speed)
             print(f"round {number}, {task}, {RECIPES[recipe]}: {speed:.2f} comments per second", flush=True)
-        yield {task: summary(by_recipe) for task, by_recipe in speeds.items()}
+    return {task: summary(by_recipe) for task, by_recipe in speeds.items()}
 
 
 def summary(speeds: dict[str, list[float]]) -> dict[str, dict]:
@@ -162,7 +157,7 @@ def summary(speeds: dict[str, list[float]]) -> dict[str, dict]:
 
 
 @torch.inference_mode()
-def latency(rounds: int) -> Iterator[dict]:
+def latency(rounds: int) -> dict:
     """Milliseconds for one comment and for 32, on the CPU, of 12 and 6 layers, in PyTorch and in int8: p50 and p95.
 
     An int8 model takes its comments one by one; PyTorch takes 32 of them padded together.
@@ -181,7 +176,7 @@ def latency(rounds: int) -> Iterator[dict]:
             for form, scored in forms.items():
                 calls = [partial(scored, **batch) for batch in batches]
                 found[f"{layers} layers, {form}, {size}"] = timed(calls * rounds, size)
-    yield found
+    return found
 
 
 def timed(calls: list[Callable], comments: int) -> dict[str, float]:
@@ -197,14 +192,8 @@ def timed(calls: list[Callable], comments: int) -> dict[str, float]:
 
 
 def bench_data() -> PreparedData:
-    """Real comments, tokenised for bert-base.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+    """Real comments, tokenised for bert-base; FileNotFoundError if there are none."""
     source, directory = find_data_source(PROFILE)
-    if directory is None:
-        raise FileNotFoundError("the benchmark measures on the real comments: set JIGSAW_DIR to their folder")
     return prepare(Run("bench", ROOT / "runs" / "bench", PROFILE, source, directory, (1,)))
 
 
@@ -217,20 +206,16 @@ def results_path() -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Measures the sections asked for and adds them to the device's file; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", help="training, latency (default: both)")
+    sections = {"training": training_speed, "latency": latency}
+    parser.add_argument("section", nargs="?", choices=sections, help="default: both")
     parser.add_argument("--rounds", type=int, default=3, help="how often the recipes take turns")
     options = parser.parse_args(arguments)
-    sections = {"training": training_speed, "latency": latency}
-    for section in options.sections:
-        if section not in sections:
-            raise ValueError(unknown("section", section, list(sections)))
     bench_data()  # an error now, if there is none
     path = results_path()
     about = {"device": device_name(), "versions": versions(), "max_length": PROFILE.max_length}
-    for section in options.sections or sections:
-        for done, found in enumerate(sections[section](options.rounds), start=1):
-            rounds = done if section == "training" else options.rounds
-            write_json(path, (read_json(path) or {}) | {section: about | {"rounds": rounds, "found": found}})
+    for section in [options.section] if options.section else sections:
+        measured = about | {"rounds": options.rounds, "found": sections[section](options.rounds)}
+        write_json(path, (read_json(path) or {}) | {section: measured})
     print(f"written: {path.relative_to(ROOT)}")
     return 0
 
