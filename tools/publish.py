@@ -139,7 +139,7 @@ def belongs(name: str, seed: int, found: Results, run: Run) -> bool:
 
 
 def data_facts(profile: Profile, source: Path) -> dict[str, dict[str, float]]:
-    """By split of the profile: rows, toxic rows and their share, median words, and the share with a wiki heading."""
+    """By split of the profile: rows, toxic rows and their share, and the share with a wiki heading."""
     train, test, _ = read_jigsaw(source)
     splits, _ = split_rows(train, test, profile)
     return {
@@ -147,7 +147,6 @@ def data_facts(profile: Profile, source: Path) -> dict[str, dict[str, float]]:
             "rows": len(rows),
             "toxic": int(rows["toxic"].sum()),
             "prevalence": float(rows["toxic"].mean()),
-            "median_words": float(rows["comment_text"].str.split().str.len().median()),
             "headings": float(rows["comment_text"].str.contains("==", regex=False).mean()),
         }
         for split, rows in splits.items()
