@@ -31,10 +31,7 @@ MORE_NOTEBOOKS = ("04b_appendix", "05_improvements", "06_common_mistakes", "07_d
 ALL_NOTEBOOKS = (*NOTEBOOKS, *MORE_NOTEBOOKS)
 RUN_IN_ORDER = (*NOTEBOOKS, "04b_appendix")  # unless others are asked for
 KERNEL = "this-environment"
-KERNEL_DIED = (
-    "the notebook's kernel died: it was stopped, or the machine ran out of memory (a smaller profile needs less). The "
-    "same command resumes from the last checkpoint"
-)
+KERNEL_DIED = "the notebook's kernel died, perhaps for lack of memory; the same command resumes from a checkpoint"
 
 
 def read_notebook(name: str) -> nbformat.NotebookNode:

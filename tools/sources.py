@@ -76,11 +76,7 @@ def rounded(number: float, shown: str) -> str:
 
 
 def look_up(source: str) -> float:
-    """The value of a source; percentages are shares.
-
-    Raises:
-        ValueError: there is no such source.
-    """
+    """The value of a source, a percentage as a share; ValueError if there is no such source."""
     kind, _, rest = source.partition(".")
     try:
         if kind in TABLES:
