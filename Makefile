@@ -13,7 +13,6 @@
 # make publish        copy a finished run's results (RUN=…) to results/<profile>/; renew README's tables and figures
 #   make tables       renew the tables and figures from what is published
 #   make notebooks    copy the executed notebooks of a finished run (RUN=…) to notebooks/
-# make first-cells    renew the notebooks' first cells and Colab links from the repository's address in pyproject.toml
 # make submission     NAME="…" ID="…" [COURSE="…"]: one zip of your own finished run (RUN=…), with a cover
 
 PYTHON ?= python3
@@ -27,7 +26,7 @@ QUICK := -m "not slow" -n 2 --dist loadfile
 LINT := $(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
 export PROFILE RUN JIGSAW_DIR SEEDS NAME ID COURSE PIP_DISABLE_PIP_VERSION_CHECK
 
-.PHONY: run improvements base test test-all bench test-versions lab demo publish tables notebooks submission first-cells clean
+.PHONY: run improvements base test test-all bench test-versions lab demo publish tables notebooks submission clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -74,9 +73,6 @@ notebooks: $(VENV)/installed
 
 submission: $(VENV)/installed
 	@$(BIN)/python -m tools.submission --name "$$NAME" --id "$$ID" --course "$$COURSE"
-
-first-cells: $(VENV)/installed
-	@$(BIN)/python -m tools.run_notebooks --first-cells
 
 # The environment is whole when this file is there: an installation that was cut off is begun again.
 $(VENV)/installed: requirements.txt $(CONSTRAINTS)

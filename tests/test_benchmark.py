@@ -3,14 +3,12 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from test_training import DISTILLING, SETTINGS
-from torch.utils.flop_counter import FlopCounterMode
 
 from tools import benchmark
-from tools.benchmark import summary, useful_flops, usual_training
+from tools.benchmark import summary, usual_training
 
 
 def watch(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -49,22 +47,9 @@ def test_the_usual_recipe_asks_the_teacher_in_every_step(tiny_model, tiny_rows):
     assert all(torch.equal(a, b) for a, b in zip(asked, seen, strict=True))
 
 
-def test_the_counted_operations_are_those_that_torch_counts(tiny_model):
-    """Of the layers alone; torch counts the pooler and the classifier too, which are a hundredth."""
-    model, lengths = tiny_model("bert", layers=2, attn_implementation="eager"), np.full(4, 16)
-    with FlopCounterMode(display=False) as counter:
-        model(torch.randint(5, 90, (4, 16))).logits.sum().backward()
-    assert useful_flops(model.config, lengths) == pytest.approx(counter.get_total_flops(), rel=0.05)
-
-
 def test_a_ratio_is_the_median_of_the_rounds_each_against_its_own_round():
-    def found(seconds: float) -> dict[str, float]:
-        shared = {"peak_memory_bytes": 1, "share_of_matrix_products": 0.5}
-        return shared | {"comments_per_second": 10 / seconds, "step_seconds": seconds / 10}
-
-    measured = {"lora": {"a": [found(4), found(8), found(9)], "c": [found(2), found(2), found(3)]}}
-    assert summary("lora", "c", measured)["ratios"] == pytest.approx([2, 4, 3])
-    assert summary("lora", "c", measured)["ratio"] == pytest.approx(3)
+    found = summary({"a": [4.0, 2.0, 1.0], "c": [8.0, 8.0, 3.0]})
+    assert found["c"] == {"comments_per_second": 8, "ratio": 3, "ratios": [2, 4, 3]}
 
 
 def test_the_file_is_named_for_the_device(monkeypatch):
@@ -77,5 +62,4 @@ def test_every_task_is_measured_by_this_projects_loop(tiny_model, tiny_rows, mon
     splits = {"train": tiny_rows(18), "validation": tiny_rows(8, seed=1)}
     monkeypatch.setattr(benchmark, "bench_data", lambda: SimpleNamespace(splits=splits))
     monkeypatch.setattr(benchmark, "new_model", tiny_model)
-    monkeypatch.setattr(benchmark, "matrix_products_per_second", lambda config: 1e12)
-    assert min(benchmark.measure(task, "c", 18).values()) > 0
+    assert benchmark.measure(task, "c", 18) > 0

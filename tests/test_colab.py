@@ -16,7 +16,9 @@ import helpers.runs
 from helpers import notebook as first_steps
 from helpers.notebook import ROOT, install_missing, use_drive
 from helpers.runs import open_run
-from tools.run_notebooks import MORE_NOTEBOOKS, NOTEBOOKS, first_cell
+from tools.run_notebooks import MORE_NOTEBOOKS, NOTEBOOKS, read_notebook
+
+FIRST_CELL = next(cell.source for cell in read_notebook(NOTEBOOKS[0]).cells if cell.cell_type == "code")
 
 FAKE_COLAB = """
 from pathlib import Path
@@ -40,7 +42,7 @@ def test_a_foreign_folder_helpers_is_not_taken_for_the_project(tmp_path, monkeyp
     monkeypatch.chdir(here)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     cell = {}
-    exec(first_cell().split("from helpers")[0], cell)
+    exec(FIRST_CELL.split("from helpers")[0], cell)
     assert cell["ROOT"] == project.resolve()
 
 
@@ -55,7 +57,7 @@ def test_the_first_cell_finds_the_competitions_data_on_kaggle(tmp_path, monkeypa
     monkeypatch.chdir(ROOT / "notebooks")
     monkeypatch.setattr(sys, "path", sys.path.copy())
     cell = {}
-    exec(first_cell(), cell)
+    exec(FIRST_CELL, cell)
     assert (cell["run"].name, cell["run"].jigsaw_dir) == ("quick-jigsaw", attached)
 
 
@@ -91,7 +93,7 @@ def open_alone(name: str, address: str, root: Path, monkeypatch) -> None:
     """Executes one notebook in a new folder, with KEEP_ON_DRIVE, in the smoke profile."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    published = next(line for line in first_cell().splitlines() if line.startswith("REPOSITORY"))
+    published = next(line for line in FIRST_CELL.splitlines() if line.startswith("REPOSITORY"))
     for old, new in (
         (published, f'REPOSITORY = "{address}"'),
         ("KEEP_ON_DRIVE = False", "KEEP_ON_DRIVE = True"),

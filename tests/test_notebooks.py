@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import sys
+import tomllib
 from xml.etree import ElementTree
 
 import nbformat
@@ -19,7 +20,7 @@ from helpers.config import PROFILES
 from helpers.layers import EVEN_LAYERS, ODD_LAYERS
 from helpers.runs import ROOT
 from helpers.saved import result_path
-from tools.run_notebooks import ALL_NOTEBOOKS, NOTEBOOKS, colab_link, first_cell, read_notebook
+from tools.run_notebooks import ALL_NOTEBOOKS, NOTEBOOKS, read_notebook
 
 COMMITTED = {name: read_notebook(name) for name in ALL_NOTEBOOKS}
 RUN = "test-notebooks"
@@ -83,29 +84,18 @@ def test_committed_notebooks_stay_below_500_kb():
 
 
 def test_the_first_cell_is_the_same_in_all_with_the_repositorys_address():
-    assert f'REPOSITORY = "{tools.run_notebooks.repository()}"' in first_cell()
-    assert those(lambda notebook: code_cells(notebook)[0].source == first_cell()) == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    first_cell = code_cells(COMMITTED[NOTEBOOKS[0]])[0].source
+    assert f'REPOSITORY = "{project["urls"]["Repository"]}"' in first_cell
+    assert those(lambda notebook: code_cells(notebook)[0].source == first_cell) == []
 
 
-def test_the_first_and_the_last_cell_lead_to_the_neighbours_and_to_colab():
+def test_the_first_and_the_last_cell_end_with_links_to_the_neighbours():
     for place, name in enumerate(ALL_NOTEBOOKS):
         last_line = COMMITTED[name].cells[0].source.splitlines()[-1]
         neighbours = ALL_NOTEBOOKS[:place][-1:] + ALL_NOTEBOOKS[place + 1 :][:1]
         assert re.findall(r"\]\((\w+).ipynb\)", last_line) == list(neighbours)
-        assert last_line.endswith(colab_link(name)) and COMMITTED[name].cells[-1].source.splitlines()[-1] == last_line
-
-
-@pytest.mark.parametrize(("owner", "found"), [("OWNER", 0), ("ada", 2)])
-def test_the_links_to_colab_are_made_from_the_repositorys_address(monkeypatch, owner, found):
-    monkeypatch.setattr(tools.run_notebooks, "repository", lambda: f"https://github.com/{owner}/smaller-bert")
-    written = {}
-    monkeypatch.setattr(
-        tools.run_notebooks, "write_notebook", lambda notebook, path: written.update({path.stem: notebook})
-    )
-    tools.run_notebooks.write_first_cells()
-    link = "(https://colab.research.google.com/github/ada/smaller-bert/blob/main/notebooks/02_layer_distillation.ipynb)"
-    assert prose(written["02_layer_distillation"]).count(link) == found
-    assert f"github.com/{owner}/smaller-bert" in code_cells(written["02_layer_distillation"])[0].source
+        assert COMMITTED[name].cells[-1].source.splitlines()[-1] == last_line
 
 
 def test_a_code_cell_is_short():

@@ -172,5 +172,6 @@ def test_the_tables_of_the_pages_are_those_of_the_published_results(base):
 
 def test_the_figures_of_the_report_are_drawn_from_what_is_published(base, tmp_path, monkeypatch):
     monkeypatch.setattr(publishing, "ROOT", tmp_path)
+    (tmp_path / "figures").mkdir()
     publishing.draw_figures(base)
     assert all((tmp_path / name).stat().st_size > 10_000 for name in publishing.FIGURES)

@@ -8,19 +8,19 @@ import pandas as pd
 import pytest
 
 from helpers.runs import PUBLISHED_RESULTS, ROOT, read_json
-from tools.sources import look_up, published_quotes, rounded, tagged_numbers, untagged_numbers, value, wrong_numbers
+from tools.sources import look_up, published_quotes, rounded, tagged_numbers, untagged_numbers, wrong_numbers
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # One number per kind of source, so that each is tested while no page has any.
 EXAMPLES = """
-0.792<!--odd.test.average_precision--> 0.8316<!--teacher.1.validation.f1--> 0.80<!--odd.max.test.average_precision-->
-0.008<!--odd.sd.test.average_precision--> 0.36<!--odd.before.average_precision--> 0.054<!--odd.training_loss-->
-0.75<!--odd.min.threshold--> 0.8 %<!--lora.trainable_share--> 0.096<!--lora.history.validation.3-->
+0.792<!--odd.test.average_precision--> 0.8316<!--teacher.1.validation.f1-->
+0.36<!--odd.before.average_precision--> 0.054<!--odd.training_loss-->
+0.8 %<!--lora.trainable_share--> 0.096<!--lora.history.validation.3-->
 +0.026<!--odd-even.difference--> +0.035<!--odd-even.seed_max--> −0.017<!--even-teacher.difference-->
 0.054<!--even-teacher.p_value--> 0.002<!--odd-even.p_holm--> −0.004<!--lora-odd.difference-->
-0.863<!--grid.lora-learning_rate_0.0009.validation.average_precision--> 1,500<!--grid.rows.train-->
+0.863<!--grid.lora-learning_rate_0.0009.validation.average_precision--> 1,500<!--grid.odd.rows.train-->
 29 %<!--data.test.headings--> 1.6 %<!--data.train.headings--> 8,000<!--data.train.rows-->
-16<!--peers.cosine_on_logits--> 267.9<!--cost.student.megabytes--> 1.0<!--bench.training.finetune.a.ratio-->
+267.9<!--cost.student.megabytes-->
 """
 
 
@@ -39,16 +39,11 @@ def test_the_numbers_are_their_sources_at_the_digits_shown():
     assert wrong_numbers(TEXT) == []
 
 
-def test_each_number_is_found_when_its_last_digit_is_changed_by_one():
-    unnoticed = []
-    for shown, source in tagged_numbers(TEXT):
-        step = 10.0 ** -len(re.sub(r"[ %]", "", shown).partition(".")[2])
-        for change in (step, -step):
-            changed = rounded((value(shown) + change) / (100 if "%" in shown else 1), shown)
-            assert abs(value(changed) - value(shown)) == pytest.approx(step)
-            if not wrong_numbers(f"{changed}<!--{source}-->"):
-                unnoticed.append(f"{changed}<!--{source}-->")
-    assert unnoticed == []
+@pytest.mark.parametrize("digit", "0123456789")
+def test_another_last_digit_of_any_number_is_found(digit):
+    numbers = [(shown, re.sub(r"\d(?=[ %]*$)", digit, shown), source) for shown, source in tagged_numbers(TEXT)]
+    texts = [f"{changed}<!--{source}-->" for shown, changed, source in numbers if changed != shown]
+    assert len(texts) > 20 and [text for text in texts if not wrong_numbers(text)] == []
 
 
 def test_every_tag_of_the_texts_is_read():

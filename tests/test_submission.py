@@ -13,8 +13,7 @@ from conftest import run_module
 
 import helpers.results
 from helpers.results import load_results
-from helpers.runs import ROOT, read_json, write_file
-from tools import submission as handing_in
+from helpers.runs import ROOT, read_json
 from tools.submission import check_own, copy_run, cover, main, submission
 
 
@@ -42,22 +41,11 @@ def test_no_folder_of_the_students_machine_is_handed_in(copied_run, tmp_path):
     assert read_json(tmp_path / "zip" / "runs" / copied_run.name / "run.json")["jigsaw_dir"] == "data/jigsaw"
 
 
-def test_a_zip_that_would_be_too_large_is_refused_and_not_left_behind(tmp_path, monkeypatch):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "image.png").write_bytes(os.urandom(2_000))
-    monkeypatch.setattr(handing_in, "LARGEST_ZIP", 1_000)
-    with pytest.raises(ValueError, match="hand in a run of a smaller profile"):
-        write_file(tmp_path / "work.zip", lambda temporary: handing_in.pack(tmp_path / "in", temporary))
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
-
-
-def test_a_file_from_before_1980_is_packed(tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "image.png").touch()
-    os.utime(tmp_path / "in" / "image.png", (0, 0))
-    handing_in.pack(tmp_path / "in", tmp_path / "work.zip")
-    with zipfile.ZipFile(tmp_path / "work.zip") as archive:
-        assert archive.namelist() == ["in/image.png"]
+def test_a_file_from_before_1980_can_be_packed(copied_run, tmp_path):
+    os.utime(copied_run.results_dir / "odd-1.json", (0, 0))
+    (tmp_path / "zip" / "notebooks").mkdir(parents=True)
+    copy_run(copied_run, tmp_path / "zip")
+    shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "zip")
 
 
 def test_a_run_that_is_not_there_gets_one_clear_line(capsys, monkeypatch, tmp_path):
@@ -116,6 +104,7 @@ def test_links_and_pictures_of_every_page_work(unpacked):
             path, _, anchor = target.partition("#")
             if "://" not in target and not target.startswith("data:"):
                 assert (page.parent / unquote(path)).exists(), f"{page.name}: {target}"
+                assert not path.endswith((".md", ".ipynb")), f"{page.name}: {target}"  # which no browser shows
                 assert path or {anchor, unquote(anchor)} & anchors, f"{page.name}: {target}"  # as browsers look
     assert pictures > 10
 

@@ -5,20 +5,19 @@ order, the teacher's forward pass in every step of every epoch, unfused AdamW. T
 comment instead. The third is this project's loop. All else is the same; the three take turns, so that a slower minute
 of the machine meets all of them. The models have bert-base's shape and random weights: speed does not depend on them.
 
-    python -m tools.benchmark [training] [latency] [--rounds 3]
+    python -m tools.benchmark [training | latency] [--rounds 3]
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
-import multiprocessing
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,17 +30,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import BertForSequenceClassification, MPNetForSequenceClassification, PreTrainedModel
 
-from helpers.batches import (
-    Collator,
-    device_name,
-    load_targets,
-    mixed_precision,
-    on_gpu,
-    save_targets,
-    this_process,
-    token_lengths,
-)
-from helpers.config import PROFILES, look_up
+from helpers.batches import Collator, device_name, load_targets, mixed_precision, on_gpu, save_targets, this_process
+from helpers.config import PROFILES
 from helpers.data import PreparedData
 from helpers.experiments import prepare
 from helpers.export import OnnxModel, export_onnx, quantise
@@ -51,8 +41,9 @@ from helpers.losses import Outputs, distillation_loss, hard_loss
 from helpers.runs import ROOT, Run, find_data_source, read_json, tells_errors, versions, write_json
 from helpers.training import DISTILLATION, TrainingSettings, learning_rate_at, train
 
+SIZES = {"train_rows": 6_400, "validation_rows": 32, "test_rows": 256, "max_length": 128}
 # MiniLM's tokenizer is bert-base's; no weights are read
-PROFILE = replace(PROFILES["quick"], train_rows=6_400, validation_rows=32, test_rows=256, max_length=128)
+PROFILE = replace(PROFILES["quick"], name="bench", data_without_files="error", **SIZES)
 SETTINGS = TrainingSettings(
     epochs=1, batch_size=32, learning_rate=3e-5, weight_decay=0.01, warmup_ratio=0.1, max_grad_norm=1.0, seed=1
 )
@@ -82,18 +73,15 @@ def usual_training(
 
     loader = DataLoader(rows, batch_size=settings.batch_size, shuffle=True, collate_fn=collate, pin_memory=on_gpu())
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    step, steps = 0, settings.epochs * len(loader)
     trained.train()
     started = clock()
-    for _ in range(settings.epochs):
-        for batch in loader:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, steps, settings)
-            accelerator.backward(usual_loss(trained, teacher, batch, settings, accelerator))
-            accelerator.clip_grad_norm_(trained.parameters(), settings.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
+    for step, batch in enumerate(itertools.chain.from_iterable([loader] * settings.epochs)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, settings.epochs * len(loader), settings)
+        accelerator.backward(usual_loss(trained, teacher, batch, settings, accelerator))
+        accelerator.clip_grad_norm_(trained.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
     return clock() - started
 
 
@@ -123,13 +111,11 @@ def new_model(kind: type[PreTrainedModel] = BertForSequenceClassification, layer
     return kind(kind.config_class(num_hidden_layers=layers, num_labels=2)).eval()
 
 
-def measure(task: str, recipe: str, rows: int) -> dict[str, float]:
-    """Trains by a recipe from the first step on: speed with the teacher's one pass counted, and peak memory."""
-    data, teacher, teacher_seconds = bench_data(), None, 0.0
+def measure(task: str, recipe: str, rows: int) -> float:
+    """Trains by a recipe from the first step on; comments per second, with the time of the teacher's one pass."""
+    data, targets, seconds = bench_data(), None, 0.0
     splits = {"train": data.splits["train"].select(range(rows)), "validation": data.splits["validation"]}
-    if on_gpu():
-        torch.cuda.reset_peak_memory_stats()
-    settings, targets, models = SETTINGS, None, [new_model().to(this_process().device)]
+    settings, teacher, models = SETTINGS, None, [new_model().to(this_process().device)]
     if task == "lora":
         models = [add_adapters(models[0], rank=8, alpha=16, dropout=0.1, seed=1)]
     if task == "distil":
@@ -141,96 +127,37 @@ def measure(task: str, recipe: str, rows: int) -> dict[str, float]:
             with tempfile.TemporaryDirectory() as folder:
                 save_targets(teacher, splits["train"], Path(folder) / "targets", "bench")
                 targets = load_targets(Path(folder) / "targets")
-            teacher_seconds = clock() - started
-        seconds = sum(train(model, splits, settings, targets=targets, label=task)["seconds"] for model in models)
+            seconds = clock() - started
+        seconds += sum(train(model, splits, settings, targets=targets, label=task)["seconds"] for model in models)
     else:
         pad_to = PROFILE.max_length if recipe == "a" else None
         seconds = sum(usual_training(model, splits["train"], settings, pad_to, teacher) for model in models)
-    comments = len(models) * settings.epochs * rows
-    reached = comments / rows * useful_flops(models[0].config, token_lengths(splits["train"])) / seconds
-    return {
-        "comments_per_second": comments / (seconds + teacher_seconds),
-        "step_seconds": seconds / comments * settings.batch_size,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "share_of_matrix_products": reached / matrix_products_per_second(models[0].config),
-    }
+    return len(models) * settings.epochs * rows / seconds
 
 
-def peak_memory_bytes() -> int:
-    """The largest memory of this process, which `isolated` has started for one measurement; 0 where it is not told."""
-    if on_gpu():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")  # not getrusage's, which begins with the parent process's
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) if status.exists() else 0
-
-
-def isolated(function: Callable, *arguments):
-    """What the function returns; on a CPU from a new process, whose memory is all its own."""
-    if on_gpu():
-        return function(*arguments)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def training_speed(rounds: int) -> Iterator[dict]:
-    """By task and recipe: comments per second, memory, utilisation (medians) and the ratios to the usual recipe.
-
-    After each round those of the rounds until then, so that a benchmark that is stopped has measured something.
-    """
+def training_speed(rounds: int) -> dict:
+    """By task and recipe: comments per second, and the ratios to the usual recipe."""
     rows = ROWS["gpu" if on_gpu() else "cpu"]
-    measured = {task: {recipe: [] for recipe in RECIPES} for task in TASKS}
+    speeds = {task: {recipe: [] for recipe in RECIPES} for task in TASKS}
     for number in range(1, rounds + 1):
         for task, recipe in itertools.product(TASKS, RECIPES):
-            found = isolated(measure, task, recipe, rows[recipe])
-            measured[task][recipe].append(found)
-            speed = f"{found['comments_per_second']:.2f} comments per second"
-            print(f"round {number}, {task}, {RECIPES[recipe]}: {speed}", flush=True)
-        yield {task: {recipe: summary(task, recipe, measured) for recipe in RECIPES} for task in TASKS}
+            gc.collect()  # the last recipe's models, which take gigabytes
+            speed = measure(task, recipe, rows[recipe])
+            speeds[task][recipe].append(speed)
+            print(f"round {number}, {task}, {RECIPES[recipe]}: {speed:.2f} comments per second", flush=True)
+    return {task: summary(by_recipe) for task, by_recipe in speeds.items()}
 
 
-def summary(task: str, recipe: str, measured: dict) -> dict:
-    """The medians of a recipe's rounds, and of their ratios to the usual recipe in the same round."""
-    usual, of_recipe = (pd.DataFrame(measured[task][each]) for each in ("a", recipe))
-    ratios = of_recipe["comments_per_second"] / usual["comments_per_second"]
-    return {
-        "comments_per_second": float(of_recipe["comments_per_second"].median()),
-        "ratio": float(ratios.median()),
-        "ratios": ratios.tolist(),
-        "step_ratio": float((usual["step_seconds"] / of_recipe["step_seconds"]).median()),
-        "peak_memory_bytes": int(of_recipe["peak_memory_bytes"].max()),
-        "share_of_matrix_products": float(of_recipe["share_of_matrix_products"].median()),
-    }
-
-
-def useful_flops(config, lengths: np.ndarray) -> float:
-    """Floating-point operations of one training pass over comments of these lengths, padding not counted.
-
-    A layer multiplies each of n tokens with 4H² + 2HI weights and, in attention, with n others twice; the backward pass
-    costs twice the forward one (Kaplan et al. 2020, arXiv:2001.08361). LoRA's backward pass skips the frozen weights'
-    gradients, so its share reads too high.
-    """
-    h, i, n = config.hidden_size, config.intermediate_size, lengths.astype(float)
-    return float((3 * config.num_hidden_layers * (2 * n * (4 * h * h + 2 * h * i) + 4 * n * n * h)).sum())
-
-
-def matrix_products_per_second(config, tokens: int = 2_048, repeats: int = 15) -> float:
-    """Operations per second of a layer's forward products, in the training's precision; the median of `repeats`."""
-    precision = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision()]
-    h, i = config.hidden_size, config.intermediate_size
-    random = partial(torch.randn, device=this_process().device, dtype=precision)
-    shapes = ((h, h), (h, h), (h, h), (h, h), (h, i), (i, h))
-    pairs = [(random(tokens, inner), random(inner, outer)) for inner, outer in shapes]
-    times = []
-    for _ in range(repeats):
-        started = clock()
-        for x, w in pairs:
-            x @ w
-        times.append(clock() - started)
-    return 2 * tokens * (4 * h * h + 2 * h * i) / float(np.median(times))
+def summary(speeds: dict[str, list[float]]) -> dict[str, dict]:
+    """By recipe: the median of its rounds, and of their ratios to the usual recipe in the same round."""
+    table = pd.DataFrame(speeds)
+    ratios = table.div(table["a"], axis=0)
+    medians = pd.DataFrame({"comments_per_second": table.median(), "ratio": ratios.median()}).to_dict("index")
+    return {recipe: medians[recipe] | {"ratios": ratios[recipe].tolist()} for recipe in table}
 
 
 @torch.inference_mode()
-def latency(rounds: int) -> Iterator[dict]:
+def latency(rounds: int) -> dict:
     """Milliseconds for one comment and for 32, on the CPU, of 12 and 6 layers, in PyTorch and in int8: p50 and p95.
 
     An int8 model takes its comments one by one; PyTorch takes 32 of them padded together.
@@ -249,7 +176,7 @@ def latency(rounds: int) -> Iterator[dict]:
             for form, scored in forms.items():
                 calls = [partial(scored, **batch) for batch in batches]
                 found[f"{layers} layers, {form}, {size}"] = timed(calls * rounds, size)
-    yield found
+    return found
 
 
 def timed(calls: list[Callable], comments: int) -> dict[str, float]:
@@ -265,14 +192,8 @@ def timed(calls: list[Callable], comments: int) -> dict[str, float]:
 
 
 def bench_data() -> PreparedData:
-    """Real comments, tokenised for bert-base.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+    """Real comments, tokenised for bert-base; FileNotFoundError if there are none."""
     source, directory = find_data_source(PROFILE)
-    if directory is None:
-        raise FileNotFoundError("the benchmark measures on the real comments: set JIGSAW_DIR to their folder")
     return prepare(Run("bench", ROOT / "runs" / "bench", PROFILE, source, directory, (1,)))
 
 
@@ -285,19 +206,16 @@ def results_path() -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Measures the sections asked for and adds them to the device's file; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", help="training, latency (default: both)")
+    sections = {"training": training_speed, "latency": latency}
+    parser.add_argument("section", nargs="?", choices=sections, help="default: both")
     parser.add_argument("--rounds", type=int, default=3, help="how often the recipes take turns")
     options = parser.parse_args(arguments)
-    sections = {"training": training_speed, "latency": latency}
-    for section in options.sections:
-        look_up("section", section, sections)
     bench_data()  # an error now, if there is none
     path = results_path()
     about = {"device": device_name(), "versions": versions(), "max_length": PROFILE.max_length}
-    for section in options.sections or sections:
-        for done, found in enumerate(sections[section](options.rounds), start=1):
-            rounds = done if section == "training" else options.rounds
-            write_json(path, (read_json(path) or {}) | {section: about | {"rounds": rounds, "found": found}})
+    for section in [options.section] if options.section else sections:
+        measured = about | {"rounds": options.rounds, "found": sections[section](options.rounds)}
+        write_json(path, (read_json(path) or {}) | {section: measured})
     print(f"written: {path.relative_to(ROOT)}")
     return 0
 

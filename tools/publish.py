@@ -10,7 +10,7 @@ A table stands between <!-- name --> and <!-- /name --> in README.md or CONTRIBU
 from __future__ import annotations
 
 import argparse
-import os
+import re
 import shutil
 import sys
 import tempfile
@@ -28,18 +28,7 @@ from helpers.data import data_files, read_jigsaw, split_rows
 from helpers.experiments import EXPERIMENTS
 from helpers.models import PRETRAINED
 from helpers.results import PRIMARY, SECONDARY, Results
-from helpers.runs import (
-    ROOT,
-    Run,
-    find_finished_run,
-    new_directory,
-    open_run,
-    parse_run,
-    read_json,
-    tells_errors,
-    write_file,
-    write_json,
-)
+from helpers.runs import ROOT, Run, new_directory, open_run, parse_run, read_json, tells_errors, write_json
 from helpers.saved import predictions_path, result_path
 from tools.run_notebooks import ALL_NOTEBOOKS, NOTEBOOKS, read_notebook, without_outputs, write_notebook
 
@@ -82,7 +71,7 @@ def check_finished(run: Run) -> Results:
         FileNotFoundError: something has not been run; the message says what makes it.
         ValueError: the parts of the run do not belong together.
     """
-    found, unfinished = results.load_results(run), f"run {run.name!r} is not finished"
+    found, unfinished = results.load_results(run), f"run {run.name!r} (RUN= names another) is not finished"
     if found.missing:
         names = ", ".join(f"{name} (seed {seed})" for name, seed in found.missing)
         raise FileNotFoundError(f"{unfinished}: no result of {names}; run 01 to 03 again")
@@ -149,13 +138,8 @@ def belongs(name: str, seed: int, found: Results, run: Run) -> bool:
     return inputs["data"] == data.get("fingerprint") and inputs.get("teacher") in (None, teacher.get("fingerprint"))
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copies a file, whole or not at all."""
-    write_file(target, lambda temporary: shutil.copyfile(source, temporary))
-
-
 def data_facts(profile: Profile, source: Path) -> dict[str, dict[str, float]]:
-    """By split of the profile: rows, toxic rows and their share, median words, and the share with a wiki heading."""
+    """By split of the profile: rows, toxic rows and their share, and the share with a wiki heading."""
     train, test, _ = read_jigsaw(source)
     splits, _ = split_rows(train, test, profile)
     return {
@@ -163,7 +147,6 @@ def data_facts(profile: Profile, source: Path) -> dict[str, dict[str, float]]:
             "rows": len(rows),
             "toxic": int(rows["toxic"].sum()),
             "prevalence": float(rows["toxic"].mean()),
-            "median_words": float(rows["comment_text"].str.split().str.len().median()),
             "headings": float(rows["comment_text"].str.contains("==", regex=False).mean()),
         }
         for split, rows in splits.items()
@@ -262,19 +245,18 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
 
 def with_tables(text: str, published: Results) -> str:
     """A page with each table between its markers made anew."""
-    for name, block in BLOCKS.items():
-        if f"<!-- {name} -->" in text:
-            before, rest = text.split(f"<!-- {name} -->")
-            _, after = rest.split(f"<!-- /{name} -->")
-            text = f"{before}<!-- {name} -->\n{block(published)}\n<!-- /{name} -->{after}"
-    return text
+
+    def renewed(found: re.Match) -> str:
+        return f"<!-- {found[1]} -->\n{BLOCKS[found[1]](published)}\n<!-- /{found[1]} -->"
+
+    return re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", renewed, text, flags=re.S)
 
 
 def renew_pages(published: Results) -> None:
     """Writes the tables of README.md and CONTRIBUTING.md anew, and draws the figures that README.md shows."""
     for page in PAGES:
         text = with_tables((ROOT / page).read_text(encoding="utf-8"), published)
-        write_file(ROOT / page, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+        (ROOT / page).write_text(text, encoding="utf-8")
     draw_figures(published)
 
 
@@ -288,12 +270,7 @@ def draw_figures(published: Results) -> None:
         plots.training_loss(published, ("teacher", "odd", "even", "lora"), TRAINING_LOSS, directory)
         plots.test_metrics(published, directory)
         for target, name in FIGURES.items():
-            copy_file(directory / f"{name}.png", ROOT / target)
-
-
-def chosen_run() -> Run:
-    """The run that the options, or the variables PROFILE and RUN, name, or else the one that finished last."""
-    return open_run() if os.environ.get("PROFILE") or os.environ.get("RUN") else find_finished_run()
+            shutil.copyfile(directory / f"{name}.png", ROOT / target)
 
 
 @tells_errors
@@ -305,10 +282,10 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--notebooks", action="store_true", help="copy the run's executed notebooks alone")
     options = parse_run(parser, arguments)
     if options.notebooks:
-        publish_notebooks(chosen_run())
+        publish_notebooks(open_run())
         return 0
     if not options.tables:
-        publish(chosen_run())
+        publish(open_run())
     renew_pages(results.published_results())
     return 0
 

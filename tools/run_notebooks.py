@@ -1,4 +1,4 @@
-"""Runs the notebooks in order from the command line, and writes the first cell and the links that they share.
+"""Runs the notebooks in order from the command line.
 
 python -m tools.run_notebooks                                      # notebooks 01 to 04b, as `make run` does
 python -m tools.run_notebooks 04_comparison --run quick-jigsaw
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import tempfile
-import tomllib
 from itertools import count
 from pathlib import Path
 
@@ -33,44 +31,12 @@ MORE_NOTEBOOKS = ("04b_appendix", "05_improvements", "06_common_mistakes", "07_d
 ALL_NOTEBOOKS = (*NOTEBOOKS, *MORE_NOTEBOOKS)
 RUN_IN_ORDER = (*NOTEBOOKS, "04b_appendix")  # unless others are asked for
 KERNEL = "this-environment"
-KERNEL_DIED = (
-    "the notebook's kernel died: it was stopped, or the machine ran out of memory (a smaller profile needs less). The "
-    "same command resumes from the last checkpoint"
-)
-
-
-def repository() -> str:
-    """The repository's address, from the one place that holds it, pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    return project["project"]["urls"]["Repository"]
+KERNEL_DIED = "the notebook's kernel died, perhaps for lack of memory; the same command resumes from a checkpoint"
 
 
 def read_notebook(name: str) -> nbformat.NotebookNode:
     """A notebook of notebooks/, with its outputs."""
     return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-
-
-def first_cell() -> str:
-    """The source of every notebook's first code cell: notebook 1's, with the repository's address."""
-    source = next(cell.source for cell in read_notebook(NOTEBOOKS[0]).cells if cell.cell_type == "code")
-    return re.sub(r'^REPOSITORY = ".*"$', f'REPOSITORY = "{repository()}"', source, flags=re.M)
-
-
-def colab_link(name: str) -> str:
-    """What follows the links to a notebook's neighbours; nothing as long as nobody has set the repository's address."""
-    owner_and_name = repository().removeprefix("https://github.com/")
-    page = f"https://colab.research.google.com/github/{owner_and_name}/blob/main/notebooks/{name}.ipynb"
-    return "" if owner_and_name.startswith("OWNER/") else f" · [open in Colab]({page})"
-
-
-def write_first_cells() -> None:
-    """Writes what depends on the repository's address: the first code cells, and the links to Colab."""
-    for name in ALL_NOTEBOOKS:
-        notebook = read_notebook(name)
-        next(cell for cell in notebook.cells if cell.cell_type == "code").source = first_cell()
-        for cell in (notebook.cells[0], notebook.cells[-1]):
-            cell.source = re.sub(r"( · \[open in Colab]\(.*\))?\Z", colab_link(name), cell.source, count=1)
-        write_notebook(notebook, ROOT / "notebooks" / f"{name}.ipynb")
 
 
 def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
@@ -140,11 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the notebooks asked for; returns the exit code. Errors that a person can act on come without a traceback."""
     parser = argparse.ArgumentParser(prog="python -m tools.run_notebooks", description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", help=f"{', '.join(ALL_NOTEBOOKS)} (default: 01 to 04b)")
-    parser.add_argument("--first-cells", action="store_true", help="run nothing; write the first cells and links anew")
     options = parse_run(parser, arguments)
-    if options.first_cells:
-        write_first_cells()
-        return 0
     for name in options.notebooks:
         look_up("notebook", name, dict.fromkeys(ALL_NOTEBOOKS))
     run = open_run()

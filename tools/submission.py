@@ -11,8 +11,8 @@ import re
 import shutil
 import sys
 import tempfile
-import zipfile
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -20,23 +20,15 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from helpers.results import Results, published_dir
-from helpers.runs import (
-    ROOT,
-    Run,
-    parse_run,
-    read_json,
-    tells_errors,
-    write_file,
-    write_json,
-)
+from helpers.runs import ROOT, Run, open_run, parse_run, read_json, tells_errors, write_file, write_json
 from helpers.saved import result_path
-from tools.publish import check_finished, chosen_run, results_table
+from tools.publish import check_finished, results_table
 from tools.run_notebooks import ALL_NOTEBOOKS, read_notebook, without_outputs, write_notebook
 
 PROJECT_FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml")
 PROJECT_FILES += ("requirements.txt", "constraints.txt", "constraints-lowest.txt", "image.png", "image-1.png")
 PROJECT_FOLDERS = ("helpers", "tools", "results", "figures")
-LARGEST_ZIP = 20_000_000  # bytes
+copy_folder = partial(shutil.copytree, copy_function=shutil.copyfile)  # dated today: a zip knows no day before 1980
 
 
 def submission(run: Run, name: str, number: str, course: str = "") -> Path:
@@ -44,7 +36,7 @@ def submission(run: Run, name: str, number: str, course: str = "") -> Path:
 
     Raises:
         FileNotFoundError: the run is not finished.
-        ValueError: no name or number; the run is mixed, or is not the student's own; the zip is too large.
+        ValueError: no name or number; the run is mixed, or is not the student's own.
     """
     if not name.strip() or not re.fullmatch(r"[\w.-]+", number):
         raise ValueError('give NAME="your name" and ID="your number" (letters, digits, "-", "_", "." only)')
@@ -57,7 +49,8 @@ def submission(run: Run, name: str, number: str, course: str = "") -> Path:
         copy_run(run, root)
         (root / "COVER.md").write_text(cover(run, results, name, number, course), encoding="utf-8")
         write_pages(root)
-        write_file(target, lambda temporary: pack(root, temporary))
+        packed = shutil.make_archive(str(root), "zip", folder, root.name)
+        write_file(target, lambda temporary: shutil.copyfile(packed, temporary))
     return target
 
 
@@ -78,7 +71,7 @@ def check_own(run: Run, results: Results) -> None:
 def copy_project(root: Path) -> None:
     """Copies the code, the published results, the figures and the notebooks without outputs to a new folder."""
     for name in PROJECT_FOLDERS:
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_folder(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in PROJECT_FILES:
         shutil.copyfile(ROOT / name, root / name)
     for name in ALL_NOTEBOOKS:
@@ -90,7 +83,7 @@ def copy_run(run: Run, root: Path) -> None:
     target = root / "runs" / run.name
     for name in ("results", "grid/results", "figures"):
         if (run.directory / name).is_dir():
-            shutil.copytree(run.directory / name, target / name)
+            copy_folder(run.directory / name, target / name)
     for path in (run.directory / "notebooks").glob("*.ipynb"):
         shutil.copyfile(path, root / "notebooks" / path.name)
     facts = {"profile": run.profile.name, "data_source": run.data_source}
@@ -120,33 +113,16 @@ def cover(run: Run, results: Results, name: str, number: str, course: str) -> st
 
 
 def write_pages(root: Path) -> None:
-    """Writes an HTML page beside COVER.md, README.md and each notebook, pictures inside; their links lead to pages."""
-    pages = {path: nbformat.read(path, as_version=4) for path in (root / "notebooks").glob("*.ipynb")}
-    for path in (root / "COVER.md", root / "README.md"):
-        pages[path] = new_notebook(cells=[new_markdown_cell(path.read_text(encoding="utf-8"))])
-    for path, notebook in pages.items():
+    """Writes an HTML page beside each page and notebook, pictures inside; links between them lead to these."""
+    for path in (*root.glob("*.md"), *root.glob("notebooks/*.ipynb")):
+        if path.suffix == ".md":
+            notebook = new_notebook(cells=[new_markdown_cell(path.read_text(encoding="utf-8"))])
+        else:
+            notebook = nbformat.read(path, as_version=4)
         place = {"metadata": {"path": str(path.parent), "name": path.stem}}
         page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook, resources=place)
-        page = re.sub(r'href="((?:notebooks/)?\d\d\w+)\.ipynb"', r'href="\1.html"', page)
-        page = page.replace('href="README.md"', 'href="README.html"')
-        # Links within a page are lower case, as GitHub wants them; nbconvert's headings are not.
-        page = re.sub(r'(<h\d id="|href="#)([^"]+)', lambda found: found[1] + found[2].lower(), page)
+        page = re.sub(r'href="([\w/]+)\.(md|ipynb)"', r'href="\1.html"', page)
         path.with_suffix(".html").write_text(page, encoding="utf-8")
-
-
-def pack(root: Path, target: Path) -> None:
-    """Zips the folder.
-
-    Raises:
-        ValueError: the zip is larger than what may be handed in.
-    """
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-        for path in sorted(root.rglob("*")):
-            archive.write(path, path.relative_to(root.parent))
-    size = target.stat().st_size
-    if size > LARGEST_ZIP:
-        too_large = f"the zip would have {size / 1e6:.0f} MB, more than {LARGEST_ZIP / 1e6:.0f}"
-        raise ValueError(f"{too_large}: hand in a run of a smaller profile")
 
 
 @tells_errors
@@ -157,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--id", required=True, dest="number")
     parser.add_argument("--course", default="")
     options = parse_run(parser, arguments)
-    run = chosen_run()
+    run = open_run()
     path = submission(run, options.name, options.number, options.course)
     print(f"{run.show_path(path)}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
