@@ -138,8 +138,8 @@ def difference(by_seed: Sequence[float], resampled: np.ndarray) -> Difference:
     The minimum detectable effect is (t₀.₉₇₅ + t₀.₈)·√(V_rows + s²/n). One seed says nothing about the next: its
     interval is that of the rows alone, and it has neither a p-value nor a minimum detectable effect.
     """
-    mean, (error, degrees) = float(np.mean(by_seed)), standard_error(by_seed, resampled)
-    low, high = interval(by_seed, resampled)
+    error, degrees = standard_error(by_seed, resampled)
+    mean, (low, high) = float(np.mean(by_seed)), interval(by_seed, resampled)
     p_value = float(2 * t.sf(abs(mean) / error, degrees)) if error > 0 else float(mean == 0)
     detectable = float(t.ppf(0.975, degrees) + t.ppf(0.8, degrees)) * error
     if len(by_seed) == 1:

@@ -92,7 +92,7 @@ def own_grids(run: Run) -> tuple[Results, dict[str, list[Experiment]]]:
 
 def grids(run: Run) -> dict[str, tuple[Results, dict[str, list[Experiment]]]]:
     """The grids of the published run and of one's own: by title their results, and the sections they belong to."""
-    published = published_results("base/grid"), sections(PROFILES["base"], published_removal("base"))
+    published = published_results("base/grid"), sections(PROFILES["base"], published_removal())
     return {"Published run": published, "Your run": own_grids(run)}
 
 
@@ -162,10 +162,9 @@ def own_removal(run: Run) -> list[dict]:
     return saved["steps"] if teacher and saved and saved["teacher"] == teacher["fingerprint"] else []
 
 
-def published_removal(profile: str) -> list[dict]:
-    """The steps of greedy removal that are published for a profile; none where there are not any."""
-    published = read_json(PUBLISHED_RESULTS / profile / "grid" / "greedy_removal.json")
-    return published["steps"] if published else []
+def published_removal() -> list[dict]:
+    """The steps of greedy removal in the published run."""
+    return read_json(PUBLISHED_RESULTS / "base" / "grid" / "greedy_removal.json")["steps"]
 
 
 def winners(results: Results, tried: dict[str, list[Experiment]]) -> list[tuple[str, Experiment, Experiment]]:

@@ -32,21 +32,15 @@ SPLIT_COLOURS = {"train": COLOURS["teacher"], "validation": COLOURS["odd"], "tes
 GREY = "#6b6b6b"
 
 
-def small_picture(figure: plt.Figure) -> bytes:
-    """The figure as a PNG of 128 colours: a quarter of the bytes for the same looks."""
+def save_figure(figure: plt.Figure, directory: Path, name: str) -> Image:
+    """Writes <directory>/<name>.png; returns it in 128 colours, a quarter of the bytes, for a notebook to show."""
+    write_file(directory / f"{name}.png", lambda temporary: figure.savefig(temporary, format="png", dpi=120))
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
     flat = PIL.Image.open(drawn).convert("RGB").quantize(128, PIL.Image.Quantize.MAXCOVERAGE, kmeans=1)
     flat.save(small, format="png", optimize=True)
-    return small.getvalue()
-
-
-def save_figure(figure: plt.Figure, directory: Path, name: str) -> Image:
-    """Writes <directory>/<name>.png and returns the smaller picture that a notebook's last line shows."""
-    write_file(directory / f"{name}.png", lambda temporary: figure.savefig(temporary, format="png", dpi=120))
-    picture = small_picture(figure)
     plt.close(figure)  # left open it would be shown twice
-    return Image(picture)
+    return Image(small.getvalue())
 
 
 def show_table(frame: pd.DataFrame, caption: str, precision: int = 3) -> pd.io.formats.style.Styler:

@@ -31,7 +31,7 @@ from helpers.experiments import (
     experiment_seeds,
     find_experiment,
 )
-from helpers.runs import PUBLISHED_RESULTS, Run, read_json, write_file
+from helpers.runs import PUBLISHED_RESULTS, Run, read_json
 from helpers.saved import predictions_path, read_predictions, read_result
 
 # The sheet's own question. These three are corrected among themselves by Holm's method.
@@ -200,16 +200,8 @@ def find_result(run: Run, experiment: Experiment, seed: int) -> dict | None:
     return result if fits else None
 
 
-def published_dir(run: Run) -> Path:
-    """Where the run's results are published: results/<profile>/, and its grids in a folder of their own there."""
-    return PUBLISHED_RESULTS / run.profile.name / run.part
-
-
 def comparison_table(results: Results) -> pd.DataFrame:
-    """One row per experiment: the mean over its seeds, and `_sd` columns where there are several; no times.
-
-    Scores are the test set's unless their name begins with `validation_`; `layers` as in `layers_in_words`.
-    """
+    """One row per experiment: test scores, and `validation_` ones; means over its seeds, `_sd` if several; no times."""
     columns = {name: name for name in ("parameters", "trainable_parameters", "training_loss")}
     columns |= {f"test.{metric}": metric for metric in METRICS}
     columns |= {"costs.bytes.total": "bytes", "costs.bytes.to_ship": "bytes_to_ship"}
@@ -235,13 +227,6 @@ def layers_in_words(result: dict) -> str:
         return ""
     layers = result["settings"]["layers"] or ["all"]
     return ",".join("+".join(map(str, layer)) if isinstance(layer, list) else str(layer) for layer in layers)
-
-
-def write_comparison(results: Results, directory: Path) -> pd.DataFrame:
-    """Writes the table to comparison.csv in `directory` and returns it."""
-    table = comparison_table(results)
-    write_file(directory / "comparison.csv", lambda temporary: table.to_csv(temporary, index=False))
-    return table
 
 
 def benchmark() -> dict:

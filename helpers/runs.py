@@ -160,28 +160,6 @@ def find_data_source(profile: Profile, saved: dict | None = None) -> tuple[str, 
     return profile.data_without_files, None
 
 
-def find_finished_run(name: str | None = None) -> Run:
-    """The run of that name, or of the variable RUN; else the newest of the PROFILE, one with a comparison if there is.
-
-    Raises FileNotFoundError if no run has models, and ValueError if it was made with another PROFILE than is asked for.
-    """
-    name, profile = name or os.environ.get("RUN") or None, os.environ.get("PROFILE") or "auto"
-    found = []
-    for path in (ROOT / "runs").glob(f"{name or '*'}/run.json"):
-        times = [trained.stat().st_mtime for trained in path.parent.glob("models/*/fingerprint.json")]
-        facts = read_json(path)
-        if times and facts and (name or profile in ("auto", facts["profile"])):
-            compared = (path.parent / "results" / "comparison.csv").is_file()
-            found.append((compared, max(times), path.parent.name))
-    if found:
-        return open_run(name=max(found)[-1])
-    where = f"run {name!r} has" if name else "there are"
-    raise FileNotFoundError(
-        f"{where} no trained models: `make run` trains them on synthetic comments (15 minutes on 2 CPU "
-        "cores), `make run JIGSAW_DIR=…` on the real ones; in a notebook, 01 to 03 do"
-    )
-
-
 def fingerprint(settings: dict) -> str:
     """16 hex digits that change when any of the settings (JSON values) changes."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False)

@@ -28,7 +28,7 @@ from helpers.runs import read_json
 from helpers.saved import predictions_path
 
 BASE = PROFILES["base"]
-SECTIONS = sections(BASE, published_removal("base"))
+SECTIONS = sections(BASE, published_removal())
 TRIED = [EXPERIMENTS["odd"], SECTIONS["layers"][4]]
 BASE_RUN = improvements.Run("no-such-run", Path("runs/no-such-run"), BASE, "jigsaw", None, BASE.seeds)
 

@@ -103,13 +103,17 @@ def check_notebook(path: Path, run: Run) -> None:
             raise ValueError(f"notebook {path.stem} of run {run.name!r} {what}; run it again")
 
 
+def published_dir(run: Run) -> Path:
+    """Where the run's results are published: results/<profile>/, and its grids in a folder of their own there."""
+    return results.PUBLISHED_RESULTS / run.profile.name / run.part
+
+
 def publish(run: Run) -> None:
     """Copies the results of a finished run on real comments to results/<profile>/, in place of what stood there."""
     check_real_comments(run)
     check_finished(run)
-    with new_directory(results.published_dir(run)) as directory:
+    with new_directory(published_dir(run)) as directory:
         copy_results(run, directory)
-        results.write_comparison(results.read_results(directory), directory)
         write_json(directory / "data.json", data_facts(run.profile, data_files(run)))
         grid = replace(run, directory=run.directory / "grid", part="grid")
         if any(grid.results_dir.glob("*-*.json")):

@@ -23,7 +23,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.exceptions import PapermillExecutionError
 
 from helpers.config import look_up
-from helpers.results import load_results, write_comparison
+from helpers.results import comparison_table, load_results
 from helpers.runs import ROOT, Run, open_run, parse_run, tells_errors, write_file
 
 NOTEBOOKS = ("01_data_preparation", "02_layer_distillation", "03_lora_fine_tuning", "04_comparison")
@@ -90,10 +90,10 @@ def run_notebook(name: str, run: Run) -> None:
 
 
 def show_outcome(run: Run) -> None:
-    """Writes comparison.csv of what the run has, prints its scores, and says where the files are."""
+    """Prints the run's scores, and says where its files are."""
     results = load_results(run)
     if results.by_name:
-        table = write_comparison(results, run.results_dir)
+        table = comparison_table(results)
         columns = ["model", "accuracy", "f1", "precision", "recall", "average_precision"]
         print(f"\nTest scores ({run.data_label}, profile {run.profile.name}):\n")
         print(table[columns].to_string(index=False, float_format="{:.3f}".format, na_rep="–"))

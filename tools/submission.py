@@ -19,10 +19,10 @@ import nbformat
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from helpers.results import Results, published_dir
+from helpers.results import Results
 from helpers.runs import ROOT, Run, open_run, parse_run, read_json, tells_errors, write_file, write_json
 from helpers.saved import result_path
-from tools.publish import check_finished, results_table
+from tools.publish import check_finished, published_dir, results_table
 from tools.run_notebooks import ALL_NOTEBOOKS, read_notebook, without_outputs, write_notebook
 
 PROJECT_FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml")
