@@ -80,7 +80,7 @@ class Run:
     def show_path(self, path: Path) -> str:
         """The path as a reader should see it: relative to the project where it lies inside."""
         path = Path(os.path.abspath(path))  # not resolved: runs/ may be a link
-        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+        return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
 def open_run(profile: str | None = None, name: str | None = None) -> Run:

@@ -34,6 +34,15 @@ def test_the_first_cell_needs_the_standard_library_alone():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("here", [".", "notebooks", "results/base"])
+def test_the_first_cell_finds_the_project_from_any_folder_in_it(monkeypatch, here):
+    monkeypatch.chdir(ROOT / here)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    cell = {}
+    exec(FIRST_CELL.split("from helpers")[0], cell)
+    assert cell["ROOT"] == ROOT
+
+
 def test_a_foreign_folder_helpers_is_not_taken_for_the_project(tmp_path, monkeypatch):
     project, here = tmp_path / "project", tmp_path / "project" / "notebooks"
     (here / "helpers").mkdir(parents=True)

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from helpers.runs import ROOT, read_json
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="several devices are for Linux")
+
 # Trains a tiny student without dropout in batches of 4. Every process notes the rows it computed on, whether their
 # targets were theirs, the files it opened to write, and how long it waits for the others.
 SCRIPT = """

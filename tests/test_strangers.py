@@ -57,6 +57,7 @@ def test_an_output_that_lacks_a_character_gets_another_one(encoding):
     assert b"3/3" in outcome.stdout and b"? " in outcome.stdout
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs make")
 @pytest.mark.parametrize("target", ["lab", "test", "demo", "submission"])
 def test_a_recipe_runs_the_environment_of_its_folder_whatever_the_folders_name(tmp_path, target):
     folder = tmp_path / "Übung 2 (final) [v1]"
@@ -74,6 +75,19 @@ def test_a_recipe_runs_the_environment_of_its_folder_whatever_the_folders_name(t
     )
     assert outcome.returncode == 0, outcome.stderr
     assert ".venv/bin/python -m " in outcome.stdout and str(tmp_path) not in outcome.stdout
+
+
+@pytest.mark.slow
+def test_plain_nbconvert_runs_a_notebook_from_another_folder(tmp_path):
+    notebook = ROOT / "notebooks" / "01_data_preparation.ipynb"
+    command = [sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook", "--output-dir", tmp_path, notebook]
+    environment = no_run_named() | {"PROFILE": "smoke", "RUN": f"test-{tmp_path.name}"}
+    try:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (ROOT / "runs" / environment["RUN"] / "data" / "data.json").is_file()
+    finally:
+        shutil.rmtree(ROOT / "runs" / environment["RUN"], ignore_errors=True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the home folder is named otherwise there")
