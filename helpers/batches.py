@@ -40,7 +40,7 @@ def device_name() -> str:
         used = int(os.environ.get("WORLD_SIZE", 1))
         unused = f" (1 of {there}; `accelerate launch` uses all)" if used == 1 < there else ""
         return f"{used} × {name}" if used > 1 else f"{name}{unused}"
-    if torch.backends.mps.is_available():
+    if torch.backends.mps.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "Apple GPU (mps)"
     return f"cpu, {torch.get_num_threads()} threads"
 

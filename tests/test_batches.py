@@ -41,6 +41,7 @@ def test_bf16_only_where_every_gpu_has_compute_capability_8(has_gpus, gpus, prec
 
 def test_who_asks_for_the_cpu_gets_it_in_float32_on_a_machine_with_a_gpu(has_gpus, monkeypatch):
     has_gpus(A100)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert batches.mixed_precision() == "no"
     assert batches.device_name().startswith("cpu")
