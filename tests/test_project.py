@@ -156,8 +156,9 @@ def test_the_workflow_runs_makes_targets_on_every_python_that_make_accepts():
     assert jobs["suite"]["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in range(first, last + 1)]
 
 
-def test_a_command_names_the_python_that_lacks_its_packages():
-    command = [sys.executable, "-E", "-S", "-m", "helpers.experiments"]  # -S: without the installed packages
+@pytest.mark.parametrize("module", ["helpers.experiments", "tools.run_notebooks"])
+def test_a_command_names_the_python_that_lacks_its_packages(module):
+    command = [sys.executable, "-E", "-S", "-m", module]  # -S: without the installed packages
     outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert outcome.returncode != 0
     assert outcome.stderr.startswith(f"error: this Python ({sys.executable}) has no package 'torch'")
