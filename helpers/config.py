@@ -91,7 +91,7 @@ COLAB = Profile(
     validation_rows=2_000,
     test_rows=10_000,
     experiments=(*MAIN_EXPERIMENTS, "odd_hard", "even_hard"),
-    expected_time="about 20 minutes a seed on a T4 GPU (an estimate)",
+    expected_time="about 15 minutes a seed on a T4 GPU (an estimate)",
     data_without_files="hub",
 )
 FULL = replace(

@@ -162,7 +162,7 @@ def _read_zip(archive: Path | io.BytesIO, name: str) -> bytes | None:
 
 
 def check_rows(name: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """The rows with integer labels and unique ids, and the number of repetitions dropped. DataError for others."""
+    """The rows with integer labels and unique ids, and how many repetitions were dropped. DataError for a wrong row."""
     unique = frame.drop_duplicates()
     _refuse(name, unique[unique["id"].str.strip() == ""], "no id")
     _refuse(name, unique[unique["id"].duplicated()], "the id of another row with other values; keep one row per id")
@@ -272,7 +272,7 @@ def without_surrogates(text: str) -> str:
 
 
 def tokenise(texts: list[str], tokenizer, max_length: int) -> tuple[list[np.ndarray], list[int]]:
-    """(token ids truncated to max_length, but for the last one, [SEP]; lengths before truncation)."""
+    """(token ids, lengths before truncation): at most max_length ids, of which the last one, [SEP], is kept."""
     ids, lengths = [], []
     starts = range(0, len(texts), 1_000)
     for start in tqdm(starts, desc="tokenising", unit="k comments", disable=len(texts) < 5_000, file=sys.stdout):
@@ -303,8 +303,8 @@ def hub_reachable(seconds: float = 3.0) -> bool:
     return answered.wait(seconds)
 
 
-def fetch_from_hub(repository: str, names: Iterable[str], **options) -> Path:
-    """The folder with these files in the hub library's cache, fetched if need be. FileNotFoundError if that fails."""
+def fetch_from_hub(repository: str, names: Iterable[str], otherwise: str, **options) -> Path:
+    """The folder of these files, fetched if need be. A FileNotFoundError if that fails says what to do `otherwise`."""
     from huggingface_hub import hf_hub_download  # here, so that a run with its files at hand needs no hub
 
     online = hub_reachable()
@@ -315,8 +315,7 @@ def fetch_from_hub(repository: str, names: Iterable[str], **options) -> Path:
             raise
         why = f"does not give it ({type(error).__name__})" if online else "cannot be reached"
         raise FileNotFoundError(
-            f"{repository} is not in the local cache and the model hub {why}; check your connection and try again, or "
-            "run PROFILE=quick, which needs no hub, with Kaggle's files in data/jigsaw/"
+            f"{repository} is not at hand and the model hub {why}; check your connection and try again, or {otherwise}"
         ) from error
     return Path(paths[0]).parent
 
@@ -326,7 +325,10 @@ def data_files(run: Run) -> Path:
     if run.data_source in OUR_COMMENTS:
         return OUR_COMMENTS[run.data_source]
     if run.data_source == "hub":
-        return fetch_from_hub(HUB_MIRROR, FILES, repo_type="dataset")
+        directory, by_hand = run.directory / "comments", f"download its files from {KAGGLE_PAGE} into data/jigsaw/"
+        if not all((directory / name).is_file() for name in FILES):
+            fetch_from_hub(HUB_MIRROR, FILES, by_hand, repo_type="dataset", local_dir=directory)
+        return directory
     if not run.jigsaw_dir.exists():
         raise FileNotFoundError(f"{run.jigsaw_dir.name} of this run is gone; set JIGSAW_DIR to its new place")
     return run.jigsaw_dir

@@ -63,7 +63,7 @@ def score(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> di
 
 
 def best_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The probability with the largest F1, of equals the largest one. Choose it on validation, never on test."""
+    """The probability with the largest F1 to call a comment toxic from. Choose it on validation, never on test."""
     precision, recall, thresholds = metrics.precision_recall_curve(labels, probabilities)
     f1 = (2 * precision * recall / np.maximum(precision + recall, 1e-12))[:-1]  # the last point has no threshold
     return float(thresholds[np.flatnonzero(np.isclose(f1, f1.max(), rtol=0, atol=1e-12))[-1]])

@@ -2,7 +2,7 @@
 
 A grid changes one thing at a time around its default. It trains on at most 1,500 rows with one seed, in a part of its
 own, runs/<run>/grid/, and never sees the test set. The winners are then trained like a main experiment, with every seed
-of the run. An interrupted grid resumes.
+of the run. An interrupted grid resumes; only greedy removal, which takes minutes, begins again.
 
     python -m helpers.improvements
 """
@@ -137,17 +137,14 @@ def greedy_removal(run: Run) -> list[dict]:
     run_experiment("teacher", grid.seeds[0], grid)
     teacher, result = load_teacher(grid.seeds[0], grid)
     labels, layers = torch.tensor(rows["toxic"][:]), list(range(1, 13))
-
-    def cross_entropy(kept: list[int]) -> float:
-        return float(hard_loss(predict(copy_layers(teacher, kept), rows), labels))
-
     while layers:
         candidates, without = layers if len(layers) > 1 else [], {}
         for layer in progress_bar(candidates, desc=f"{len(layers)} layers: which to remove", unit="layer", leave=False):
-            without[str(layer)] = cross_entropy([kept for kept in layers if kept != layer])
-        score = average_precision(labels, predict(copy_layers(teacher, layers), rows))
-        losses = {"cross_entropy": cross_entropy(layers), "without": without}
-        steps.append({"layers": layers, "average_precision": score} | losses)
+            rest = [kept for kept in layers if kept != layer]
+            without[str(layer)] = float(hard_loss(predict(copy_layers(teacher, rest), rows), labels))
+        logits = predict(copy_layers(teacher, layers), rows)
+        step = {"layers": layers, "cross_entropy": float(hard_loss(logits, labels)), "without": without}
+        steps.append(step | {"average_precision": average_precision(labels, logits)})
         removed = min(without, key=without.get, default=None)
         layers = [kept for kept in candidates if str(kept) != removed]
     write_json(grid.results_dir / "greedy_removal.json", {"teacher": result["fingerprint"], "steps": steps})
@@ -158,8 +155,9 @@ def own_removal(run: Run) -> list[dict]:
     """The steps of greedy removal in the run's grid, if they are those of its present teacher; else none."""
     grid = grid_run(run)
     teacher = find_result(grid, EXPERIMENTS["teacher"], grid.seeds[0])
-    saved = read_json(grid.results_dir / "greedy_removal.json")
-    return saved["steps"] if teacher and saved and saved["teacher"] == teacher["fingerprint"] else []
+    saved = read_json(grid.results_dir / "greedy_removal.json") or {"teacher": None}
+    fits = teacher and saved.get("teacher") == teacher["fingerprint"] and len(saved["steps"][-1]["layers"]) == 1
+    return saved["steps"] if fits else []
 
 
 def published_removal() -> list[dict]:

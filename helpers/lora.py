@@ -70,7 +70,7 @@ def load_adapter(directory: Path) -> PeftModel:
     """The saved adapter on the base it was trained on, from one folder; in eval mode. ValueError for another base."""
     base, weights = read_json(directory / "base.json"), directory / "model.safetensors"
     if not base or not is_whole(weights, base["sha256"]):
-        raise ValueError(f"{directory.name}/ lacks the base that its adapter was trained on; train again")
+        raise ValueError(f"{directory.name}/ holds no adapter on the base it was trained on; train again")
     # Made from its config: from_pretrained would see the adapter beside it and load that too.
     model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32)
     model.load_state_dict(load_file(weights), strict=True)

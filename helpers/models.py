@@ -25,6 +25,7 @@ from helpers.runs import ROOT, file_sha256, new_directory
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 MPNET = "all-mpnet-base-v2"
 BERT_BASE_REVISION = "86b5e0934494bd15c9632b12f734a8a67f723594"
+QUICK_RUNS = "run PROFILE=quick, which needs no hub"
 CLASS_NAMES = {0: "not toxic", 1: "toxic"}
 LINEAR = ("intermediate.dense", "output.dense")
 BERT_TARGETS = {"attention": ("query", "value"), "all_linear": ("query", "key", "value", *LINEAR)}
@@ -122,7 +123,7 @@ _MPNET = Pretrained(  # BERT with a relative position bias that all layers share
 _BERT_BASE = Pretrained(
     name="bert-base-uncased",
     description="bert-base-uncased, 12 × 768",
-    find=functools.partial(fetch_from_hub, "bert-base-uncased", FILES, revision=BERT_BASE_REVISION),
+    find=functools.partial(fetch_from_hub, "bert-base-uncased", FILES, QUICK_RUNS, revision=BERT_BASE_REVISION),
     sha256="68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3",
     install=f"hf download bert-base-uncased model.safetensors --force-download --revision {BERT_BASE_REVISION}",
 )

@@ -86,9 +86,10 @@ class Run:
 def open_run(profile: str | None = None, name: str | None = None) -> Run:
     """The run that the arguments, or the variables PROFILE and RUN, ask for; its folder is made.
 
-    A run that exists keeps its profile and comments. Without a name it is called <profile>-<data source>, for instance
-    base-jigsaw. SEEDS takes the profile's seeds in pieces ("1", then "2") or adds some ("1,2,3"). Raises ValueError for
-    an unknown profile, a name that is no folder's, and a run that was made with another profile or other comments.
+    A run that exists keeps its profile and comments. Without a name it is called <profile>-<data source>, and goes on
+    with the comments that <profile>-jigsaw has read. SEEDS takes the profile's seeds in pieces ("1", then "2") or adds
+    some ("1,2,3"). Raises ValueError for an unknown profile, a name that is no folder's, and a run that was made with
+    another profile or other comments.
     """
     name = name or os.environ.get("RUN") or None
     if name and not re.fullmatch(r"\w[\w.-]*", name):
@@ -98,8 +99,10 @@ def open_run(profile: str | None = None, name: str | None = None) -> Run:
     chosen = load_profile(saved["profile"] if saved and profile == "auto" else profile)
     seeds = _asked_seeds() or chosen.seeds
     chosen = replace(chosen, seeds=tuple(dict.fromkeys((*chosen.seeds, *seeds))))
-    if not name:
-        saved = read_facts(f"{chosen.name}-jigsaw")  # its comments need not be named every time
+    last = f"{chosen.name}-jigsaw"
+    if not name and (ROOT / "runs" / last / "data" / "data.json").is_file():
+        saved = read_facts(last)  # comments that were read once need not be named again
+        saved = saved if saved and (saved["profile"], saved["data_source"]) == (chosen.name, "jigsaw") else None
     source, directory = find_data_source(chosen, saved)
     name = name or f"{chosen.name}-{source}"
     facts = {"profile": chosen.name, "data_source": source, "jigsaw_dir": str(directory) if directory else None}
@@ -134,7 +137,7 @@ def _asked_seeds() -> tuple[int, ...]:
 
 
 def find_data_source(profile: Profile, saved: dict | None = None) -> tuple[str, Path | None]:
-    """(source, folder or zip): of JIGSAW_DIR, of the `saved` run, data/jigsaw/, Kaggle's mount, the profile's own."""
+    """(source, folder or zip), in this order: JIGSAW_DIR, the `saved` run, data/jigsaw/, Kaggle, the profile."""
     if profile.data_without_files == "separable":
         return "separable", None
     if asked := os.environ.get("JIGSAW_DIR"):
@@ -154,8 +157,7 @@ def find_data_source(profile: Profile, saved: dict | None = None) -> tuple[str, 
     if profile.data_without_files == "error":
         raise FileNotFoundError(
             f"PROFILE={profile.name} needs the real comments and found none: download train.csv, test.csv and "
-            f"test_labels.csv from {KAGGLE_PAGE} into data/jigsaw/, or set JIGSAW_DIR to the folder that holds them. "
-            "PROFILE=quick also runs without, on synthetic comments."
+            f"test_labels.csv from {KAGGLE_PAGE} into data/jigsaw/, or set JIGSAW_DIR to the folder that holds them"
         )
     return profile.data_without_files, None
 
@@ -310,7 +312,7 @@ def parse_run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> a
     """Parses a command line that also says which run: into the environment, where `open_run` and kernels look."""
     parser.add_argument("--profile", help=f"{', '.join(PROFILES)} (default: colab with a GPU, else quick)")
     parser.add_argument("--run", help="name of the run's folder in runs/ (default: <profile>-<data source>)")
-    parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: data/jigsaw/ if it is there)")
+    parser.add_argument("--jigsaw-dir", help="folder or zip with Kaggle's files (default: the last, or data/jigsaw/)")
     parser.add_argument("--seeds", help="the seeds to run now, for instance 1 or 1,2,3 (default: the profile's)")
     options = parser.parse_args(arguments)
     for name in ("profile", "run", "jigsaw_dir", "seeds"):

@@ -13,6 +13,7 @@ import re
 import unicodedata
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -541,15 +542,23 @@ def test_a_run_without_files_has_the_projects_own_comments_says_so_and_draws_the
     assert hashlib.sha256(found.encode()).hexdigest()[:16] == drawn_ids
 
 
-@pytest.mark.parametrize("reachable", [True, False])
-def test_comments_of_the_mirror_come_from_the_cache_where_the_hub_is_away(tmp_path, monkeypatch, reachable):
-    def fake_download(repository, name, repo_type, local_files_only) -> str:
-        assert repo_type == "dataset" and local_files_only is not reachable
-        return str(write_folder(tmp_path / "cache", {name: GOOD[name]}) / name)
+def test_comments_of_the_mirror_are_fetched_once(tmp_path, monkeypatch):
+    def fake_download(repository, name, repo_type, local_dir, local_files_only) -> str:
+        return str(write_folder(local_dir, {name: GOOD[name]}) / name)
 
-    monkeypatch.setattr(data_module, "hub_reachable", lambda: reachable)
+    monkeypatch.setattr(data_module, "hub_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fake_download)
-    assert prepare(make_run(tmp_path, None, data_source="hub")).summary["source"] == "Jigsaw"
+    run = make_run(tmp_path, None, data_source="hub")
+    fetched = prepare(run)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
+    assert prepare(run).fingerprint == fetched.fingerprint
+
+
+def test_a_mirror_that_fails_is_said_with_where_to_get_the_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_module, "hub_reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=OSError("breaks off")))
+    with pytest.raises(FileNotFoundError, match=r"does not give it .*kaggle\.com/.* into data/jigsaw/"):
+        data_module.data_files(make_run(tmp_path, None, data_source="hub"))
 
 
 SAMPLE = Path(os.environ.get("JIGSAW_DIR") or ROOT.parent / "shared" / "data" / "jigsaw")  # the real comments

@@ -151,14 +151,14 @@ def saved_bert(tiny_bert, tmp_path) -> Path:
 
 def test_an_adapter_on_another_base_is_refused(saved_bert, tiny_model):
     tiny_model(seed=5).save_pretrained(saved_bert)
-    with pytest.raises(ValueError, match="adapter/ lacks the base that its adapter was trained on"):
+    with pytest.raises(ValueError, match="adapter/ holds no adapter on the base it was trained on"):
         load_adapter(saved_bert)
 
 
 @pytest.mark.parametrize("part", ["model.safetensors", "base.json"])
 def test_an_adapter_without_its_base_is_refused(saved_bert, part):
     (saved_bert / part).unlink()
-    with pytest.raises(ValueError, match="adapter/ lacks the base"):
+    with pytest.raises(ValueError, match="adapter/ holds no adapter on the base"):
         load_adapter(saved_bert)
 
 

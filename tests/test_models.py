@@ -115,7 +115,7 @@ def test_bert_base_is_fetched_in_one_revision(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("online", "failure", "error", "message"),
     [
-        (False, NO_HUB, FileNotFoundError, "bert-base-uncased is not in the local cache.*PROFILE=quick"),
+        (False, NO_HUB, FileNotFoundError, "bert-base-uncased is not at hand.*PROFILE=quick"),
         (True, FULL_DISK, OSError, "No space left"),
     ],
     ids=["no hub", "full disk"],

@@ -163,7 +163,7 @@ def test_a_jigsaw_dir_that_is_one_of_the_files_is_answered_with_their_folder(com
 def test_base_without_comments_says_what_to_do_and_leaves_no_folder(root):
     with pytest.raises(FileNotFoundError) as error:
         runs.open_run("base", name="mine")
-    said = ("PROFILE=base", "train.csv, test.csv", "kaggle.com", "data/jigsaw/", "JIGSAW_DIR", "PROFILE=quick")
+    said = ("PROFILE=base", "train.csv, test.csv", "kaggle.com", "data/jigsaw/", "JIGSAW_DIR")
     assert [part for part in said if part not in str(error.value)] == []
     assert not (root / "runs").exists()
 
@@ -185,9 +185,15 @@ def test_a_run_reopened_by_its_name_keeps_its_profile_and_writes_nothing(monkeyp
 
 @pytest.mark.parametrize(("profile", "name"), [("base", "mine"), ("base", None), ("quick", None)])
 def test_a_run_finds_its_comments_again_without_being_told(comments, monkeypatch, profile, name):
-    runs.open_run(profile, name=name)
+    runs.write_json(runs.open_run(profile, name=name).data_dir / "data.json", {})
     monkeypatch.delenv("JIGSAW_DIR")
     assert runs.open_run(profile, name=name).jigsaw_dir == comments
+
+
+def test_comments_that_no_run_has_read_are_not_gone_on_with(comments, monkeypatch):
+    runs.open_run("quick")
+    monkeypatch.delenv("JIGSAW_DIR")
+    assert runs.open_run("quick").name == "quick-sample"
 
 
 def test_a_run_on_synthetic_comments_stays_so_when_kaggles_files_come_later(root):

@@ -14,7 +14,7 @@ from conftest import run_module
 import helpers.results
 from helpers.results import load_results
 from helpers.runs import ROOT, read_json
-from tools.submission import check_own, copy_run, cover, main, submission
+from tools.submission import check_own, copy_run, cover, main, pack, submission
 
 
 def test_the_published_results_are_not_ones_own(copied_run):
@@ -41,11 +41,13 @@ def test_no_folder_of_the_students_machine_is_handed_in(copied_run, tmp_path):
     assert read_json(tmp_path / "zip" / "runs" / copied_run.name / "run.json")["jigsaw_dir"] == "data/jigsaw"
 
 
-def test_a_file_from_before_1980_can_be_packed(copied_run, tmp_path):
-    os.utime(copied_run.results_dir / "odd-1.json", (0, 0))
-    (tmp_path / "zip" / "notebooks").mkdir(parents=True)
-    copy_run(copied_run, tmp_path / "zip")
-    shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "zip")
+def test_files_and_folders_from_before_1980_can_be_packed(tmp_path):
+    (tmp_path / "zip" / "folder").mkdir(parents=True)
+    (tmp_path / "zip" / "folder" / "file").touch()
+    for path in (tmp_path / "zip").rglob("*"):
+        os.utime(path, (0, 0))
+    pack(tmp_path / "zip", tmp_path / "packed.zip")
+    assert zipfile.is_zipfile(tmp_path / "packed.zip")
 
 
 def test_a_run_that_is_not_there_gets_one_clear_line(capsys, monkeypatch, tmp_path):

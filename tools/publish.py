@@ -61,7 +61,7 @@ TITLES = {  # what the reader sees of columns whose names say less
 def check_real_comments(run: Run) -> None:
     """Refuses a run on synthetic comments."""
     if run.data_source not in ("jigsaw", "hub"):
-        raise ValueError(f"run {run.name!r} was made on {run.data_label}; publish a run on the real comments")
+        raise ValueError(f"run {run.name!r} was made on {run.data_label}; publish a run on the real comments (RUN=)")
 
 
 def check_finished(run: Run) -> Results:

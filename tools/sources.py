@@ -24,7 +24,7 @@ import pandas as pd
 from helpers.results import PRIMARY, SECONDARY, cost_table, published_results
 from helpers.runs import PUBLISHED_RESULTS, read_json
 
-TAGGED = re.compile(r"([+−-]?\d[\d,]*(?:\.\d+)?(?: ?%)?)<!--([\w.-]+)-->")
+TAGGED = re.compile(r"([+−]?\d[\d,]*(?:\.\d+)?(?: ?%)?)<!--([\w.-]+)-->")
 CODE = re.compile(r"```.*?```|`[^`\n]*`", flags=re.S)
 # What needs no source, since it is no result: formulas, links and pictures, tables that code writes, tags of HTML.
 NO_RESULT = (

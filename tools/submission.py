@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import html
+import os
 import re
 import shutil
 import sys
 import tempfile
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -28,7 +28,6 @@ from tools.run_notebooks import ALL_NOTEBOOKS, read_notebook, without_outputs, w
 PROJECT_FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml")
 PROJECT_FILES += ("requirements.txt", "constraints.txt", "constraints-lowest.txt", "image.png", "image-1.png")
 PROJECT_FOLDERS = ("helpers", "tools", "results", "figures")
-copy_folder = partial(shutil.copytree, copy_function=shutil.copyfile)  # dated today: a zip knows no day before 1980
 
 
 def submission(run: Run, name: str, number: str, course: str = "") -> Path:
@@ -49,8 +48,7 @@ def submission(run: Run, name: str, number: str, course: str = "") -> Path:
         copy_run(run, root)
         (root / "COVER.md").write_text(cover(run, results, name, number, course), encoding="utf-8")
         write_pages(root)
-        packed = shutil.make_archive(str(root), "zip", folder, root.name)
-        write_file(target, lambda temporary: shutil.copyfile(packed, temporary))
+        pack(root, target)
     return target
 
 
@@ -71,7 +69,7 @@ def check_own(run: Run, results: Results) -> None:
 def copy_project(root: Path) -> None:
     """Copies the code, the published results, the figures and the notebooks without outputs to a new folder."""
     for name in PROJECT_FOLDERS:
-        copy_folder(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in PROJECT_FILES:
         shutil.copyfile(ROOT / name, root / name)
     for name in ALL_NOTEBOOKS:
@@ -83,7 +81,7 @@ def copy_run(run: Run, root: Path) -> None:
     target = root / "runs" / run.name
     for name in ("results", "grid/results", "figures"):
         if (run.directory / name).is_dir():
-            copy_folder(run.directory / name, target / name)
+            shutil.copytree(run.directory / name, target / name)
     for path in (run.directory / "notebooks").glob("*.ipynb"):
         shutil.copyfile(path, root / "notebooks" / path.name)
     facts = {"profile": run.profile.name, "data_source": run.data_source}
@@ -123,6 +121,14 @@ def write_pages(root: Path) -> None:
         page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook, resources=place)
         page = re.sub(r'href="([\w/]+)\.(md|ipynb)"', r'href="\1.html"', page)
         path.with_suffix(".html").write_text(page, encoding="utf-8")
+
+
+def pack(root: Path, target: Path) -> None:
+    """Zips the folder. Everything in it is dated today, since a zip knows no day before 1980."""
+    for path in root.rglob("*"):
+        os.utime(path)
+    packed = shutil.make_archive(str(root), "zip", root.parent, root.name)
+    write_file(target, lambda temporary: shutil.copyfile(packed, temporary))
 
 
 @tells_errors
