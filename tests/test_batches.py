@@ -7,7 +7,7 @@ import torch
 from helpers import batches
 from helpers.batches import Collator, bucketed_batches
 
-T4, A100 = (7, 5), (8, 0)
+T4, L4, A100 = (7, 5), (8, 9), (8, 0)
 LENGTHS = np.random.default_rng(0).integers(3, 65, size=1_000)  # tokens, like those of comments
 
 
@@ -33,7 +33,10 @@ def has_gpus(monkeypatch):
     return fake
 
 
-@pytest.mark.parametrize(("gpus", "precision"), [((), "no"), ((T4,), "fp16"), ((A100,), "bf16"), ((A100, T4), "fp16")])
+GPUS = [((), "no"), ((T4,), "fp16"), ((L4,), "bf16"), ((A100,), "bf16"), ((A100, T4), "fp16")]
+
+
+@pytest.mark.parametrize(("gpus", "precision"), GPUS)
 def test_bf16_only_where_every_gpu_has_compute_capability_8(has_gpus, gpus, precision):
     has_gpus(*gpus)
     assert batches.mixed_precision() == precision
