@@ -65,12 +65,7 @@ def check_real_comments(run: Run) -> None:
 
 
 def check_finished(run: Run) -> Results:
-    """The results of a run that is finished and of one piece.
-
-    Raises:
-        FileNotFoundError: something has not been run; the message says what makes it.
-        ValueError: the parts of the run do not belong together.
-    """
+    """The results of a run: a FileNotFoundError says what has not been run, a ValueError what does not fit the rest."""
     found, unfinished = results.load_results(run), f"run {run.name!r} (RUN= names another) is not finished"
     if found.missing:
         names = ", ".join(f"{name} (seed {seed})" for name, seed in found.missing)
@@ -103,16 +98,11 @@ def check_notebook(path: Path, run: Run) -> None:
             raise ValueError(f"notebook {path.stem} of run {run.name!r} {what}; run it again")
 
 
-def published_dir(run: Run) -> Path:
-    """Where the run's results are published: results/<profile>/, and its grids in a folder of their own there."""
-    return results.PUBLISHED_RESULTS / run.profile.name / run.part
-
-
 def publish(run: Run) -> None:
     """Copies the results of a finished run on real comments to results/<profile>/, in place of what stood there."""
     check_real_comments(run)
     check_finished(run)
-    with new_directory(published_dir(run)) as directory:
+    with new_directory(results.PUBLISHED_RESULTS / run.profile.name) as directory:
         copy_results(run, directory)
         write_json(directory / "data.json", data_facts(run.profile, data_files(run)))
         grid = replace(run, directory=run.directory / "grid", part="grid")

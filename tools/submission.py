@@ -19,10 +19,11 @@ import nbformat
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_markdown_cell, new_notebook
 
+import helpers.results
 from helpers.results import Results
 from helpers.runs import ROOT, Run, open_run, parse_run, read_json, tells_errors, write_file, write_json
 from helpers.saved import result_path
-from tools.publish import check_finished, published_dir, results_table
+from tools.publish import check_finished, results_table
 from tools.run_notebooks import ALL_NOTEBOOKS, read_notebook, without_outputs, write_notebook
 
 PROJECT_FILES = ("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "environment.yml")
@@ -31,12 +32,7 @@ PROJECT_FOLDERS = ("helpers", "tools", "results", "figures")
 
 
 def submission(run: Run, name: str, number: str, course: str = "") -> Path:
-    """Packs a finished run with a cover into one zip, submission-<number>.zip in the run's folder; returns its path.
-
-    Raises:
-        FileNotFoundError: the run is not finished.
-        ValueError: no name or number; the run is mixed, or is not the student's own.
-    """
+    """Packs a finished run of the student's own with a cover into one zip in the run's folder; returns its path."""
     if not name.strip() or not re.fullmatch(r"[\w.-]+", number):
         raise ValueError('give NAME="your name" and ID="your number" (letters, digits, "-", "_", "." only)')
     results = check_finished(run)
@@ -54,10 +50,11 @@ def submission(run: Run, name: str, number: str, course: str = "") -> Path:
 
 def check_own(run: Run, results: Results) -> None:
     """Refuses results that are the published ones, which no run of a student has made; the message says which."""
+    published = helpers.results.PUBLISHED_RESULTS / run.profile.name
     copied = [
         f"{name} (seed {seed})"
         for (name, seed), directory in results.directories.items()
-        if read_json(result_path(published_dir(run), name, seed)) == read_json(result_path(directory, name, seed))
+        if read_json(result_path(published, name, seed)) == read_json(result_path(directory, name, seed))
     ]
     if copied:
         raise ValueError(
