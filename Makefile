@@ -8,7 +8,7 @@
 #   make test-versions   all tests with the lowest versions that requirements.txt allows, in .venv-lowest
 # make bench          training speed by three recipes, and latency, on this device, with real comments: an hour on 2 cores
 #   SECTIONS=latency  only this section (training or latency)
-# make lab            JupyterLab in notebooks/
+# make lab            JupyterLab in notebooks/; it asks no host for a newer version or for news
 # make demo           a page on 127.0.0.1: type a comment, see the verdict of each of the run's models (RUN=…)
 # make publish        copy a finished run's results (RUN=…) to results/<profile>/; renew README's tables and figures
 #   make tables       renew the tables and figures from what is published
@@ -60,7 +60,7 @@ demo: $(VENV)/installed
 	@$(BIN)/python -m helpers.demo
 
 lab: $(VENV)/installed
-	$(BIN)/python -m jupyterlab notebooks --ServerApp.ip=127.0.0.1
+	$(BIN)/python -m jupyterlab notebooks --ServerApp.ip=127.0.0.1 --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 publish: $(VENV)/installed
 	@$(BIN)/python -m tools.publish

@@ -1,8 +1,12 @@
 """The project on machines that are not its makers': it keeps to itself, prints on any output, runs in any folder."""
 
+import re
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from urllib.request import urlopen
 
 import pytest
 from conftest import no_run_named
@@ -39,6 +43,39 @@ def test_the_libraries_of_the_demo_ask_no_host_and_leave_nothing_in_the_home_fol
     outcome = run_code(ASKS_NOBODY, HOME=str(tmp_path), **switches, **caches)
     assert outcome.returncode == 0, outcome.stderr.decode()
     assert [str(path) for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+LAB_ASKS_NOBODY = """
+import sys
+def listen(event, values):
+    if event == "socket.getaddrinfo" and values[0] not in ("127.0.0.1", "localhost"):
+        print(f"it asked for {values[0]}", flush=True)
+sys.addaudithook(listen)
+from jupyterlab.labapp import main
+main(sys.argv[1:])
+"""
+
+
+def test_jupyterlab_looks_for_no_update_and_no_news(tmp_path):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    options = re.search(r"^lab:.*\n.* -m jupyterlab notebooks (.*)$", makefile, re.M)[1].split()
+    options += ["--no-browser", "--allow-root", "--port=8976", "--IdentityProvider.token=", "notebooks"]
+    command = [sys.executable, "-c", LAB_ASKS_NOBODY, *options]
+    homes = {"HOME": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)}
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=ROOT, env=no_run_named() | homes, text=True, **said) as lab:
+        for path in ("api/status", "lab/api/update", "lab/api/news"):
+            wait_for_page(f"http://127.0.0.1:8976/{path}")
+        lab.terminate()
+        assert lab.stdout.read() == ""
+
+
+def wait_for_page(address: str) -> None:
+    for _ in range(60):
+        with suppress(OSError), urlopen(address, timeout=10):
+            return
+        time.sleep(0.5)
+    pytest.fail(f"{address} does not answer")
 
 
 PRINTS_MUCH = """
