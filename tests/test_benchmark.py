@@ -52,6 +52,12 @@ def test_a_ratio_is_the_median_of_the_rounds_each_against_its_own_round():
     assert found["c"] == {"comments_per_second": 8, "ratio": 3, "ratios": [2, 4, 3]}
 
 
+def test_every_round_ends_with_what_was_measured_until_then(monkeypatch):
+    monkeypatch.setattr(benchmark, "measure", lambda task, recipe, rows: 2.0)
+    rounds = list(benchmark.training_speed(2))
+    assert [(number, found["lora"]["c"]["ratios"]) for number, found in rounds] == [(1, [1.0]), (2, [1.0, 1.0])]
+
+
 def test_the_file_is_named_for_the_device(monkeypatch):
     monkeypatch.setattr(benchmark, "device_name", lambda: "NVIDIA H100 80GB HBM3")
     assert benchmark.results_path().name == "nvidia-h100-80gb-hbm3.json"

@@ -17,7 +17,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -135,8 +135,8 @@ def measure(task: str, recipe: str, rows: int) -> float:
     return len(models) * settings.epochs * rows / seconds
 
 
-def training_speed(rounds: int) -> dict:
-    """By task and recipe: comments per second, and the ratios to the usual recipe."""
+def training_speed(rounds: int) -> Iterator[tuple[int, dict]]:
+    """After each round, its number, and by task and recipe: comments per second, and the ratios to the usual recipe."""
     rows = ROWS["gpu" if on_gpu() else "cpu"]
     speeds = {task: {recipe: [] for recipe in RECIPES} for task in TASKS}
     for number in range(1, rounds + 1):
@@ -145,7 +145,7 @@ def training_speed(rounds: int) -> dict:
             speed = measure(task, recipe, rows[recipe])
             speeds[task][recipe].append(speed)
             print(f"round {number}, {task}, {RECIPES[recipe]}: {speed:.2f} comments per second", flush=True)
-    return {task: summary(by_recipe) for task, by_recipe in speeds.items()}
+        yield number, {task: summary(by_recipe) for task, by_recipe in speeds.items()}
 
 
 def summary(speeds: dict[str, list[float]]) -> dict[str, dict]:
@@ -157,7 +157,7 @@ def summary(speeds: dict[str, list[float]]) -> dict[str, dict]:
 
 
 @torch.inference_mode()
-def latency(rounds: int) -> dict:
+def latency(rounds: int) -> Iterator[tuple[int, dict]]:
     """Milliseconds for one comment and for 32, on the CPU, of 12 and 6 layers, in PyTorch and in int8: p50 and p95.
 
     An int8 model takes its comments one by one; PyTorch takes 32 of them padded together.
@@ -176,7 +176,7 @@ def latency(rounds: int) -> dict:
             for form, scored in forms.items():
                 calls = [partial(scored, **batch) for batch in batches]
                 found[f"{layers} layers, {form}, {size}"] = timed(calls * rounds, size)
-    return found
+    yield rounds, found
 
 
 def timed(calls: list[Callable], comments: int) -> dict[str, float]:
@@ -214,8 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
     path = results_path()
     about = {"device": device_name(), "versions": versions(), "max_length": PROFILE.max_length}
     for section in [options.section] if options.section else sections:
-        measured = about | {"rounds": options.rounds, "found": sections[section](options.rounds)}
-        write_json(path, (read_json(path) or {}) | {section: measured})
+        for rounds, found in sections[section](options.rounds):  # what a benchmark that is stopped has measured stays
+            write_json(path, (read_json(path) or {}) | {section: about | {"rounds": rounds, "found": found}})
     print(f"written: {path.relative_to(ROOT)}")
     return 0
 
