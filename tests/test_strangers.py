@@ -64,14 +64,16 @@ def test_jupyterlab_looks_for_no_update_and_no_news(tmp_path):
     homes = {"HOME": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)}
     said = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=ROOT, env=no_run_named() | homes, text=True, **said) as lab:
-        for path in ("api/status", "lab/api/update", "lab/api/news"):
-            wait_for_page(f"http://127.0.0.1:8976/{path}")
-        lab.terminate()
+        try:
+            for path in ("api/status", "lab/api/update", "lab/api/news"):
+                wait_for_page(f"http://127.0.0.1:8976/{path}")
+        finally:
+            lab.terminate()
         assert lab.stdout.read() == ""
 
 
 def wait_for_page(address: str) -> None:
-    for _ in range(60):
+    for _ in range(120):
         with suppress(OSError), urlopen(address, timeout=10):
             return
         time.sleep(0.5)
