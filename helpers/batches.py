@@ -57,9 +57,8 @@ def mixed_precision() -> str:
 
 
 def this_process() -> PartialState:
-    """Which of the processes that `accelerate launch` started this is (or the only one), and its device."""
-    patience = timedelta(hours=4)  # the others wait while the first predicts, perhaps longer than NCCL's ten minutes
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=patience)
+    """Which of `accelerate launch`'s processes this is, or the only one; they wait while the first one predicts."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(hours=4))  # NCCL: 10 minutes
 
 
 def make_accelerator() -> Accelerator:

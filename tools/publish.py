@@ -28,7 +28,7 @@ from helpers.data import data_files, read_jigsaw, split_rows
 from helpers.experiments import EXPERIMENTS
 from helpers.models import PRETRAINED
 from helpers.results import PRIMARY, SECONDARY, Results
-from helpers.runs import ROOT, Run, new_directory, open_run, parse_run, read_json, tells_errors, write_json
+from helpers.runs import ROOT, Run, new_directory, open_run, parse_run, read_json, tells_errors, write_file, write_json
 from helpers.saved import predictions_path, result_path
 from tools.run_notebooks import ALL_NOTEBOOKS, NOTEBOOKS, read_notebook, without_outputs, write_notebook
 
@@ -250,7 +250,7 @@ def renew_pages(published: Results) -> None:
     """Writes the tables of README.md and CONTRIBUTING.md anew, and draws the figures that README.md shows."""
     for page in PAGES:
         text = with_tables((ROOT / page).read_text(encoding="utf-8"), published)
-        (ROOT / page).write_text(text, encoding="utf-8")
+        write_file(ROOT / page, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
     draw_figures(published)
 
 
