@@ -6,8 +6,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait must not burn the cores that others need
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -94,6 +97,15 @@ def build_rows(count: int, seed: int = 0) -> Dataset:
 def no_run_named() -> dict[str, str]:
     """The environment without the variables that name a run: what a test starts is not to take this one's."""
     return {key: value for key, value in os.environ.items() if key not in ("PROFILE", "RUN", "JIGSAW_DIR", "SEEDS")}
+
+
+def wait_for_page(address: str) -> None:
+    """Waits until a server that was just started answers, a minute at most."""
+    for _ in range(120):
+        with suppress(OSError), urlopen(address, timeout=10):
+            return
+        time.sleep(0.5)
+    pytest.fail(f"{address} does not answer")
 
 
 def run_module(module: str, *arguments: str, cwd: Path = helpers.runs.ROOT) -> subprocess.CompletedProcess:

@@ -20,6 +20,8 @@ from tools.run_notebooks import MORE_NOTEBOOKS, NOTEBOOKS, read_notebook
 
 FIRST_CELL = next(cell.source for cell in read_notebook(NOTEBOOKS[0]).cells if cell.cell_type == "code")
 
+FINDING = FIRST_CELL.split("from helpers")[0]  # the part that looks for the project
+
 FAKE_COLAB = """
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,13 +36,18 @@ def test_the_first_cell_needs_the_standard_library_alone():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("here", [".", "notebooks", "results/base"])
-def test_the_first_cell_finds_the_project_from_any_folder_in_it(monkeypatch, here):
-    monkeypatch.chdir(ROOT / here)
+def run_first_cell(source: str, here: Path, monkeypatch) -> dict:
+    """The names that the first cell, or its beginning, leaves when it is run in a folder."""
+    monkeypatch.chdir(here)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     cell = {}
-    exec(FIRST_CELL.split("from helpers")[0], cell)
-    assert cell["ROOT"] == ROOT
+    exec(source, cell)
+    return cell
+
+
+@pytest.mark.parametrize("here", [".", "notebooks", "results/base"])
+def test_the_first_cell_finds_the_project_from_any_folder_in_it(monkeypatch, here):
+    assert run_first_cell(FINDING, ROOT / here, monkeypatch)["ROOT"] == ROOT
 
 
 def test_a_foreign_folder_helpers_is_not_taken_for_the_project(tmp_path, monkeypatch):
@@ -48,11 +55,7 @@ def test_a_foreign_folder_helpers_is_not_taken_for_the_project(tmp_path, monkeyp
     (here / "helpers").mkdir(parents=True)
     (project / "helpers").mkdir()
     shutil.copy(ROOT / "helpers" / "lora.py", project / "helpers")
-    monkeypatch.chdir(here)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    cell = {}
-    exec(FIRST_CELL.split("from helpers")[0], cell)
-    assert cell["ROOT"] == project.resolve()
+    assert run_first_cell(FINDING, here, monkeypatch)["ROOT"] == project.resolve()
 
 
 def test_the_first_cell_finds_the_competitions_data_on_kaggle(tmp_path, monkeypatch):
@@ -63,11 +66,8 @@ def test_the_first_cell_finds_the_competitions_data_on_kaggle(tmp_path, monkeypa
     monkeypatch.setenv("PROFILE", "quick")
     for variable in ("RUN", "JIGSAW_DIR", "SEEDS"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.chdir(ROOT / "notebooks")
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    cell = {}
-    exec(FIRST_CELL, cell)
-    assert (cell["run"].name, cell["run"].jigsaw_dir) == ("quick-jigsaw", attached)
+    run = run_first_cell(FIRST_CELL, ROOT / "notebooks", monkeypatch)["run"]
+    assert (run.name, run.jigsaw_dir) == ("quick-jigsaw", attached)
 
 
 def git(*arguments: str, cwd: Path) -> str:

@@ -6,13 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import nbformat
 import pytest
-from conftest import no_run_named
+from conftest import no_run_named, wait_for_page
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -142,12 +139,7 @@ def lab(tmp_path_factory):
         stderr=subprocess.DEVNULL,
     )
     address = "http://127.0.0.1:8975"
-    for _ in range(120):
-        try:
-            urlopen(f"{address}/api/status", timeout=5)
-            break
-        except (URLError, OSError):
-            time.sleep(0.5)
+    wait_for_page(f"{address}/api/status")
     assert server.poll() is None, "port 8975 is taken, perhaps by the server of a test that was killed"
     yield address, project
     server.terminate()

@@ -4,12 +4,9 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from contextlib import suppress
-from urllib.request import urlopen
 
 import pytest
-from conftest import no_run_named
+from conftest import no_run_named, wait_for_page
 
 from helpers.runs import ROOT
 
@@ -70,14 +67,6 @@ def test_jupyterlab_looks_for_no_update_and_no_news(tmp_path):
         finally:
             lab.terminate()
         assert lab.stdout.read() == ""
-
-
-def wait_for_page(address: str) -> None:
-    for _ in range(120):
-        with suppress(OSError), urlopen(address, timeout=10):
-            return
-        time.sleep(0.5)
-    pytest.fail(f"{address} does not answer")
 
 
 PRINTS_MUCH = """
